@@ -1,0 +1,1 @@
+//! Entries to bytes: the canonical tar, fragments and layers.

@@ -1,0 +1,74 @@
+//! How keys are hashed: tagged, length-prefixed fields, kept beside the readable text they were hashed from.
+//!
+//! Every field is written as `name=value` lines, the value escaped so that no value can imitate a field. The text *is* what
+//! is hashed, so `imgbuild explain` compares texts and never has to guess what a key meant.
+
+use std::fmt::{self, Write as _};
+
+use crate::digest::{Digest, Key};
+
+/// Collects the fields of a key; [`finish`](KeyHasher::finish) gives the key and the text it was hashed from.
+///
+/// Fields are ordered by the caller; equal fields in equal order give equal keys on every machine.
+#[derive(Debug, Clone)]
+pub struct KeyHasher {
+    text: String,
+}
+
+impl KeyHasher {
+    /// Starts a key of one kind of work. `version` is raised whenever the same fields come to mean another outcome.
+    pub fn new(kind: &str, version: u32) -> KeyHasher {
+        KeyHasher { text: format!("{kind} {version}\n") }
+    }
+
+    /// Adds one field.
+    pub fn field(&mut self, name: &str, value: impl fmt::Display) -> &mut KeyHasher {
+        debug_assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
+        let value = value.to_string();
+        let _ = write!(self.text, "{name}:{}=", value.len());
+        // The length already makes the text unambiguous; the escape keeps one field on one line for people.
+        for character in value.chars() {
+            match character {
+                '\n' => self.text.push_str("\\n"),
+                '\\' => self.text.push_str("\\\\"),
+                other => self.text.push(other),
+            }
+        }
+        self.text.push('\n');
+        self
+    }
+
+    /// Adds one field for each item of a sequence, preceded by their number.
+    pub fn list<T: fmt::Display>(&mut self, name: &str, items: impl ExactSizeIterator<Item = T>) -> &mut KeyHasher {
+        let _ = writeln!(self.text, "{name}#{}", items.len());
+        for item in items {
+            self.field(name, item);
+        }
+        self
+    }
+
+    /// The key and the text that explains it.
+    pub fn finish(self) -> (Key, String) {
+        (Key(Digest::of(self.text.as_bytes())), self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(fields: &[(&str, &str)]) -> Key {
+        let mut hasher = KeyHasher::new("test", 1);
+        for (name, value) in fields {
+            hasher.field(name, value);
+        }
+        hasher.finish().0
+    }
+
+    #[test]
+    fn moving_a_byte_between_fields_changes_the_key() {
+        assert_ne!(key(&[("a", "bc"), ("d", "")]), key(&[("ab", "c"), ("d", "")]));
+        assert_ne!(key(&[("a", "x\nb:1=y")]), key(&[("a", "x"), ("b", "y")]));
+        assert_ne!(key(&[("a", "\\n")]), key(&[("a", "\n")]));
+    }
+}

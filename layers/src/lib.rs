@@ -1,0 +1,49 @@
+//! The words of imgbuild. This crate describes and encodes; it opens no file, reads no clock and no environment.
+//!
+//! A definition is a [`Stage`] (files, layer by layer) that becomes an [`Image`] (plus run-time configuration). A
+//! [`Catalogue`] names images; its [`Plan`] is plain JSON that any imgbuild engine of the same plan version runs.
+//!
+//! ```
+//! use layers::*;
+//!
+//! let image = Stage::scratch()
+//!     .layer(debian(["ca-certificates", "tzdata"]))
+//!     .layer(inline("hello\n", path!("/etc/motd")))
+//!     .image()
+//!     .user("10001:10001")
+//!     .env("LANG", "C.UTF-8");
+//! let plan = Catalogue::new("example").with("hello", image).plan();
+//! assert_eq!(plan.images.len(), 1);
+//! ```
+//!
+//! With the feature `encode` come the archive formats, the canonical tar and gzip encoders, fragments and OCI documents.
+
+mod catalogue;
+mod digest;
+mod hash;
+mod image;
+mod path;
+mod plan;
+mod platform;
+pub mod source;
+mod stage;
+
+#[cfg(feature = "encode")]
+pub mod encode;
+#[cfg(feature = "encode")]
+pub mod format;
+#[cfg(feature = "encode")]
+pub mod oci;
+
+pub use catalogue::Catalogue;
+pub use digest::{DiffId, Digest, InvalidDigest, Key};
+pub use hash::KeyHasher;
+pub use image::{Healthcheck, Image, ImageConfig};
+pub use path::{ImagePath, InvalidPath, check as check_path};
+pub use plan::{PLAN_VERSION, Plan, PlanError, PlannedImage, PlannedStage, StageId, StageStep};
+pub use platform::{Platform, UnknownPlatform};
+pub use source::{
+    Source, debian, dir, fetch, files, inline, link, oci_layout, pip_requirements, poetry_lock, pylock, python, user,
+    uv_lock,
+};
+pub use stage::{Location, Stage, Take};

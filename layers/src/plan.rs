@@ -1,0 +1,313 @@
+//! Plans: a catalogue laid out as data, so that describing and executing can be two programs.
+//!
+//! ```text
+//! { "imgbuildPlan": 1,
+//!   "catalogue": "obelisk",
+//!   "stages": [ {"step": "scratch"},                                   // 0
+//!               {"step": "layer", "below": 0, "source": {...}, "at": {...}} ],
+//!   "images": { "base": {"stage": 1, "config": {...}, ...} } }
+//! ```
+//!
+//! A stage names only stages before it, so a plan is read front to back and has no cycles.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::Catalogue;
+use crate::image::ImageConfig;
+use crate::source::{OciLayout, Source};
+use crate::stage::{Location, Node, Stage};
+
+/// The version of the plan's JSON that this crate writes and reads.
+pub const PLAN_VERSION: u32 = 1;
+
+/// The position of a stage in [`Plan::stages`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StageId(pub usize);
+
+/// One step of a stage: nothing, a base image, or a source on top of an earlier stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum StageStep {
+    /// Nothing.
+    Scratch,
+    /// The layers of a base image.
+    From {
+        /// The base.
+        base: OciLayout,
+    },
+    /// A source on top of a stage.
+    Layer {
+        /// What it stands on.
+        below: StageId,
+        /// What is put on top.
+        source: Source<StageId>,
+    },
+}
+
+/// A stage and where it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStage {
+    /// What it is.
+    #[serde(flatten)]
+    pub step: StageStep,
+    /// Where the definition says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Location>,
+}
+
+/// An image of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedImage {
+    /// Its topmost stage.
+    pub stage: StageId,
+    /// How it runs.
+    pub config: ImageConfig,
+    /// Layers it may have.
+    #[serde(rename = "layerBudget")]
+    pub layer_budget: u8,
+    /// One line about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// A catalogue as data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`PLAN_VERSION`] of the writer.
+    #[serde(rename = "imgbuildPlan")]
+    pub version: u32,
+    /// The catalogue's name.
+    pub catalogue: String,
+    /// All stages, each after those it stands on.
+    pub stages: Vec<PlannedStage>,
+    /// All images by name.
+    pub images: BTreeMap<String, PlannedImage>,
+}
+
+/// Why a text is not a plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Not JSON of a plan's shape.
+    #[error("this is not a plan: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Another version.
+    #[error(
+        "the plan has version {found}, this imgbuild reads version {PLAN_VERSION}: build the catalogue with the `imgbuild-layers` crate of this imgbuild"
+    )]
+    Version {
+        /// The version in the text.
+        found: u64,
+    },
+    /// A stage that stands on itself, on a later one or on none.
+    #[error("stage {stage} of the plan names stage {below}, which does not come before it")]
+    Order {
+        /// The stage.
+        stage: usize,
+        /// What it names.
+        below: usize,
+    },
+    /// An image whose name no registry or file system would take.
+    #[error("`{name}` is not an image name: use lower-case letters, digits and single `.`, `_`, `-` between them")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A layer budget that no runtime accepts.
+    #[error("image `{image}` has a layer budget of {budget}: it must lie between 1 and 127")]
+    Budget {
+        /// The image.
+        image: String,
+        /// What it asks for.
+        budget: u8,
+    },
+}
+
+impl Plan {
+    /// Lays a catalogue out; equal stages become one, wherever they were written.
+    pub fn of(catalogue: &Catalogue) -> Plan {
+        let mut layout = Layout { stages: Vec::new(), by_node: HashMap::new(), by_text: BTreeMap::new() };
+        let images = catalogue
+            .images
+            .iter()
+            .map(|(name, image)| {
+                let planned = PlannedImage {
+                    stage: layout.place(&image.stage),
+                    config: image.config.clone(),
+                    layer_budget: image.layer_budget,
+                    description: image.description.clone(),
+                };
+                (name.clone(), planned)
+            })
+            .collect();
+        Plan { version: PLAN_VERSION, catalogue: catalogue.name.clone(), stages: layout.stages, images }
+    }
+
+    /// The plan as JSON, one final newline.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a plan has only string keys and finite numbers");
+        text.push('\n');
+        text
+    }
+
+    /// Reads and checks a plan.
+    pub fn from_json(text: &str) -> Result<Plan, PlanError> {
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(rename = "imgbuildPlan")]
+            version: u64,
+        }
+        let head: Head = serde_json::from_str(text)?;
+        if head.version != u64::from(PLAN_VERSION) {
+            return Err(PlanError::Version { found: head.version });
+        }
+        let plan: Plan = serde_json::from_str(text)?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// Checks what the types cannot say: the order of stages, names and budgets.
+    pub fn check(&self) -> Result<(), PlanError> {
+        for (at, stage) in self.stages.iter().enumerate() {
+            if let StageStep::Layer { below, source } = &stage.step {
+                let taken = if let Source::Take(take) = source { Some(take.stage) } else { None };
+                for named in [Some(*below), taken].into_iter().flatten() {
+                    if named.0 >= at {
+                        return Err(PlanError::Order { stage: at, below: named.0 });
+                    }
+                }
+            }
+        }
+        for (name, image) in &self.images {
+            if !is_image_name(name) {
+                return Err(PlanError::Name { name: name.clone() });
+            }
+            if image.stage.0 >= self.stages.len() {
+                return Err(PlanError::Order { stage: self.stages.len(), below: image.stage.0 });
+            }
+            if image.layer_budget == 0 || image.layer_budget > 127 {
+                return Err(PlanError::Budget { image: name.clone(), budget: image.layer_budget });
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps of a stage from its bottom to its top, with their ids.
+    pub fn steps(&self, top: StageId) -> Vec<(StageId, &PlannedStage)> {
+        let mut steps = Vec::new();
+        let mut at = Some(top);
+        while let Some(id) = at {
+            let stage = &self.stages[id.0];
+            steps.push((id, stage));
+            at = if let StageStep::Layer { below, .. } = &stage.step { Some(*below) } else { None };
+        }
+        steps.reverse();
+        steps
+    }
+}
+
+/// A repository path component of the OCI distribution spec.
+fn is_image_name(name: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    !bytes.is_empty()
+        && bytes.len() <= 128
+        && bytes.first().copied().is_some_and(word)
+        && bytes.last().copied().is_some_and(word)
+        && bytes.windows(2).all(|pair| word(pair[0]) || word(pair[1]))
+        && bytes.iter().all(|&byte| word(byte) || b"._-".contains(&byte))
+}
+
+struct Layout {
+    stages: Vec<PlannedStage>,
+    by_node: HashMap<*const Node, StageId>,
+    by_text: BTreeMap<String, StageId>,
+}
+
+impl Layout {
+    fn place(&mut self, stage: &Stage) -> StageId {
+        let address = Arc::as_ptr(&stage.0);
+        if let Some(&known) = self.by_node.get(&address) {
+            return known;
+        }
+        // Bottom first and without recursion over `below`: a stage may be thousands of layers deep in a generated catalogue.
+        let mut chain = Vec::new();
+        let mut at = stage;
+        loop {
+            if self.by_node.contains_key(&Arc::as_ptr(&at.0)) {
+                break;
+            }
+            chain.push(at);
+            match &*at.0 {
+                Node::Layer { below, .. } => at = below,
+                _ => break,
+            }
+        }
+        let mut placed = self.by_node.get(&Arc::as_ptr(&at.0)).copied();
+        for stage in chain.into_iter().rev() {
+            let (step, location) = match &*stage.0 {
+                Node::Scratch => (StageStep::Scratch, None),
+                Node::From { base, at } => (StageStep::From { base: base.clone() }, Some(at.clone())),
+                Node::Layer { source, at, .. } => {
+                    let below = placed.expect("what is below was placed before");
+                    let source =
+                        source.clone().map_stage(|taken| Ok::<_, std::convert::Infallible>(self.place(&taken)));
+                    let Ok(source) = source;
+                    (StageStep::Layer { below, source }, Some(at.clone()))
+                }
+            };
+            let text = serde_json::to_string(&step).expect("a step has only string keys and finite numbers");
+            let id = *self.by_text.entry(text).or_insert_with(|| {
+                self.stages.push(PlannedStage { step, at: location });
+                StageId(self.stages.len() - 1)
+            });
+            self.by_node.insert(Arc::as_ptr(&stage.0), id);
+            placed = Some(id);
+        }
+        placed.expect("a stage has at least one node")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::*;
+
+    fn base() -> Stage {
+        Stage::scratch().layer(debian(["python3"]))
+    }
+
+    #[test]
+    fn equal_stages_written_twice_are_planned_once() {
+        let catalogue = Catalogue::new("t")
+            .with("a", base().layer(inline("a", path!("/a"))).image())
+            .with("b", base().layer(inline("b", path!("/b"))).image());
+        let plan = catalogue.plan();
+        assert_eq!(plan.stages.len(), 4);
+        assert_eq!(Plan::from_json(&plan.to_json()).expect("reads its own output"), plan);
+    }
+
+    #[test]
+    fn a_taken_stage_comes_before_its_taker() {
+        let tool = Stage::scratch().layer(debian(["jq"]));
+        let image = Stage::scratch().layer(tool.take(path!("/usr/bin/jq")).to(path!("/bin/jq"))).image();
+        let plan = Catalogue::new("t").with("a", image).plan();
+        plan.check().expect("in order");
+        assert_eq!(plan.stages.len(), 3);
+    }
+
+    #[test]
+    fn plans_of_other_versions_and_wrong_orders_are_refused() {
+        assert!(matches!(Plan::from_json(r#"{"imgbuildPlan":99}"#), Err(PlanError::Version { found: 99 })));
+        let loop_plan = r#"{"imgbuildPlan":1,"catalogue":"x","stages":[{"step":"layer","below":0,"source":{"kind":"link","path":"/a","target":"b"}}],"images":{}}"#;
+        assert!(matches!(Plan::from_json(loop_plan), Err(PlanError::Order { .. })));
+        let bad_name = Catalogue::new("x").with("../up", Stage::scratch().image()).plan().to_json();
+        assert!(matches!(Plan::from_json(&bad_name), Err(PlanError::Name { .. })));
+    }
+}

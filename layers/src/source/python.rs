@@ -1,0 +1,131 @@
+//! Python wheels, installed from a lock file into a virtual environment.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::path::ImagePath;
+
+/// The lock files that are understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockFormat {
+    /// `poetry.lock`, lock version 2.
+    Poetry,
+    /// `uv.lock`, version 1.
+    Uv,
+    /// `pylock.toml` (PEP 751).
+    Pylock,
+    /// `requirements.txt` in which every requirement is pinned and carries hashes.
+    Requirements,
+}
+
+/// A lock file of the build context and what to take from it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockSelection {
+    /// Which format the file has.
+    pub format: LockFormat,
+    /// The file, relative to the build context.
+    pub path: String,
+    /// Dependency groups. Empty: the project's main dependencies (`main` names them among other groups).
+    pub groups: BTreeSet<String>,
+    /// Extras of the project itself.
+    pub extras: BTreeSet<String>,
+}
+
+impl LockSelection {
+    fn new(format: LockFormat, path: impl Into<String>) -> LockSelection {
+        LockSelection { format, path: path.into(), groups: BTreeSet::new(), extras: BTreeSet::new() }
+    }
+
+    /// Takes a dependency group.
+    pub fn group(mut self, name: impl Into<String>) -> LockSelection {
+        self.groups.insert(name.into());
+        self
+    }
+
+    /// Takes an extra of the project.
+    pub fn extra(mut self, name: impl Into<String>) -> LockSelection {
+        self.extras.insert(name.into());
+        self
+    }
+}
+
+/// Reads `poetry.lock`.
+pub fn poetry_lock(path: impl Into<String>) -> LockSelection {
+    LockSelection::new(LockFormat::Poetry, path)
+}
+
+/// Reads `uv.lock`.
+pub fn uv_lock(path: impl Into<String>) -> LockSelection {
+    LockSelection::new(LockFormat::Uv, path)
+}
+
+/// Reads `pylock.toml` (PEP 751).
+pub fn pylock(path: impl Into<String>) -> LockSelection {
+    LockSelection::new(LockFormat::Pylock, path)
+}
+
+/// Reads `requirements.txt` with hashes.
+pub fn pip_requirements(path: impl Into<String>) -> LockSelection {
+    LockSelection::new(LockFormat::Requirements, path)
+}
+
+/// Wheels in a virtual environment. Made by [`python`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Python {
+    /// What to install.
+    pub lock: LockSelection,
+    /// The virtual environment.
+    pub venv: ImagePath,
+    /// The interpreter's minor version, such as `3.13`; it runs as `/usr/bin/python<version>`.
+    pub version: String,
+    /// Distributions left out on purpose, by normalised name.
+    pub without: BTreeSet<String>,
+    /// Shared libraries that wheels' ELF files may need although nothing in the image brings them.
+    pub allow_missing: BTreeSet<String>,
+}
+
+/// Installs the wheels that a lock file selects into `/opt/venv` for Debian's Python 3.13.
+pub fn python(lock: LockSelection) -> Python {
+    Python {
+        lock,
+        venv: crate::path!("/opt/venv"),
+        version: "3.13".into(),
+        without: BTreeSet::new(),
+        allow_missing: BTreeSet::new(),
+    }
+}
+
+impl Python {
+    /// Puts the virtual environment elsewhere.
+    pub fn into_venv(mut self, path: ImagePath) -> Python {
+        self.venv = path;
+        self
+    }
+
+    /// Leaves distributions out on purpose.
+    pub fn without<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Python {
+        self.without.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Allows ELF files of wheels to need a shared library that is not in the image.
+    pub fn allow_missing(mut self, soname: impl Into<String>) -> Python {
+        self.allow_missing.insert(soname.into());
+        self
+    }
+
+    pub(crate) fn label(&self) -> String {
+        let mut label = format!("python {}", self.lock.path);
+        for group in &self.lock.groups {
+            label.push_str(&format!(" --group {group}"));
+        }
+        for extra in &self.lock.extras {
+            label.push_str(&format!(" --extra {extra}"));
+        }
+        label
+    }
+}
