@@ -1,1 +1,6 @@
-//! The engine and the command line.
+//! imgbuild: container images as Rust code. This library is the engine and the command line; definitions are made of
+//! [`layers`].
+
+pub mod debian;
+pub mod engine;
+pub mod observe;

@@ -1,1 +1,5 @@
-//! Entries to bytes: the canonical tar, fragments and layers.
+//! Entries to bytes: the canonical tar, gzip members, fragments and layers.
+
+mod entry;
+
+pub use entry::{Entry, Kind};

@@ -1,0 +1,3 @@
+//! Debian: repositories, closures, and packages without their maintainer scripts.
+
+pub mod elf;

@@ -1,0 +1,3 @@
+//! Engines: what turns steps into file entries.
+
+pub mod tree;
