@@ -1,5 +1,68 @@
 //! Entries to bytes: the canonical tar, gzip members, fragments and layers.
+//!
+//! ```text
+//! fragment  = gzip member*            each at most 1 MiB of tar: files, links and devices of one archive, sorted by path
+//! layer     = skeleton  fragment*  end
+//!             skeleton: the directories of the whole layer, sorted, once each
+//!             end:      one gzip member of two zero blocks
+//! ```
+//!
+//! A gzip file may have any number of members (RFC 1952, section 2.2), so a layer is a concatenation of cached bytes and nothing
+//! is compressed twice. All headers, times and compression settings are decided here and carry [`LAYER_FORMAT`].
 
 mod entry;
+mod fragment;
+mod gzip;
+mod layer;
+mod tar;
 
 pub use entry::{Entry, Kind};
+pub use fragment::{FragmentLayout, FragmentWriter, Member};
+pub use gzip::{MEMBER_SIZE, inflate_member};
+pub use layer::{LayerDigests, LayerWriter};
+
+/// The version of the bytes that entries become: header rules, times, compressor and its level.
+/// It is part of every fragment's and layer's key and of the lock; golden digests guard it.
+pub const LAYER_FORMAT: u32 = 1;
+
+/// The time of everything that has none of its own (context files, inline and generated files, directories):
+/// 2020-01-01T00:00:00Z. Not the Unix epoch, because ZIP cannot say it and people read "56 years ago".
+pub const EPOCH: i64 = 1_577_836_800;
+
+/// Why entries do not make a fragment or layer.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// Reading content or writing the result failed.
+    #[error("cannot write the layer: {0}")]
+    Io(#[from] std::io::Error),
+    /// A path twice, which current container engines refuse.
+    #[error("`{0}` appears twice in one layer")]
+    Duplicate(crate::ImagePath),
+    /// Entries must come sorted by path.
+    #[error("`{0}` is out of order")]
+    Order(crate::ImagePath),
+    /// A directory in a fragment: those belong to the skeleton.
+    #[error("directory `{0}` in a fragment")]
+    Directory(crate::ImagePath),
+    /// A hardlink whose target is not earlier in the same fragment.
+    #[error("hardlink `{path}` names `{target}`, which is not an earlier regular file of the same archive")]
+    Hardlink {
+        /// The link.
+        path: crate::ImagePath,
+        /// What it names.
+        target: crate::ImagePath,
+    },
+    /// Content shorter or longer than its entry says.
+    #[error("`{path}` has {found} bytes where {expected} were announced")]
+    Size {
+        /// The file.
+        path: crate::ImagePath,
+        /// Announced bytes.
+        expected: u64,
+        /// Bytes that came.
+        found: u64,
+    },
+    /// A cached fragment that is not what its index says.
+    #[error("a cached fragment is damaged: {0}")]
+    Damaged(&'static str),
+}
