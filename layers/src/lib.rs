@@ -33,7 +33,15 @@ pub mod encode;
 #[cfg(feature = "encode")]
 pub mod format;
 #[cfg(feature = "encode")]
+pub mod lock;
+#[cfg(feature = "encode")]
+pub mod lower;
+#[cfg(feature = "encode")]
 pub mod oci;
+#[cfg(feature = "encode")]
+pub mod op;
+#[cfg(feature = "encode")]
+pub mod partition;
 
 pub use catalogue::Catalogue;
 pub use digest::{DiffId, Digest, InvalidDigest, Key};

@@ -1,0 +1,245 @@
+//! From sources to operations: a stage of a plan, a lock and a platform give layers. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::digest::Digest;
+use crate::hash::KeyHasher;
+use crate::lock::{Lock, LockedPackage};
+use crate::op::{Archive, Configure, Conversion, LayerPlan, Op, Origin};
+use crate::plan::{Plan, StageId, StageStep};
+use crate::platform::Platform;
+use crate::source::{Debian, Inline, Link, OciLayout, Owner, Python, Source};
+use crate::stage::Location;
+
+/// A stage whose every input is known by digest, except the files of the build context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// The base image below the layers.
+    pub base: Option<OciLayout>,
+    /// The layers, bottom first.
+    pub layers: Vec<LayerPlan>,
+    /// Shared libraries that may be missing.
+    pub allow_missing: crate::op::AllowedMissing,
+}
+
+/// Why a stage has no layers.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    /// The lock has no answer for a source.
+    #[error("images.lock has no entry for `{label}` on {platform}")]
+    Unlocked {
+        /// The source.
+        label: String,
+        /// The platform.
+        platform: Platform,
+        /// Where it was written.
+        at: Option<Location>,
+    },
+    /// The context lacks a lock file that a source reads.
+    #[error("`{label}` reads `{path}`, which the build context does not have")]
+    NoLockFile {
+        /// The source.
+        label: String,
+        /// The file.
+        path: String,
+        /// Where it was written.
+        at: Option<Location>,
+    },
+}
+
+impl LowerError {
+    /// Where in a definition the trouble stands.
+    pub fn at(&self) -> Option<&Location> {
+        match self {
+            LowerError::Unlocked { at, .. } | LowerError::NoLockFile { at, .. } => at.as_ref(),
+        }
+    }
+}
+
+/// Names the question that a `debian(...)` asks, with all those below it in its stage.
+pub fn debian_request(chain: &[&Debian]) -> Digest {
+    let mut hasher = KeyHasher::new("debian-request", 1);
+    for source in chain {
+        hasher.list("package", source.packages.iter());
+        hasher.list("without", source.without.iter());
+        hasher.field("recommends", source.recommends);
+        for repository in &source.repositories {
+            hasher.field("repository", serde_json::to_string(repository).expect("plain strings"));
+        }
+    }
+    hasher.finish().0.0
+}
+
+/// Names the question that a `python(...)` asks of a context whose lock files hash to `lock_file`.
+pub fn python_request(source: &Python, lock_file: Digest) -> Digest {
+    let mut hasher = KeyHasher::new("python-request", 1);
+    hasher.field("format", format!("{:?}", source.lock.format));
+    hasher.list("group", source.lock.groups.iter());
+    hasher.list("extra", source.lock.extras.iter());
+    hasher.list("without", source.without.iter());
+    hasher.field("version", &source.version);
+    hasher.field("file", lock_file);
+    hasher.finish().0.0
+}
+
+/// Lays out the layers of a stage. `lock_file` gives the digest of a Python source's lock files in the build context.
+pub fn lower(
+    plan: &Plan,
+    top: StageId,
+    lock: &Lock,
+    platform: Platform,
+    lock_file: &dyn Fn(&Python) -> Option<Digest>,
+) -> Result<Resolved, LowerError> {
+    let mut resolved = Resolved { base: None, layers: Vec::new(), allow_missing: Default::default() };
+    let mut chain: Vec<&Debian> = Vec::new();
+    let mut installed: BTreeMap<&str, (&LockedPackage, &[String])> = BTreeMap::new();
+    for (stage, planned) in plan.steps(top) {
+        let source = match &planned.step {
+            StageStep::Scratch => continue,
+            StageStep::From { base } => {
+                resolved.base = Some(base.clone());
+                continue;
+            }
+            StageStep::Layer { source, .. } => source,
+        };
+        let at = planned.at.clone();
+        let label = source.label();
+        let unlocked = || LowerError::Unlocked { label: label.clone(), platform, at: at.clone() };
+        let layer = |label: String, ops: Vec<Op>| LayerPlan { label, at: at.clone(), stage, ops };
+        match source {
+            Source::Debian(debian) => {
+                chain.push(debian);
+                resolved.allow_missing.extend(debian.allow_missing.iter().cloned());
+                let request = debian_request(&chain);
+                let closure = lock.sources.iter().find(|it| it.request == request).ok_or_else(unlocked)?;
+                let chosen = closure.packages.get(&platform).ok_or_else(unlocked)?;
+                let mut added = BTreeMap::new();
+                for it in chosen {
+                    let package = lock.package(platform, &it.package).ok_or_else(unlocked)?;
+                    added.insert(package.name.as_str(), package);
+                    installed.insert(package.name.as_str(), (package, &debian.exclude));
+                }
+                let groups = lock.groups.get(&platform).map(|groups| groups.debian.as_slice()).unwrap_or_default();
+                for (names, members) in split(groups, added) {
+                    let ops = members
+                        .iter()
+                        .map(|package| Op::Unpack {
+                            archive: package.archive(),
+                            conversion: Conversion::Deb { exclude: debian.exclude.clone() },
+                        })
+                        .collect();
+                    resolved.layers.push(layer(format!("debian {names}"), ops));
+                }
+                resolved
+                    .layers
+                    .push(layer(format!("{label}: configuration"), vec![Op::Configure(configure(&chain, &installed))]));
+            }
+            Source::Python(python) => {
+                resolved.allow_missing.extend(python.allow_missing.iter().cloned());
+                let file = lock_file(python).ok_or_else(|| LowerError::NoLockFile {
+                    label: label.clone(),
+                    path: python.lock.path.clone(),
+                    at: at.clone(),
+                })?;
+                let request = python_request(python, file);
+                let locked = lock.python.iter().find(|it| it.request == request).ok_or_else(unlocked)?;
+                let wheels = locked.wheels.get(&platform).ok_or_else(unlocked)?;
+                let by_name = wheels.iter().map(|wheel| (wheel.name.as_str(), wheel)).collect();
+                let groups = lock.groups.get(&platform).map(|groups| groups.python.as_slice()).unwrap_or_default();
+                resolved.layers.push(layer(format!("python {} environment", python.venv), venv(python)));
+                for (names, members) in split(groups, by_name) {
+                    let ops = members
+                        .iter()
+                        .map(|wheel| Op::Unpack {
+                            archive: wheel.archive(),
+                            conversion: Conversion::Wheel { venv: python.venv.clone(), python: python.version.clone() },
+                        })
+                        .collect();
+                    resolved.layers.push(layer(format!("python {names}"), ops));
+                }
+            }
+            Source::Fetch(fetch) => {
+                let archive = Archive {
+                    name: fetch.file_name().to_owned(),
+                    digest: fetch.sha256,
+                    size: None,
+                    origin: Origin::Url(fetch.url.clone()),
+                };
+                let conversion = match fetch.unpack {
+                    Some(how) => Conversion::Unpack {
+                        how,
+                        to: fetch.to.clone(),
+                        strip_components: fetch.strip_components,
+                        owner: fetch.owner,
+                    },
+                    None => {
+                        Conversion::File { to: fetch.to.clone(), mode: fetch.mode.unwrap_or(0o644), owner: fetch.owner }
+                    }
+                };
+                resolved.layers.push(layer(label, vec![Op::Unpack { archive, conversion }]));
+            }
+            Source::Files(it) => resolved.layers.push(layer(label, vec![Op::Copy(it.clone())])),
+            Source::Take(it) => resolved.layers.push(layer(label, vec![Op::Take(it.clone())])),
+            Source::User(it) => resolved.layers.push(layer(label, vec![Op::AddUser(it.clone())])),
+            Source::Dir(it) => resolved.layers.push(layer(label, vec![Op::Dir(it.clone())])),
+            Source::Link(it) => resolved.layers.push(layer(label, vec![Op::Link(it.clone())])),
+            Source::Inline(it) => resolved.layers.push(layer(label, vec![Op::Inline(it.clone())])),
+        }
+    }
+    Ok(resolved)
+}
+
+/// Distributes members over groups; what no group names comes last, together.
+fn split<'a, T>(groups: &[Vec<String>], mut members: BTreeMap<&'a str, &'a T>) -> Vec<(String, Vec<&'a T>)> {
+    let mut layers = Vec::new();
+    let mut add = |names: Vec<&str>, found: Vec<&'a T>| {
+        if !found.is_empty() {
+            layers.push((names.join(" "), found));
+        }
+    };
+    for group in groups {
+        let mut found: Vec<(&str, &'a T)> =
+            group.iter().filter_map(|name| members.remove_entry(name.as_str())).collect();
+        found.sort_by_key(|(name, _)| *name);
+        let (names, found) = found.into_iter().unzip();
+        add(names, found);
+    }
+    let (names, found) = members.into_iter().unzip();
+    add(names, found);
+    layers
+}
+
+fn configure(chain: &[&Debian], installed: &BTreeMap<&str, (&LockedPackage, &[String])>) -> Configure {
+    let mut configure = Configure {
+        packages: installed.values().map(|(package, _)| package.archive()).collect(),
+        exclude: installed.values().map(|(package, exclude)| (package.sha256, exclude.to_vec())).collect(),
+        effects: BTreeMap::new(),
+        ignore_scripts: BTreeMap::new(),
+    };
+    for source in chain {
+        for (package, effects) in &source.effects {
+            configure.effects.entry(package.clone()).or_default().extend(effects.iter().cloned());
+        }
+        configure.ignore_scripts.extend(source.ignore_scripts.clone());
+    }
+    configure
+}
+
+/// A virtual environment as `python3 -m venv --without-pip` makes it, less the activation scripts.
+fn venv(python: &Python) -> Vec<Op> {
+    let join = |relative: &str| python.venv.join(relative).expect("a normal relative path joins");
+    let link = |path: &str, target: String| Op::Link(Link { path: join(path), target });
+    let version = &python.version;
+    vec![
+        Op::Inline(Inline {
+            text: format!("home = /usr/bin\ninclude-system-site-packages = false\nversion = {version}\n"),
+            path: join("pyvenv.cfg"),
+            mode: 0o644,
+            owner: Owner::default(),
+        }),
+        link("bin/python", format!("/usr/bin/python{version}")),
+        link("bin/python3", "python".into()),
+        link(&format!("bin/python{version}"), "python".into()),
+        link("lib64", "lib".into()),
+    ]
+}

@@ -1,0 +1,138 @@
+//! The waist: the few operations that every source becomes and every engine carries out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::path::ImagePath;
+use crate::plan::StageId;
+use crate::source::{Dir, Effect, Files, Inline, Link, Owner, TakeFrom, Unpack, User};
+use crate::stage::Location;
+
+/// Where the bytes of an archive come from. No host stands here: the engine knows the mirrors.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// A path below an apt repository; `debian` is Debian's own archive.
+    Pool {
+        /// The archive's name.
+        archive: String,
+        /// `pool/main/...`.
+        path: String,
+    },
+    /// A file of a distribution on a Python package index.
+    Index {
+        /// Normalised name of the distribution (PEP 503).
+        distribution: String,
+    },
+    /// A URL that the definition names.
+    Url(String),
+}
+
+/// An archive, named by its digest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Archive {
+    /// What a person calls it: the file's name.
+    pub name: String,
+    /// What its bytes hash to.
+    pub digest: Digest,
+    /// Its length in bytes, where the lock knows it.
+    pub size: Option<u64>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// What an archive becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Conversion {
+    /// A .deb's data, less the excluded paths.
+    Deb {
+        /// Patterns as dpkg's `path-exclude`; `!` brings back.
+        exclude: Vec<String>,
+    },
+    /// A wheel, installed into a virtual environment.
+    Wheel {
+        /// The virtual environment.
+        venv: ImagePath,
+        /// Python's minor version, `3.13`.
+        python: String,
+    },
+    /// An archive, unpacked into a directory.
+    Unpack {
+        /// How.
+        how: Unpack,
+        /// The directory.
+        to: ImagePath,
+        /// Leading components to drop.
+        strip_components: u8,
+        /// Owner of everything.
+        owner: Owner,
+    },
+    /// The file itself.
+    File {
+        /// Where it goes.
+        to: ImagePath,
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        owner: Owner,
+    },
+}
+
+/// What a set of unpacked packages still needs: the native effects of their maintainer scripts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    /// The archives of all packages in the stage so far, sorted by name.
+    pub packages: Vec<Archive>,
+    /// How they were unpacked.
+    pub exclude: BTreeMap<Digest, Vec<String>>,
+    /// Effects that definitions wrote.
+    pub effects: BTreeMap<String, Vec<Effect>>,
+    /// Packages whose scripts are ignored, with the reason.
+    pub ignore_scripts: BTreeMap<String, String>,
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Op {
+    /// Puts an archive's files in.
+    Unpack {
+        /// Which archive.
+        archive: Archive,
+        /// As what.
+        conversion: Conversion,
+    },
+    /// Copies files of the build context.
+    Copy(Files),
+    /// Makes a directory.
+    Dir(Dir),
+    /// Makes a symbolic link.
+    Link(Link),
+    /// Writes a file.
+    Inline(Inline),
+    /// Adds a user; reads the account files below.
+    AddUser(User),
+    /// Takes a path of another stage; reads that stage.
+    Take(TakeFrom<StageId>),
+    /// Writes the effects of maintainer scripts; reads what is below.
+    Configure(Configure),
+}
+
+/// One layer: operations whose outcome becomes one tar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerPlan {
+    /// One line for people and for the image's history.
+    pub label: String,
+    /// Where the definition says so.
+    pub at: Option<Location>,
+    /// The step of the plan that it belongs to.
+    pub stage: StageId,
+    /// What is done, in order.
+    pub ops: Vec<Op>,
+}
+
+/// Shared libraries that may be missing in an image although something needs them.
+pub type AllowedMissing = BTreeSet<String>;
