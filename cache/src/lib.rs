@@ -1,1 +1,132 @@
-//! The memory.
+//! The memory: content-addressed blobs, and a ledger from keys to records.
+//!
+//! ```text
+//! <cache>/
+//!   CACHEDIR.TAG                  backup programs leave this folder out
+//!   blobs-v1/ab/abcdef...         a blob by the SHA-256 of its bytes, mode 0444
+//!   ledger-v1/ab/abcdef...        a record (JSON) by its key, and the text that the key was hashed from
+//!   partial-v1/abcdef...          downloads that are not complete, resumed by whoever needs them next
+//!   locks-v1/make-abc             locked while somebody makes what the name stands for; the lock dies with its process
+//!   tmp-v1/...                    files on their way to one of the above
+//! ```
+//!
+//! Nothing becomes visible before it is whole: every file is written in `tmp-v1` and renamed. So any number of builders
+//! may share a cache, and one that is killed leaves at most a temporary file. Bytes are not synced to the disk one by
+//! one: a power cut can leave a short file under a final name, which every reader notices by its size or digest and
+//! treats as missing. Each bucket has its own version; another version's folders are left alone.
+
+mod blobs;
+mod ledger;
+mod locks;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use blobs::{Blob, BlobWriter};
+pub use ledger::Recorded;
+pub use locks::Turn;
+
+/// Why the cache could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The folder cannot be made or written.
+    #[error("the cache `{path}` cannot be used: {source}; choose another folder with `--cache-dir`")]
+    Unusable {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The disk is full.
+    #[error(
+        "the disk of the cache is full while writing `{path}`; free some space or choose another folder with `--cache-dir`"
+    )]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Bytes that are not what they were said to be.
+    #[error("expected {expected}, got {found}")]
+    Mismatch {
+        /// What was announced.
+        expected: layers::Digest,
+        /// What came.
+        found: layers::Digest,
+    },
+    /// A blob larger than its reader allows.
+    #[error("{digest} has {size} bytes, more than the {limit} that are read at once")]
+    TooLarge {
+        /// The blob.
+        digest: layers::Digest,
+        /// Its bytes.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+impl CacheError {
+    fn at(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CacheError::Full { path: path.into() },
+            _ => CacheError::Unusable { path: path.into(), source },
+        }
+    }
+}
+
+/// An open cache. Shared by threads; any number of processes may have the same one open.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens the cache in `root`, making it where it is missing.
+    pub fn open_at(root: &Path) -> Result<Store, CacheError> {
+        let store = Store { root: root.into() };
+        if store.bucket("blobs").is_dir() && store.bucket("tmp").is_dir() && store.bucket("locks").is_dir() {
+            return Ok(store);
+        }
+        for bucket in ["blobs", "ledger", "partial", "locks", "tmp"] {
+            let path = store.bucket(bucket);
+            fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+        }
+        let tag = root.join("CACHEDIR.TAG");
+        let text =
+            "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds imgbuild's cache and may be deleted.\n";
+        fs::write(&tag, text).map_err(CacheError::at(&tag))?;
+        Ok(store)
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A folder for temporary files in the cache's file system.
+    pub fn scratch(&self) -> PathBuf {
+        self.bucket("tmp")
+    }
+
+    fn bucket(&self, name: &str) -> PathBuf {
+        self.root.join(format!("{name}-v1"))
+    }
+
+    fn fanned(&self, bucket: &str, hex: &str) -> PathBuf {
+        self.bucket(bucket).join(&hex[..2]).join(hex)
+    }
+}
+
+/// Renames a finished file to its place, making the folder above where it is missing.
+fn settle(from: &Path, to: &Path) -> Result<(), CacheError> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && from.exists() => {
+            if let Some(folder) = to.parent() {
+                fs::create_dir_all(folder).map_err(CacheError::at(folder))?;
+            }
+            fs::rename(from, to).map_err(CacheError::at(to))
+        }
+        done => done.map_err(CacheError::at(to)),
+    }
+}

@@ -1,0 +1,121 @@
+//! Records by key: what a piece of work came to, and why it was asked.
+
+use std::fs;
+use std::io::{self, Write as _};
+
+use layers::{Digest, Key};
+use serde::Serialize;
+use tempfile::NamedTempFile;
+
+use crate::{CacheError, Store, settle};
+
+/// A record and the text that its key was hashed from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The record, JSON.
+    pub record: Vec<u8>,
+    /// The key's text.
+    pub text: String,
+}
+
+// A file holds the record's digest and length, the record, and the text: damage of any byte of the record is noticed.
+const HEAD: usize = 64 + 1 + 10 + 1;
+
+impl Store {
+    /// The record of a key; a damaged one counts as missing.
+    pub fn find(&self, key: &Key) -> Result<Option<Vec<u8>>, CacheError> {
+        Ok(self.recall(key)?.map(|recorded| recorded.record))
+    }
+
+    /// The record of a key with the text that the key was hashed from.
+    pub fn recall(&self, key: &Key) -> Result<Option<Recorded>, CacheError> {
+        let path = self.fanned("ledger", &key.0.hex());
+        match fs::read(&path) {
+            Ok(bytes) => Ok(parse(&bytes, key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(CacheError::at(&path)(error)),
+        }
+    }
+
+    /// Keeps a record under a key. `text` is what the key was hashed from.
+    pub fn keep(&self, key: &Key, text: &str, record: &impl Serialize) -> Result<(), CacheError> {
+        let record = serde_json::to_vec(record).expect("records have only string keys and finite numbers");
+        let folder = self.bucket("tmp");
+        let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
+        let mut bytes = format!("{} {:010}\n", Digest::of(&record).hex(), record.len()).into_bytes();
+        bytes.extend_from_slice(&record);
+        bytes.push(b'\n');
+        bytes.extend_from_slice(text.as_bytes());
+        file.write_all(&bytes).map_err(CacheError::at(&folder))?;
+        let path = file.into_temp_path();
+        settle(&path, &self.fanned("ledger", &key.0.hex()))?;
+        let _ = path.keep();
+        Ok(())
+    }
+
+    /// Forgets a record; what is not there is no error.
+    pub fn forget(&self, key: &Key) -> Result<(), CacheError> {
+        let path = self.fanned("ledger", &key.0.hex());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CacheError::at(&path)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn parse(bytes: &[u8], key: &Key) -> Option<Recorded> {
+    let head = std::str::from_utf8(bytes.get(..HEAD)?).ok()?;
+    let digest = Digest::from_hex(head.get(..64)?).ok()?;
+    let length: usize = head.get(65..75)?.parse().ok()?;
+    let record = bytes.get(HEAD..HEAD.checked_add(length)?)?;
+    let text = std::str::from_utf8(bytes.get(HEAD + length + 1..)?).ok()?;
+    // The text must be what the key was hashed from, or the record belongs to another key.
+    let whole = Digest::of(record) == digest && Digest::of(text.as_bytes()) == key.0;
+    whole.then(|| Recorded { record: record.to_vec(), text: text.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layers::KeyHasher;
+
+    fn key(name: &str) -> (Key, String) {
+        let mut hasher = KeyHasher::new("test", 1);
+        hasher.field("name", name);
+        hasher.finish()
+    }
+
+    #[test]
+    fn a_record_is_found_by_its_key_and_survives_no_damage() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        let (a, text) = key("a");
+        assert_eq!(store.find(&a).expect("looks"), None);
+        store.keep(&a, &text, &"outcome").expect("keeps");
+        assert_eq!(store.find(&a).expect("looks").as_deref(), Some(b"\"outcome\"".as_slice()));
+        let path = store.fanned("ledger", &a.0.hex());
+        let good = fs::read(&path).expect("reads");
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).expect("damages");
+            if let Some(found) = store.find(&a).expect("looks") {
+                assert_eq!(found, b"\"outcome\"", "byte {at}");
+            }
+            fs::write(&path, &good[..at]).expect("truncates");
+            assert_eq!(store.find(&a).expect("looks"), None, "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_record_moved_to_another_key_is_missing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        let ((a, text), (b, other)) = (key("a"), key("b"));
+        store.keep(&a, &text, &1).expect("keeps");
+        store.keep(&b, &other, &2).expect("keeps");
+        let (from, to) = (store.fanned("ledger", &a.0.hex()), store.fanned("ledger", &b.0.hex()));
+        fs::copy(from, to).expect("swaps");
+        assert_eq!(store.find(&b).expect("looks"), None);
+    }
+}

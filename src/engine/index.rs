@@ -1,0 +1,82 @@
+//! What is remembered of a fragment beside its bytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use layers::encode::{Entry, FragmentLayout};
+use layers::{Digest, ImagePath};
+use serde::{Deserialize, Serialize};
+
+use crate::debian::elf::ElfFacts;
+
+/// The version of the index's own encoding; part of every fragment's key.
+pub const INDEX_FORMAT: u32 = 1;
+
+/// An entry of a fragment and where its content starts in the fragment's tar, bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Indexed {
+    /// The entry.
+    pub entry: Entry,
+    /// Start of its content.
+    pub offset: u64,
+}
+
+/// What a Debian package says of itself and the engine needs later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackageFacts {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its architecture.
+    pub architecture: String,
+    /// The `Replaces` field.
+    pub replaces: String,
+    /// Control files that decide about effects: scripts, triggers, conffiles.
+    pub control: BTreeMap<String, Vec<u8>>,
+}
+
+/// A fragment: where its bytes are and what is in them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fragment {
+    /// The compressed bytes in the store.
+    pub blob: Digest,
+    /// How they are laid out.
+    pub layout: FragmentLayout,
+    /// Directories that the archive holds, sorted by path; they go into the layer's skeleton.
+    pub dirs: Vec<Entry>,
+    /// Everything else, sorted by path.
+    pub entries: Vec<Indexed>,
+    /// Facts of ELF files, by position in `entries`.
+    pub elf: Vec<(u32, ElfFacts)>,
+    /// Where it was a Debian package.
+    pub package: Option<PackageFacts>,
+    /// Whether its directories change those below (`dir(...)`) or yield to them (packages, files).
+    pub commands_dirs: bool,
+}
+
+impl Fragment {
+    /// The position of a path among the entries.
+    pub fn position(&self, path: &ImagePath) -> Option<usize> {
+        self.entries.binary_search_by(|indexed| indexed.entry.path.cmp(path)).ok()
+    }
+}
+
+/// The names under which the store's ledger keeps a fragment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FragmentRecord {
+    /// The blob of the fragment's bytes.
+    pub fragment: Digest,
+    /// The blob of its encoded index.
+    pub index: Digest,
+}
+
+/// Encodes an index for the store.
+pub fn encode(fragment: &Fragment) -> Vec<u8> {
+    postcard::to_stdvec(fragment).expect("an index has no values that postcard cannot say")
+}
+
+/// Decodes an index; `None` where the bytes are no index of this version.
+pub fn decode(bytes: &[u8]) -> Option<Arc<Fragment>> {
+    postcard::from_bytes(bytes).ok().map(Arc::new)
+}

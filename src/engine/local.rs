@@ -1,0 +1,649 @@
+//! The engine of this process: fragments, then layers, then nothing else.
+//!
+//! ```text
+//! 1. fragments   every archive that a layer needs: from the store, else supplied and converted, all cores at once
+//! 2. walk        each stage bottom to top over indexes alone: skeletons, small generated fragments, the library gate
+//! 3. assemble    every layer whose key the ledger does not know: concatenated and hashed, all cores at once
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use cache::Store;
+use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
+use layers::lock::Lock;
+use layers::lower::Resolved;
+use layers::op::{Archive, Configure, Conversion, LayerPlan, Op};
+use layers::source::{Dir, Files, Inline, Link, TakeFrom, User};
+use layers::{DiffId, Digest, ImagePath, Key, KeyHasher, Plan, Platform, StageId};
+use serde::{Deserialize, Serialize};
+
+use super::convert::{self, Drops};
+use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
+use super::made::{Content, Made};
+use super::skeleton::{shared_dirs, skeleton};
+use super::tree::Tree;
+use super::view::{OpenBlob, View};
+use super::{EngineError, base};
+use crate::debian::{effects, gate};
+use crate::observe::{Event, Observer};
+use crate::pin::{Context, SelectedKind};
+
+/// Brings archives.
+pub trait Supply: Sync {
+    /// The verified bytes of an archive as a file, downloaded where the store does not have them.
+    fn supply(&self, archive: &Archive) -> Result<PathBuf, EngineError>;
+}
+
+/// A layer that is in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Compressed digest.
+    pub digest: Digest,
+    /// Uncompressed digest.
+    pub diff_id: DiffId,
+    /// Compressed bytes.
+    pub size: u64,
+}
+
+/// A layer that is wanted.
+#[derive(Debug, Clone)]
+pub struct LayerJob {
+    /// Names its outcome.
+    pub key: Key,
+    text: String,
+    /// One line for people.
+    pub label: String,
+    skeleton: Vec<Entry>,
+    fragments: Vec<Arc<Fragment>>,
+}
+
+/// A stage after its walk.
+pub struct Walked {
+    /// Its layers, bottom first.
+    pub jobs: Vec<LayerJob>,
+    /// The base image below them.
+    pub base: Option<base::BaseImage>,
+    /// Debian packages in it: name, version, architecture.
+    pub packages: Vec<(String, String, String)>,
+}
+
+/// What the engine works with.
+pub struct Local<'a> {
+    /// Where everything is kept.
+    pub store: &'a Store,
+    /// Who hears of progress.
+    pub observer: &'a dyn Observer,
+    /// Who brings archives.
+    pub supply: &'a dyn Supply,
+    /// The build context.
+    pub context: &'a Context,
+    /// The folder that base images are relative to.
+    pub catalogue_dir: PathBuf,
+    /// Threads for conversion and assembly.
+    pub jobs: usize,
+}
+
+/// What is being built.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The lock.
+    pub lock: &'a Lock,
+    /// The platform.
+    pub platform: Platform,
+}
+
+type FragmentMap = HashMap<Key, Arc<Fragment>>;
+
+impl Local<'_> {
+    /// Converts every archive of these stages that the store does not have converted yet.
+    pub fn fragments(&self, stages: &[&Resolved]) -> Result<(), EngineError> {
+        let mut wanted: BTreeMap<Key, (&Archive, &Conversion)> = BTreeMap::new();
+        for op in stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops) {
+            if let Op::Unpack { archive, conversion } = op {
+                wanted.insert(unpack_key(archive, conversion, &Drops::new()).0, (archive, conversion));
+            }
+        }
+        let mut missing: Vec<(&Archive, &Conversion)> = Vec::new();
+        for (key, job) in wanted {
+            if self.find_record(&key)?.is_none() {
+                missing.push(job);
+            }
+        }
+        // The longest first, so that no core is left with a giant at the end.
+        missing.sort_by_key(|(archive, _)| (std::cmp::Reverse(archive.size), archive.digest));
+        in_parallel(self.jobs, &missing, |(archive, conversion)| self.unpack(archive, conversion, &Drops::new()).map(drop))
+    }
+
+    /// Walks a stage over the indexes of its fragments.
+    pub fn walk(&self, subject: Subject<'_>, resolved: &Resolved) -> Result<Walked, EngineError> {
+        let open = |digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
+            match self.store.open(digest) {
+                Ok(Some(file)) => Ok(Box::new(io::BufReader::with_capacity(128 << 10, file))),
+                Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
+                Err(error) => Err(io::Error::other(error)),
+            }
+        };
+        let mut view = View::new(&open);
+        let walked = self.walk_onto(subject, resolved, &mut view)?;
+        gate::check(&view, &resolved.allow_missing, subject.platform)?;
+        Ok(walked)
+    }
+
+    fn walk_onto<'v>(
+        &self,
+        subject: Subject<'_>,
+        resolved: &Resolved,
+        view: &mut View<'v>,
+    ) -> Result<Walked, EngineError> {
+        let mut walked = Walked { jobs: Vec::new(), base: None, packages: Vec::new() };
+        if let Some(layout) = &resolved.base {
+            let base = base::open(&self.catalogue_dir, layout, subject.platform)?;
+            for fragment in base.fragments(self)? {
+                view.apply_base(&fragment);
+            }
+            walked.base = Some(base);
+        }
+        let drops = self.package_conflicts(resolved)?;
+        let mut at = 0;
+        while at < resolved.layers.len() {
+            let stage = resolved.layers[at].stage;
+            let end = at + resolved.layers[at..].iter().take_while(|layer| layer.stage == stage).count();
+            let run = &resolved.layers[at..end];
+            let unpacked = self.unpacked(run, &drops)?;
+            let all: Vec<Arc<Fragment>> = unpacked.values().cloned().collect();
+            let shared = shared_dirs(&all);
+            walked.packages.extend(all.iter().filter_map(|fragment| fragment.package.as_ref()).map(|package| {
+                (package.name.clone(), package.version.clone(), package.architecture.clone())
+            }));
+            for layer in run {
+                let job = self
+                    .layer(subject, layer, &unpacked, &shared, &drops, view, &walked.jobs)
+                    .map_err(|error| located(error, layer))?;
+                view.check_parents(&job.skeleton).map_err(|error| located(error.into(), layer))?;
+                view.apply(&job.skeleton, &job.fragments).map_err(|error| located(error.into(), layer))?;
+                walked.jobs.push(job);
+            }
+            at = end;
+        }
+        Ok(walked)
+    }
+
+    /// Finds or assembles the layers of all jobs; equal keys once.
+    pub fn assemble(&self, jobs: &[&LayerJob]) -> Result<HashMap<Key, LayerRecord>, EngineError> {
+        let mut records = HashMap::new();
+        let mut missing: BTreeMap<Key, &LayerJob> = BTreeMap::new();
+        for job in jobs {
+            if records.contains_key(&job.key) || missing.contains_key(&job.key) {
+                continue;
+            }
+            match self.find_layer(&job.key)? {
+                Some(record) => {
+                    records.insert(job.key, record);
+                }
+                None => {
+                    missing.insert(job.key, job);
+                }
+            }
+        }
+        let mut missing: Vec<&LayerJob> = missing.into_values().collect();
+        missing.sort_by_key(|job| {
+            (std::cmp::Reverse(job.fragments.iter().map(|fragment| fragment.layout.tar_size).sum::<u64>()), job.key)
+        });
+        let made = Mutex::new(&mut records);
+        in_parallel(self.jobs, &missing, |job| {
+            let record = self.assemble_one(job)?;
+            made.lock().expect("no thread panics while it holds this").insert(job.key, record);
+            Ok(())
+        })?;
+        Ok(records)
+    }
+
+    /// The record of a layer whose bytes are still there.
+    pub fn find_layer(&self, key: &Key) -> Result<Option<LayerRecord>, EngineError> {
+        let Some(bytes) = self.store.find(key)? else { return Ok(None) };
+        let Ok(record) = serde_json::from_slice::<LayerRecord>(&bytes) else { return Ok(None) };
+        Ok((self.store.has(&record.digest)? == Some(record.size)).then_some(record))
+    }
+
+    fn assemble_one(&self, job: &LayerJob) -> Result<LayerRecord, EngineError> {
+        self.observer.on(Event::LayerStarted { label: &job.label });
+        let mut writer = LayerWriter::new(self.store.writer_unhashed()?, &job.skeleton)?;
+        for fragment in &job.fragments {
+            let Some(bytes) = self.store.open(&fragment.blob)? else {
+                return Err(layers::encode::EncodeError::Damaged("it is gone").into());
+            };
+            writer.fragment(&fragment.layout, &mut io::BufReader::with_capacity(256 << 10, bytes))?;
+        }
+        let (blob, digests) = writer.finish()?;
+        blob.finish_as(&digests.digest)?;
+        let record = LayerRecord { digest: digests.digest, diff_id: digests.diff_id, size: digests.size };
+        self.store.keep(&job.key, &job.text, &record)?;
+        self.observer.on(Event::LayerFinished { label: &job.label, digest: record.digest, size: record.size });
+        Ok(record)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the state of one walk, used here alone")]
+    fn layer(
+        &self,
+        subject: Subject<'_>,
+        layer: &LayerPlan,
+        unpacked: &FragmentMap,
+        shared: &BTreeMap<ImagePath, Entry>,
+        drops: &BTreeMap<Digest, Drops>,
+        view: &View<'_>,
+        below: &[LayerJob],
+    ) -> Result<LayerJob, EngineError> {
+        let mut fragments = Vec::with_capacity(layer.ops.len());
+        let mut plain = Made::default();
+        for op in &layer.ops {
+            match op {
+                Op::Unpack { archive, conversion } => {
+                    let key = unpack_key(archive, conversion, drops.get(&archive.digest).unwrap_or(&Drops::new())).0;
+                    let fragment = unpacked.get(&key).expect("a run's archives are unpacked before its layers");
+                    fragments.push(fragment.clone());
+                }
+                Op::Dir(dir) => {
+                    plain.commands_dirs = true;
+                    plain.push(dir_entry(dir, view)?, Content::None);
+                }
+                Op::Link(link) => plain.push(link_entry(link, view)?, Content::None),
+                Op::Inline(inline) => {
+                    let (entry, content) = inline_entry(inline, view)?;
+                    plain.push(entry, content);
+                }
+                Op::Copy(files) => fragments.push(self.copy(files, view)?),
+                Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
+                Op::Take(take) => fragments.push(self.take(subject, take, view)?),
+                Op::Configure(configure) => {
+                    fragments.push(self.configure(subject.platform, configure, view, below, unpacked)?);
+                }
+            }
+        }
+        if !plain.entries.is_empty() || !plain.dirs.is_empty() {
+            let mut hasher = KeyHasher::new("plain", LAYER_FORMAT);
+            hasher.field("index", INDEX_FORMAT);
+            for dir in &plain.dirs {
+                hasher.field("dir", entry_text(dir));
+            }
+            for (entry, content) in &plain.entries {
+                hasher.field("entry", entry_text(entry));
+                if let Content::Bytes(bytes) = content {
+                    hasher.field("content", Digest::of(bytes));
+                }
+            }
+            let (key, text) = hasher.finish();
+            fragments.push(self.kept(key, &text, || Ok(plain))?);
+        }
+        let skeleton = skeleton(&fragments, shared, view);
+        let mut hasher = KeyHasher::new("layer", LAYER_FORMAT);
+        for dir in &skeleton {
+            hasher.field("dir", entry_text(dir));
+        }
+        hasher.list("fragment", fragments.iter().map(|fragment| fragment.blob));
+        let (key, text) = hasher.finish();
+        Ok(LayerJob { key, text, label: layer.label.clone(), skeleton, fragments })
+    }
+
+    /// All archives of a run of layers as fragments, by key.
+    fn unpacked(&self, run: &[LayerPlan], drops: &BTreeMap<Digest, Drops>) -> Result<FragmentMap, EngineError> {
+        let mut map = FragmentMap::new();
+        let none = Drops::new();
+        for layer in run {
+            for op in &layer.ops {
+                if let Op::Unpack { archive, conversion } = op {
+                    let drops = drops.get(&archive.digest).unwrap_or(&none);
+                    let fragment =
+                        self.unpack(archive, conversion, drops).map_err(|error| located(error, layer))?;
+                    map.insert(unpack_key(archive, conversion, drops).0, fragment);
+                }
+            }
+        }
+        Ok(map)
+    }
+
+    /// Paths that two packages hold: they are dropped from the one that the other replaces (Debian policy 7.6.1).
+    fn package_conflicts(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+        let mut packages: Vec<(Digest, Arc<Fragment>)> = Vec::new();
+        for layer in &resolved.layers {
+            for op in &layer.ops {
+                if let Op::Unpack { archive, conversion: conversion @ Conversion::Deb { .. } } = op {
+                    let fragment =
+                        self.unpack(archive, conversion, &Drops::new()).map_err(|error| located(error, layer))?;
+                    packages.push((archive.digest, fragment));
+                }
+            }
+        }
+        convert::conflicts(&packages)
+    }
+
+    /// One archive as a fragment.
+    fn unpack(&self, archive: &Archive, conversion: &Conversion, drops: &Drops) -> Result<Arc<Fragment>, EngineError> {
+        let (key, text) = unpack_key(archive, conversion, drops);
+        if let Some(found) = self.find_fragment(&key)? {
+            return Ok(found);
+        }
+        // Another builder may be at it: wait for it rather than do it twice.
+        let _turn = self.store.lock_build(&key)?;
+        if let Some(found) = self.find_fragment(&key)? {
+            return Ok(found);
+        }
+        let path = self.supply.supply(archive)?;
+        self.observer.on(Event::ConversionStarted { name: &archive.name });
+        let made = convert::convert(&path, archive, conversion, drops, self.store)?;
+        let fragment = self.keep(&key, &text, made)?;
+        self.observer.on(Event::ConversionFinished { name: &archive.name });
+        Ok(fragment)
+    }
+
+    fn copy(&self, files: &Files, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
+        let selection = self.context.select(files)?;
+        // One file goes to the path itself, a folder's content goes below it.
+        let to = view.through_links(&files.to)?;
+        let mut hasher = KeyHasher::new("copy", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.field("selection", selection.digest);
+        hasher.field("to", &to);
+        hasher.field("mode", files.mode.map_or("kept".into(), |mode| format!("{mode:o}")));
+        hasher.field("dir-mode", format!("{:o}", files.dir_mode));
+        hasher.field("owner", format!("{}:{}", files.owner.uid, files.owner.gid));
+        let (key, text) = hasher.finish();
+        self.kept(key, &text, || {
+            let mut made = Made::default();
+            for selected in &selection.entries {
+                let path = match to.join(&selected.path) {
+                    Ok(path) => path,
+                    Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidInput, error.to_string()).into()),
+                };
+                let entry = |kind, mode| Entry {
+                    uid: files.owner.uid,
+                    gid: files.owner.gid,
+                    ..Entry::new(path.clone(), kind, mode, EPOCH)
+                };
+                match &selected.kind {
+                    SelectedKind::Dir => made.push(entry(Kind::Dir, files.dir_mode), Content::None),
+                    SelectedKind::Symlink { target } => {
+                        made.push(entry(Kind::Symlink { target: target.clone() }, 0o777), Content::None);
+                    }
+                    SelectedKind::File { size, executable, digest } => {
+                        let mode = files.mode.unwrap_or(if *executable { 0o755 } else { 0o644 });
+                        let (source, digest) = (selected.source.clone(), *digest);
+                        let context = self.context;
+                        let open = move || -> Result<Box<dyn Read>, EngineError> {
+                            let file = context.open_file(&source)?;
+                            Ok(Box::new(Verified::new(file, source, digest)))
+                        };
+                        made.push(entry(Kind::File { size: *size }, mode), Content::Open(Box::new(open)));
+                    }
+                }
+            }
+            Ok(made)
+        })
+    }
+
+    fn add_user(&self, user: &User, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
+        let mut hasher = KeyHasher::new("user", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.field("version", effects::USER_VERSION);
+        hasher.field("user", serde_json::to_string(user).expect("plain strings and numbers"));
+        for name in ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"] {
+            let path = ImagePath::new(name).expect("a normal path");
+            if let Some(entry) = view.entry(&path) {
+                hasher.field("below", entry_text(entry));
+                hasher.field("content", Digest::of(&view.read(&path)?));
+            }
+        }
+        let (key, text) = hasher.finish();
+        self.kept(key, &text, || Ok(generated(effects::add_user(view, user)?)))
+    }
+
+    fn configure(
+        &self,
+        platform: Platform,
+        configure: &Configure,
+        view: &View<'_>,
+        below: &[LayerJob],
+        _unpacked: &FragmentMap,
+    ) -> Result<Arc<Fragment>, EngineError> {
+        let mut hasher = KeyHasher::new("configure", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.field("platform", platform);
+        hasher.field("effects", effects::versions());
+        hasher.field("written", serde_json::to_string(&configure.effects).expect("plain strings and numbers"));
+        hasher.field("ignored", serde_json::to_string(&configure.ignore_scripts).expect("plain strings"));
+        hasher.list("below", below.iter().map(|job| job.key));
+        let (key, text) = hasher.finish();
+        self.kept(key, &text, || {
+            let mut packages = Vec::new();
+            for archive in &configure.packages {
+                let conversion =
+                    Conversion::Deb { exclude: configure.exclude.get(&archive.digest).cloned().unwrap_or_default() };
+                let fragment = self.unpack(archive, &conversion, &Drops::new())?;
+                packages.extend(fragment.package.clone());
+            }
+            let entries = effects::configure(
+                &effects::Configure {
+                    packages: &packages,
+                    extra: &configure.effects,
+                    ignored: &configure.ignore_scripts,
+                    platform,
+                    mtime: EPOCH,
+                },
+                view,
+            )?;
+            Ok(generated(entries))
+        })
+    }
+
+    fn take(&self, subject: Subject<'_>, take: &TakeFrom<StageId>, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
+        let lock_file = |python: &layers::source::Python| self.context.lock_digest(python);
+        let resolved = layers::lower::lower(subject.plan, take.stage, subject.lock, subject.platform, &lock_file)?;
+        self.fragments(&[&resolved])?;
+        let open = |digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
+            match self.store.open(digest) {
+                Ok(Some(file)) => Ok(Box::new(io::BufReader::with_capacity(128 << 10, file))),
+                _ => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
+            }
+        };
+        let mut other = View::new(&open);
+        let walked = self.walk_onto(subject, &resolved, &mut other)?;
+        let from = other.through_links(&take.path)?;
+        let to = view.through_links(&take.to)?;
+        let mut hasher = KeyHasher::new("take", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.list("stage", walked.jobs.iter().map(|job| job.key));
+        if let Some(base) = &walked.base {
+            hasher.field("base", base.manifest);
+        }
+        hasher.field("from", &from);
+        hasher.field("to", &to);
+        let (key, text) = hasher.finish();
+        self.kept(key, &text, || taken(&other, &from, &to))
+    }
+
+    /// The fragment of a key, or else of what `make` makes.
+    fn kept<'m>(
+        &self,
+        key: Key,
+        text: &str,
+        make: impl FnOnce() -> Result<Made<'m>, EngineError>,
+    ) -> Result<Arc<Fragment>, EngineError> {
+        match self.find_fragment(&key)? {
+            Some(found) => Ok(found),
+            None => self.keep(&key, text, make()?),
+        }
+    }
+
+    pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {
+        let fragment = made.write(self.store)?;
+        let index = self.store.put(&index::encode(&fragment))?;
+        self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?;
+        Ok(Arc::new(fragment))
+    }
+
+    fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
+        let Some(bytes) = self.store.find(key)? else { return Ok(None) };
+        let Ok(record) = serde_json::from_slice::<FragmentRecord>(&bytes) else { return Ok(None) };
+        let whole = self.store.has(&record.fragment)?.is_some() && self.store.has(&record.index)?.is_some();
+        Ok(whole.then_some(record))
+    }
+
+    pub(super) fn find_fragment(&self, key: &Key) -> Result<Option<Arc<Fragment>>, EngineError> {
+        let Some(record) = self.find_record(key)? else { return Ok(None) };
+        let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
+        let Some(fragment) = index::decode(&bytes) else { return Ok(None) };
+        let size = self.store.has(&fragment.blob)?;
+        Ok((size == Some(fragment.layout.size)).then_some(fragment))
+    }
+}
+
+/// The key of an archive's conversion.
+pub(super) fn unpack_key(archive: &Archive, conversion: &Conversion, drops: &Drops) -> (Key, String) {
+    let mut hasher = KeyHasher::new("fragment", LAYER_FORMAT);
+    hasher.field("index", INDEX_FORMAT);
+    hasher.field("name", &archive.name);
+    hasher.field("archive", archive.digest);
+    hasher.field("conversion", serde_json::to_string(conversion).expect("plain strings and numbers"));
+    hasher.field("version", convert::version(conversion));
+    hasher.list("drop", drops.iter());
+    hasher.finish()
+}
+
+/// Everything about an entry that reaches the tar.
+fn entry_text(entry: &Entry) -> String {
+    serde_json::to_string(entry).expect("plain strings and numbers")
+}
+
+fn located(error: EngineError, layer: &LayerPlan) -> EngineError {
+    match error {
+        located @ EngineError::At { .. } => located,
+        other => EngineError::At { label: layer.label.clone(), at: layer.at.clone(), source: Box::new(other) },
+    }
+}
+
+fn dir_entry(dir: &Dir, view: &View<'_>) -> Result<Entry, EngineError> {
+    let path = view.through_links(&dir.path)?;
+    Ok(Entry { uid: dir.owner.uid, gid: dir.owner.gid, ..Entry::new(path, Kind::Dir, dir.mode, EPOCH) })
+}
+
+fn link_entry(link: &Link, view: &View<'_>) -> Result<Entry, EngineError> {
+    let path = view.through_links(&link.path)?;
+    Ok(Entry::new(path, Kind::Symlink { target: link.target.clone() }, 0o777, EPOCH))
+}
+
+fn inline_entry(inline: &Inline, view: &View<'_>) -> Result<(Entry, Content<'static>), EngineError> {
+    let path = view.through_links(&inline.path)?;
+    let bytes = inline.text.clone().into_bytes();
+    let kind = Kind::File { size: bytes.len() as u64 };
+    let entry =
+        Entry { uid: inline.owner.uid, gid: inline.owner.gid, ..Entry::new(path, kind, inline.mode, EPOCH) };
+    Ok((entry, Content::Bytes(bytes)))
+}
+
+fn generated(entries: Vec<(Entry, Option<Vec<u8>>)>) -> Made<'static> {
+    let mut made = Made { commands_dirs: true, ..Made::default() };
+    for (entry, content) in entries {
+        made.push(entry, content.map_or(Content::None, Content::Bytes));
+    }
+    made
+}
+
+/// The entries at and below `from`, moved to `to`.
+fn taken<'v>(view: &'v View<'_>, from: &ImagePath, to: &ImagePath) -> Result<Made<'v>, EngineError> {
+    let mut made = Made::default();
+    let moved = |path: &ImagePath| {
+        let rest = path.as_str().strip_prefix(from.as_str()).unwrap_or_default().trim_start_matches('/');
+        to.join(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
+    };
+    let mut found = false;
+    for entry in view.below(from) {
+        found = true;
+        let path = moved(&entry.path)?;
+        let mut copy = Entry { path, ..entry.clone() };
+        match &entry.kind {
+            Kind::File { .. } => {
+                let source = entry.path.clone();
+                let open = move || -> Result<Box<dyn Read + 'v>, EngineError> { Ok(view.open(&source)?) };
+                made.push(copy, Content::Open(Box::new(open)));
+            }
+            Kind::Hardlink { target } if target.starts_with(from) && view.entry(target).is_some() => {
+                copy.kind = Kind::Hardlink { target: moved(target)? };
+                made.push(copy, Content::None);
+            }
+            Kind::Hardlink { .. } => {
+                // Its first name stays behind: the content comes along.
+                let bytes = view.read(&entry.path)?;
+                copy.kind = Kind::File { size: bytes.len() as u64 };
+                made.push(copy, Content::Bytes(bytes));
+            }
+            _ => made.push(copy, Content::None),
+        }
+    }
+    if found { Ok(made) } else { Err(EngineError::NothingToTake { path: from.clone() }) }
+}
+
+/// Reads a file of the context and compares it with what was pinned.
+struct Verified<R> {
+    inner: R,
+    path: String,
+    expected: Digest,
+    hasher: sha2::Sha256,
+}
+
+impl<R: Read> Verified<R> {
+    fn new(inner: R, path: String, expected: Digest) -> Verified<R> {
+        Verified { inner, path, expected, hasher: sha2::Digest::new() }
+    }
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(out)?;
+        if count > 0 {
+            sha2::Digest::update(&mut self.hasher, &out[..count]);
+        } else if !out.is_empty() {
+            let found: [u8; 32] = sha2::Digest::finalize(self.hasher.clone()).into();
+            if Digest::from_bytes(found) != self.expected {
+                let error = EngineError::Changed { path: self.path.clone() };
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string()));
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// Runs `work` on all items with up to `threads` threads; the first error stops the rest.
+pub fn in_parallel<T: Sync, E: Send>(
+    threads: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<E>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, items.len().max(1)) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = work(item) {
+                        next.store(items.len(), Ordering::Relaxed);
+                        failed.lock().expect("no thread panics while it holds this").get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    match failed.into_inner().expect("no thread panics while it holds this") {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// The names of all paths that a set of fragments holds, for reports.
+pub fn paths_of(fragments: &[Arc<Fragment>]) -> BTreeSet<ImagePath> {
+    fragments.iter().flat_map(|fragment| &fragment.entries).map(|indexed| indexed.entry.path.clone()).collect()
+}

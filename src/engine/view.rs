@@ -1,0 +1,270 @@
+//! The merged file system of a stage under construction.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use layers::encode::{Entry, Kind, inflate_member};
+use layers::{Digest, ImagePath};
+
+use super::index::Fragment;
+use super::tree::{Tree, TreeError};
+use crate::debian::elf::ElfFacts;
+
+/// Opens the bytes of a fragment.
+pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<Box<dyn Read + Send>> + Sync + 'a;
+
+/// Where the entry of a path is.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// In `View::dirs`.
+    Dir(u32),
+    /// An entry of a fragment.
+    Item { fragment: u32, entry: u32 },
+}
+
+/// Layers applied in order. Cloning is cheap enough to branch at a shared stage.
+#[derive(Clone)]
+pub struct View<'a> {
+    fragments: Vec<Arc<Fragment>>,
+    dirs: Vec<Entry>,
+    paths: BTreeMap<ImagePath, Place>,
+    elf: HashMap<(u32, u32), u32>,
+    open: &'a OpenBlob<'a>,
+}
+
+/// Why a layer does not fit on what is below.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// A file or link where a directory with content is.
+    #[error("`{path}` would replace a directory that is not empty (it holds `{inside}`)")]
+    ReplacesTree {
+        /// The path.
+        path: ImagePath,
+        /// Something inside.
+        inside: ImagePath,
+    },
+    /// A path below something that is not a directory.
+    #[error("`{path}` lies below `{above}`, which is {what}")]
+    BelowNonDirectory {
+        /// The path.
+        path: ImagePath,
+        /// The ancestor that is no directory.
+        above: ImagePath,
+        /// What it is.
+        what: String,
+    },
+    /// Symbolic links that lead nowhere or in circles.
+    #[error("the symbolic links in `{path}` lead out of the image, nowhere or in circles")]
+    Loop {
+        /// The path.
+        path: ImagePath,
+    },
+}
+
+impl<'a> View<'a> {
+    /// An empty file system.
+    pub fn new(open: &'a OpenBlob<'a>) -> View<'a> {
+        View { fragments: Vec::new(), dirs: Vec::new(), paths: BTreeMap::new(), elf: HashMap::new(), open }
+    }
+
+    /// Applies a layer: its skeleton, then its fragments.
+    pub fn apply(&mut self, skeleton: &[Entry], fragments: &[Arc<Fragment>]) -> Result<(), ViewError> {
+        for entry in skeleton {
+            let at = self.dirs.len() as u32;
+            self.dirs.push(entry.clone());
+            self.paths.insert(entry.path.clone(), Place::Dir(at));
+        }
+        for fragment in fragments {
+            let number = self.fragments.len() as u32;
+            self.fragments.push(fragment.clone());
+            for (position, _) in &fragment.elf {
+                self.elf.insert((number, *position), self.elf_slot(fragment, *position));
+            }
+            for (at, indexed) in fragment.entries.iter().enumerate() {
+                let path = &indexed.entry.path;
+                let place = Place::Item { fragment: number, entry: at as u32 };
+                if let Some(Place::Dir(_)) = self.paths.insert(path.clone(), place)
+                    && let Some(inside) = self.first_inside(path)
+                {
+                    return Err(ViewError::ReplacesTree { path: path.clone(), inside });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn elf_slot(&self, fragment: &Fragment, position: u32) -> u32 {
+        fragment.elf.binary_search_by_key(&position, |(at, _)| *at).map_or(u32::MAX, |slot| slot as u32)
+    }
+
+    fn first_inside(&self, path: &ImagePath) -> Option<ImagePath> {
+        let below = format!("{path}/");
+        let start = ImagePath::new(format!("{below}!")).ok()?;
+        // `!` sorts before every printable character, so the first path from here on is the first one inside, if any.
+        self.paths.range(start..).next().map(|(found, _)| found.clone()).filter(|found| found.as_str().starts_with(&below))
+    }
+
+    fn place(&self, path: &ImagePath) -> Option<&Entry> {
+        match self.paths.get(path)? {
+            Place::Dir(at) => Some(&self.dirs[*at as usize]),
+            Place::Item { fragment, entry } => Some(&self.fragments[*fragment as usize].entries[*entry as usize].entry),
+        }
+    }
+
+    /// Follows symbolic links in the directories above `path`, so that a write goes *through* `/bin -> usr/bin` and
+    /// never over it. The last component is not followed.
+    pub fn through_links(&self, path: &ImagePath) -> Result<ImagePath, ViewError> {
+        let looped = || ViewError::Loop { path: path.clone() };
+        let mut done: Vec<String> = Vec::new();
+        let mut todo: Vec<String> = path.relative().split('/').rev().map(str::to_owned).collect();
+        let mut hops = 0;
+        while let Some(part) = todo.pop() {
+            match part.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    done.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            done.push(part);
+            if todo.is_empty() {
+                break;
+            }
+            let here = ImagePath::new(format!("/{}", done.join("/"))).map_err(|_| looped())?;
+            match self.place(&here).map(|entry| &entry.kind) {
+                Some(Kind::Symlink { target }) => {
+                    hops += 1;
+                    if hops > 40 {
+                        return Err(looped());
+                    }
+                    done.pop();
+                    if target.starts_with('/') {
+                        done.clear();
+                    }
+                    todo.extend(target.split('/').rev().map(str::to_owned));
+                }
+                Some(Kind::Dir) | None => {}
+                Some(_) => {
+                    return Err(ViewError::BelowNonDirectory {
+                        path: path.clone(),
+                        above: here,
+                        what: "not a directory".into(),
+                    });
+                }
+            }
+        }
+        ImagePath::new(format!("/{}", done.join("/"))).map_err(|_| looped())
+    }
+
+    /// Checks that nothing of a layer lies below a link or file: such a path would be written somewhere else.
+    pub fn check_parents(&self, skeleton: &[Entry]) -> Result<(), ViewError> {
+        for dir in skeleton {
+            if let Some(entry) = self.place(&dir.path)
+                && !entry.is_dir()
+            {
+                let what = match &entry.kind {
+                    Kind::Symlink { target } => format!("a symbolic link to `{target}`"),
+                    _ => "a file".into(),
+                };
+                return Err(ViewError::BelowNonDirectory { path: dir.path.clone(), above: dir.path.clone(), what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Streams the content of a regular file.
+    pub fn open(&self, path: &ImagePath) -> Result<Box<dyn Read + '_>, TreeError> {
+        let fail = |why: String| TreeError { path: path.clone(), why };
+        let Some(Place::Item { fragment, entry }) = self.paths.get(path) else {
+            return Err(fail("it is not a file".into()));
+        };
+        let fragment = &self.fragments[*fragment as usize];
+        let mut indexed = &fragment.entries[*entry as usize];
+        if let Kind::Hardlink { target } = &indexed.entry.kind {
+            let at = fragment.position(target).ok_or_else(|| fail(format!("its first name `{target}` is gone")))?;
+            indexed = &fragment.entries[at];
+        }
+        let Kind::File { size } = indexed.entry.kind else { return Err(fail("it is not a regular file".into())) };
+        let mut bytes = (self.open)(&fragment.blob).map_err(|error| fail(error.to_string()))?;
+        // Whole members before the content are skipped without inflating them.
+        let mut start = 0u64;
+        let mut members = fragment.layout.members.iter().copied();
+        let mut first = None;
+        for member in members.by_ref() {
+            if start + u64::from(member.tar) > indexed.offset || size == 0 {
+                first = Some(member);
+                break;
+            }
+            start += u64::from(member.tar);
+            io::copy(&mut bytes.by_ref().take(u64::from(member.compressed)), &mut io::sink())
+                .map_err(|error| fail(error.to_string()))?;
+        }
+        let skip = usize::try_from(indexed.offset.saturating_sub(start)).unwrap_or(usize::MAX);
+        let members = first.into_iter().chain(members);
+        let reader = MemberReader { bytes, members, tar: Vec::new(), at: 0, skip };
+        Ok(Box::new(reader.take(size)))
+    }
+}
+
+/// Reads the tar of a run of gzip members.
+struct MemberReader<R, M> {
+    bytes: R,
+    members: M,
+    tar: Vec<u8>,
+    at: usize,
+    skip: usize,
+}
+
+impl<R: Read, M: Iterator<Item = layers::encode::Member>> Read for MemberReader<R, M> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.tar.len() {
+            let Some(member) = self.members.next() else { return Ok(0) };
+            let mut compressed = vec![0; member.compressed as usize];
+            self.bytes.read_exact(&mut compressed)?;
+            self.tar.resize(member.tar as usize, 0);
+            inflate_member(&compressed, &mut self.tar)
+                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a cached fragment is damaged"))?;
+            self.at = self.skip.min(self.tar.len());
+            self.skip -= self.at;
+        }
+        let count = out.len().min(self.tar.len() - self.at);
+        out[..count].copy_from_slice(&self.tar[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+}
+
+impl Tree for View<'_> {
+    fn entry(&self, path: &ImagePath) -> Option<&Entry> {
+        self.place(path)
+    }
+
+    fn read(&self, path: &ImagePath) -> Result<Vec<u8>, TreeError> {
+        let mut content = Vec::new();
+        self.open(path)?
+            .read_to_end(&mut content)
+            .map_err(|error| TreeError { path: path.clone(), why: error.to_string() })?;
+        Ok(content)
+    }
+
+    fn below<'b>(&'b self, path: &ImagePath) -> Box<dyn Iterator<Item = &'b Entry> + 'b> {
+        let top = path.clone();
+        // Siblings such as `/a-b` sort between `/a` and `/a/x`, so what is not below is skipped until the prefix is passed.
+        let end = if top.is_root() { String::new() } else { format!("{top}0") };
+        let paths = self.paths.range(path.clone()..);
+        Box::new(
+            paths
+                .take_while(move |(found, _)| end.is_empty() || found.as_str() < end.as_str())
+                .filter(move |(found, _)| found.starts_with(&top))
+                .filter_map(|(found, _)| self.place(found)),
+        )
+    }
+
+    fn elf(&self, path: &ImagePath) -> Option<&ElfFacts> {
+        let Some(Place::Item { fragment, entry }) = self.paths.get(path) else { return None };
+        let slot = self.elf.get(&(*fragment, *entry))?;
+        self.fragments[*fragment as usize].elf.get(*slot as usize).map(|(_, facts)| facts)
+    }
+}
