@@ -2,5 +2,5 @@
 //! [`layers`].
 
 pub mod debian;
-pub mod engine;
+pub mod fetch;
 pub mod observe;

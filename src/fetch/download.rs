@@ -1,0 +1,177 @@
+//! Files by digest, into the store.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use cache::Store;
+use layers::Digest;
+use sha2::{Digest as _, Sha256};
+
+use super::{ATTEMPTS, Failure, FetchError, Http, Started, Url, again, check_status, pause, shown};
+use crate::observe::{Event, Observer};
+
+/// A file that is wanted.
+#[derive(Debug, Clone)]
+pub struct Download {
+    /// What a person calls it.
+    pub name: String,
+    /// Where it may be had, best first.
+    pub urls: Vec<Url>,
+    /// What its bytes hash to.
+    pub digest: Digest,
+    /// Its length in bytes, where it is known.
+    pub size: Option<u64>,
+}
+
+/// The largest file of unknown length, bytes.
+const LARGEST: u64 = 64 << 30;
+
+impl Http {
+    /// Brings a file into the store and returns its path there. A partial download is resumed, by whichever process
+    /// needs it next; nothing is visible under its digest before it is verified.
+    pub fn download(&self, wanted: &Download, store: &Store, observer: &dyn Observer) -> Result<PathBuf, FetchError> {
+        let path = store.blob_path(&wanted.digest);
+        if is_there(wanted, store)? {
+            return Ok(path);
+        }
+        if self.offline() {
+            return Err(FetchError::Offline { name: wanted.name.clone() });
+        }
+        let _turn = store.lock_download(&wanted.digest)?;
+        if is_there(wanted, store)? {
+            return Ok(path);
+        }
+        let started = self.start()?;
+        observer.on(Event::DownloadStarted { name: &wanted.name, size: wanted.size });
+        let mut tried = Vec::new();
+        let mut gone = true;
+        for url in &wanted.urls {
+            let mut attempt = 0;
+            loop {
+                attempt += 1;
+                match started.runtime.block_on(self.attempt(started, wanted, url, store, observer)) {
+                    Ok(()) => {
+                        observer.on(Event::DownloadFinished { name: &wanted.name });
+                        return Ok(path);
+                    }
+                    Err(Failure::Again { after, .. }) if attempt < ATTEMPTS => {
+                        std::thread::sleep(pause(attempt, after));
+                    }
+                    Err(Failure::Again { why, .. }) => {
+                        gone = false;
+                        tried.push(format!("{}: {why}", shown(url)));
+                        break;
+                    }
+                    Err(Failure::Final(FetchError::Request { url, why })) => {
+                        gone &= why.contains("404") || why.contains("410");
+                        tried.push(format!("{url}: {why}"));
+                        break;
+                    }
+                    Err(Failure::Final(FetchError::TooLarge { url, limit })) => {
+                        gone = false;
+                        tried.push(format!("{url}: it is longer than the expected {limit} bytes"));
+                        break;
+                    }
+                    Err(Failure::Final(other)) => return Err(other),
+                }
+            }
+        }
+        Err(FetchError::Mirrors { name: wanted.name.clone(), tried, gone })
+    }
+
+    async fn attempt(
+        &self,
+        started: &Started,
+        wanted: &Download,
+        url: &Url,
+        store: &Store,
+        observer: &dyn Observer,
+    ) -> Result<(), Failure> {
+        let partial = store.partial_path(&wanted.digest);
+        let file_error = |source| Failure::Final(FetchError::File { path: partial.clone(), source });
+        let (mut file, mut hasher, mut have) = resume(&partial).map_err(file_error)?;
+        let limit = wanted.size.unwrap_or(LARGEST);
+        if have > limit || wanted.size == Some(have) && digest(&hasher) != wanted.digest {
+            (file, hasher, have) = restart(&partial).map_err(file_error)?;
+        }
+        if wanted.size != Some(have) {
+            let mut request = self.request(started, url);
+            if have > 0 {
+                request = request.header(reqwest::header::RANGE, format!("bytes={have}-"));
+            }
+            // Stored bytes are what is hashed; a transparent encoding would break resuming.
+            request = request.header(reqwest::header::ACCEPT_ENCODING, "identity");
+            let mut response = request.send().await.map_err(|error| again(&error, None))?;
+            if response.status().as_u16() == 416 {
+                restart(&partial).map_err(file_error)?;
+                return Err(Failure::Again { why: "the server cannot resume the file".into(), after: None });
+            }
+            check_status(url, &response)?;
+            let resumed = response.status().as_u16() == 206
+                && response
+                    .headers()
+                    .get(reqwest::header::CONTENT_RANGE)
+                    .and_then(|value| value.to_str().ok())
+                    .is_some_and(|value| value.starts_with(&format!("bytes {have}-")));
+            if have > 0 && !resumed {
+                (file, hasher, have) = restart(&partial).map_err(file_error)?;
+            }
+            while let Some(chunk) = response.chunk().await.map_err(|error| again(&error, None))? {
+                have += chunk.len() as u64;
+                if have > limit {
+                    restart(&partial).map_err(file_error)?;
+                    return Err(Failure::Final(FetchError::TooLarge { url: shown(url), limit }));
+                }
+                hasher.update(&chunk);
+                file.write_all(&chunk).map_err(file_error)?;
+                observer.on(Event::DownloadAdvanced { name: &wanted.name, bytes: chunk.len() as u64 });
+            }
+        }
+        drop(file);
+        if wanted.size.is_some_and(|size| size != have) {
+            return Err(Failure::Again { why: format!("it ended after {have} bytes"), after: None });
+        }
+        let found = digest(&hasher);
+        if found != wanted.digest {
+            restart(&partial).map_err(file_error)?;
+            let why = format!("its digest is {found}, expected {}", wanted.digest);
+            return Err(Failure::Final(FetchError::Request { url: shown(url), why }));
+        }
+        store.adopt(&partial, &wanted.digest).map_err(|error| Failure::Final(error.into()))
+    }
+}
+
+fn is_there(wanted: &Download, store: &Store) -> Result<bool, FetchError> {
+    Ok(match (store.has(&wanted.digest)?, wanted.size) {
+        (Some(found), Some(size)) => found == size,
+        (found, None) => found.is_some(),
+        (None, _) => false,
+    })
+}
+
+fn digest(hasher: &Sha256) -> Digest {
+    Digest::from_bytes(hasher.clone().finalize().into())
+}
+
+/// Opens a partial file and hashes what it holds.
+fn resume(path: &Path) -> std::io::Result<(File, Sha256, u64)> {
+    let mut hasher = Sha256::new();
+    let mut have = 0;
+    let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+    let mut chunk = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok((file, hasher, have)),
+            count => {
+                hasher.update(&chunk[..count]);
+                have += count as u64;
+            }
+        }
+    }
+}
+
+fn restart(path: &Path) -> std::io::Result<(File, Sha256, u64)> {
+    let file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    Ok((file, Sha256::new(), 0))
+}

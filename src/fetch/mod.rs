@@ -1,0 +1,325 @@
+//! Downloads: small documents whole, large files by digest, resumed and verified while they arrive.
+//!
+//! The rest of the program is synchronous; the runtime lives here and starts with the first request, so a build that
+//! needs nothing from outside never pays for it.
+
+mod download;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+pub use reqwest::Url;
+
+pub use download::Download;
+
+/// Why nothing came.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The program was told to stay offline.
+    #[error("`{name}` is not in the cache, and --offline forbids to download it")]
+    Offline {
+        /// What was wanted.
+        name: String,
+    },
+    /// A request failed for good.
+    #[error("cannot get {url}: {why}")]
+    Request {
+        /// The URL, without user and password.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// A document larger than it may be.
+    #[error("{url} is larger than the {limit} bytes it may have")]
+    TooLarge {
+        /// The URL, without user and password.
+        url: String,
+        /// Bytes.
+        limit: u64,
+    },
+    /// Every mirror failed.
+    #[error("cannot download `{name}`:{}", tried.iter().map(|line| format!("\n  {line}")).collect::<String>())]
+    Mirrors {
+        /// The file.
+        name: String,
+        /// One line a mirror: the URL without secrets, and what went wrong.
+        tried: Vec<String>,
+        /// Whether every mirror said that it does not have the file.
+        gone: bool,
+    },
+    /// A URL that cannot be used.
+    #[error("`{url}` is not a URL that imgbuild can use: {why}")]
+    Url {
+        /// The text.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// The network stack did not start.
+    #[error("the network cannot be used: {0}")]
+    Setup(String),
+    /// A file of the cache.
+    #[error("cannot write `{path}`: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] cache::CacheError),
+}
+
+/// How to reach the network.
+#[derive(Debug, Clone, Default)]
+pub struct HttpConfig {
+    /// Every request is refused.
+    pub offline: bool,
+    /// PEM files with certificates to trust beside the machine's own.
+    pub extra_ca: Vec<PathBuf>,
+    /// Basic credentials by host.
+    pub credentials: Vec<Credential>,
+}
+
+/// User and password for one host.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// The host, with `:port` where one is written.
+    pub host: String,
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credential({}@{})", self.user, self.host)
+    }
+}
+
+/// A document.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Its media type, without parameters.
+    pub media_type: String,
+    /// The URL that it came from in the end.
+    pub url: Url,
+}
+
+/// A client. Cheap until it is used.
+#[derive(Debug)]
+pub struct Http {
+    config: HttpConfig,
+    started: OnceLock<Result<Started, String>>,
+}
+
+#[derive(Debug)]
+struct Started {
+    runtime: tokio::runtime::Runtime,
+    client: reqwest::Client,
+}
+
+/// Attempts at one URL before it counts as failed.
+const ATTEMPTS: u32 = 4;
+
+impl Http {
+    /// A client that has not started yet.
+    pub fn new(config: HttpConfig) -> Http {
+        Http { config, started: OnceLock::new() }
+    }
+
+    /// Whether requests are refused.
+    pub fn offline(&self) -> bool {
+        self.config.offline
+    }
+
+    /// Gets a document of at most `limit` bytes; `None` where the server says that there is none (404, 410).
+    pub fn get(&self, url: &Url, accept: Option<&str>, limit: u64) -> Result<Option<Document>, FetchError> {
+        if self.config.offline {
+            return Err(FetchError::Offline { name: shown(url) });
+        }
+        let started = self.start()?;
+        started.runtime.block_on(async {
+            let mut attempt = 0;
+            loop {
+                attempt += 1;
+                match self.get_once(started, url, accept, limit).await {
+                    Ok(document) => return Ok(document),
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::Again { after, .. }) if attempt < ATTEMPTS => {
+                        tokio::time::sleep(pause(attempt, after)).await;
+                    }
+                    Err(Failure::Again { why, .. }) => return Err(FetchError::Request { url: shown(url), why }),
+                }
+            }
+        })
+    }
+
+    async fn get_once(
+        &self,
+        started: &Started,
+        url: &Url,
+        accept: Option<&str>,
+        limit: u64,
+    ) -> Result<Option<Document>, Failure> {
+        let mut request = self.request(started, url);
+        if let Some(accept) = accept {
+            request = request.header(reqwest::header::ACCEPT, accept);
+        }
+        let mut response = request.send().await.map_err(|error| again(&error, None))?;
+        if matches!(response.status().as_u16(), 404 | 410) {
+            return Ok(None);
+        }
+        check_status(url, &response)?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| again(&error, None))? {
+            if bytes.len() as u64 + chunk.len() as u64 > limit {
+                return Err(Failure::Final(FetchError::TooLarge { url: shown(url), limit }));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let media_type = response
+            .headers()
+            .get(reqwest::header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+            .unwrap_or_default();
+        Ok(Some(Document { bytes, media_type, url: response.url().clone() }))
+    }
+
+    fn request(&self, started: &Started, url: &Url) -> reqwest::RequestBuilder {
+        let request = started.client.get(url.clone());
+        let host = match (url.host_str(), url.port()) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (Some(host), None) => host.to_owned(),
+            _ => return request,
+        };
+        match self.config.credentials.iter().find(|credential| credential.host == host) {
+            Some(found) if url.username().is_empty() => request.basic_auth(&found.user, Some(&found.password)),
+            _ => request,
+        }
+    }
+
+    fn start(&self) -> Result<&Started, FetchError> {
+        let started = self.started.get_or_init(|| start(&self.config));
+        started.as_ref().map_err(|why| FetchError::Setup(why.clone()))
+    }
+}
+
+fn start(config: &HttpConfig) -> Result<Started, String> {
+    // Another part of the program may have chosen a provider before; either is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("imgbuild/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(30))
+        // Idle time, not total time: a large file on a slow line may take as long as it keeps coming.
+        .read_timeout(Duration::from_secs(60))
+        .pool_max_idle_per_host(16)
+        .redirect(reqwest::redirect::Policy::custom(|attempt| {
+            if attempt.previous().len() > 5 {
+                return attempt.error("too many redirects");
+            }
+            let fell = attempt.previous().last().is_some_and(|from| from.scheme() == "https")
+                && attempt.url().scheme() != "https";
+            if fell { attempt.error("a redirect from https to http is refused") } else { attempt.follow() }
+        }));
+    for path in &config.extra_ca {
+        let pem = std::fs::read(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+            .map_err(|error| format!("`{}` holds no certificates: {error}", path.display()))?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    let client = builder.build().map_err(|error| chain(&error))?;
+    Ok(Started { runtime, client })
+}
+
+/// How one attempt ended.
+enum Failure {
+    Final(FetchError),
+    Again { why: String, after: Option<Duration> },
+}
+
+fn again(error: &reqwest::Error, after: Option<Duration>) -> Failure {
+    Failure::Again { why: chain(error), after }
+}
+
+/// Turns an error answer into a failure; the server's wish to wait is kept.
+fn check_status(url: &Url, response: &reqwest::Response) -> Result<(), Failure> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let after = response
+        .headers()
+        .get(reqwest::header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.trim().parse().ok())
+        .map(Duration::from_secs);
+    let why = format!("the server answered {status}");
+    if status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429) {
+        return Err(Failure::Again { why, after });
+    }
+    Err(Failure::Final(FetchError::Request { url: shown(url), why }))
+}
+
+/// The pause before another attempt: what the server asks for (at most a minute), else growing and jittered.
+fn pause(attempt: u32, after: Option<Duration>) -> Duration {
+    let jitter = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| u64::from(now.subsec_nanos()) % 250);
+    match after {
+        Some(asked) => asked.min(Duration::from_secs(60)),
+        None => Duration::from_millis(250 * (1 << attempt.min(5)) + jitter),
+    }
+}
+
+/// An error with all its causes on one line, URLs left out because they may hold secrets.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = match error.downcast_ref::<reqwest::Error>() {
+            Some(error) if error.is_timeout() => "timed out".to_owned(),
+            Some(error) if error.is_connect() => "cannot connect".to_owned(),
+            Some(error) if error.is_body() || error.is_decode() => "the connection broke".to_owned(),
+            Some(error) if error.is_redirect() => "a redirect was refused".to_owned(),
+            Some(_) => "the request failed".to_owned(),
+            None => error.to_string(),
+        };
+        if !parts.contains(&text) {
+            parts.push(text);
+        }
+        next = error.source();
+    }
+    parts.join(": ")
+}
+
+/// A URL for people: without user, password, query and fragment.
+pub fn shown(url: &Url) -> String {
+    let mut clean = url.clone();
+    let _ = clean.set_username("");
+    let _ = clean.set_password(None);
+    clean.set_query(None);
+    clean.set_fragment(None);
+    clean.into()
+}
+
+/// Parses a URL and refuses schemes that imgbuild does not speak.
+pub fn parse_url(text: &str) -> Result<Url, FetchError> {
+    let wrong = |why: String| FetchError::Url { url: text.chars().take(200).collect(), why };
+    let url = Url::parse(text).map_err(|error| wrong(error.to_string()))?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        other => Err(wrong(format!("the scheme `{other}` is neither http nor https"))),
+    }
+}
