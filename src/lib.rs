@@ -4,3 +4,4 @@
 pub mod debian;
 pub mod fetch;
 pub mod observe;
+pub mod python;

@@ -1,1 +1,4 @@
 //! Black-box tests.
+
+mod python;
+mod python_poetry;
