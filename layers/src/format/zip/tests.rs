@@ -1,0 +1,654 @@
+//! Hostile archives, built byte by byte, and well-formed ones compared with Python's zipfile.
+
+use std::io::Cursor;
+use std::process::Command;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::format::error::lossy;
+
+/// One entry with everything that may lie.
+#[derive(Clone)]
+pub(crate) struct Item {
+    pub(crate) name: Vec<u8>,
+    content: Vec<u8>,
+    packed: Vec<u8>,
+    method: u16,
+    pub(crate) flags: u16,
+    pub(crate) attributes: u32,
+    local_extra: Vec<u8>,
+    central_extra: Vec<u8>,
+    /// Bytes put over the local and the central header once they are built.
+    local: Vec<(usize, Vec<u8>)>,
+    central: Vec<(usize, Vec<u8>)>,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Item {
+    /// A stored file, as Python writes it.
+    pub(crate) fn new(name: &str, content: &[u8]) -> Item {
+        Item {
+            name: name.into(),
+            content: content.into(),
+            packed: content.into(),
+            method: 0,
+            flags: if name.is_ascii() { 0 } else { 1 << 11 },
+            attributes: 0o100_644 << 16,
+            local_extra: vec![],
+            central_extra: vec![],
+            local: vec![],
+            central: vec![],
+            before: vec![],
+            after: vec![],
+        }
+    }
+
+    pub(crate) fn deflated(name: &str, content: &[u8]) -> Item {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(content).expect("a vector takes everything");
+        Item { packed: encoder.finish().expect("a vector takes everything"), method: 8, ..Item::new(name, content) }
+    }
+
+    fn local(mut self, at: usize, bytes: &[u8]) -> Item {
+        self.local.push((at, bytes.into()));
+        self
+    }
+
+    fn central(mut self, at: usize, bytes: &[u8]) -> Item {
+        self.central.push((at, bytes.into()));
+        self
+    }
+
+    fn both(self, local: usize, central: usize, bytes: &[u8]) -> Item {
+        self.local(local, bytes).central(central, bytes)
+    }
+
+    /// Sizes and CRC-32 behind the content, in the shape with or without magic, 32 or 64 bits wide.
+    fn described(mut self, magic: bool, wide: bool) -> Item {
+        self.flags |= 1 << 3;
+        self.after = if magic { b"PK\x07\x08".to_vec() } else { vec![] };
+        self.after.extend(crc32fast::hash(&self.content).to_le_bytes());
+        for size in [self.packed.len(), self.content.len()] {
+            let bytes = (size as u64).to_le_bytes();
+            self.after.extend(if wide { &bytes[..] } else { &bytes[..4] });
+        }
+        self.local(14, &[0; 12])
+    }
+}
+
+fn patch(bytes: &mut [u8], patches: &[(usize, Vec<u8>)]) {
+    for (at, with) in patches {
+        bytes[*at..at + with.len()].copy_from_slice(with);
+    }
+}
+
+fn end(entries: usize, size: usize, offset: usize) -> Vec<u8> {
+    let entries = (entries as u16).to_le_bytes();
+    [
+        b"PK\x05\x06\0\0\0\0".to_vec(),
+        entries.to_vec(),
+        entries.to_vec(),
+        (size as u32).to_le_bytes().to_vec(),
+        (offset as u32).to_le_bytes().to_vec(),
+        vec![0; 2],
+    ]
+    .concat()
+}
+
+/// The archive without its end, and where its directory starts.
+fn body(items: &[Item]) -> (Vec<u8>, usize) {
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    for item in items {
+        bytes.extend(&item.before);
+        let offset = bytes.len() as u32;
+        // Version, flags, method, 2024-02-03 04:05:06, CRC-32, sizes, name length.
+        let mut common = [item.flags.to_le_bytes(), item.method.to_le_bytes()].concat();
+        common.extend((4u16 << 11 | 5 << 5 | 3).to_le_bytes());
+        common.extend((44u16 << 9 | 2 << 5 | 3).to_le_bytes());
+        common.extend(crc32fast::hash(&item.content).to_le_bytes());
+        common.extend((item.packed.len() as u32).to_le_bytes());
+        common.extend((item.content.len() as u32).to_le_bytes());
+        common.extend((item.name.len() as u16).to_le_bytes());
+        let mut local = b"PK\x03\x04\x14\0".to_vec();
+        local.extend(&common);
+        local.extend((item.local_extra.len() as u16).to_le_bytes());
+        patch(&mut local, &item.local);
+        let mut central = b"PK\x01\x02\x14\x03\x14\0".to_vec();
+        central.extend(&common);
+        central.extend((item.central_extra.len() as u16).to_le_bytes());
+        central.extend([0; 6]);
+        central.extend(item.attributes.to_le_bytes());
+        central.extend(offset.to_le_bytes());
+        patch(&mut central, &item.central);
+        bytes.extend(local);
+        // The name that the local header tells, unless a patch changed its length.
+        bytes.extend([&item.name[..], &item.local_extra, &item.packed, &item.after].concat());
+        directory.extend([&central[..], &item.name, &item.central_extra].concat());
+    }
+    let start = bytes.len();
+    bytes.extend(directory);
+    (bytes, start)
+}
+
+pub(crate) fn archive(items: &[Item]) -> Vec<u8> {
+    let (mut bytes, start) = body(items);
+    let size = bytes.len() - start;
+    bytes.extend(end(items.len(), size, start));
+    bytes
+}
+
+/// The same with a zip64 end.
+fn archive64(items: &[Item], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let (mut bytes, start) = body(items);
+    let (size, offset64) = (bytes.len() - start, bytes.len());
+    let mut tail = b"PK\x06\x06".to_vec();
+    tail.extend(44u64.to_le_bytes());
+    tail.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    for number in [items.len(), items.len(), size, start] {
+        tail.extend((number as u64).to_le_bytes());
+    }
+    tail.extend(b"PK\x06\x07\0\0\0\0");
+    tail.extend((offset64 as u64).to_le_bytes());
+    tail.extend(1u32.to_le_bytes());
+    tail.extend(end(0xffff, 0xffff_ffff, 0xffff_ffff));
+    change(&mut tail);
+    bytes.extend(tail);
+    bytes
+}
+
+/// Opens an archive and reads all of it: `name mode content`.
+fn list_with(bytes: &[u8], limits: &Limits) -> Result<Vec<String>, FormatError> {
+    let mut archive = Archive::open(Cursor::new(bytes), limits)?;
+    let mut lines = Vec::new();
+    for index in 0..archive.entries().len() {
+        let content = archive.read(index)?;
+        let entry = &archive.entries()[index];
+        assert_eq!(content.len() as u64, entry.size);
+        lines.push(format!("{} {:o} {}", entry.name, entry.mode.unwrap_or(0), lossy(&content)));
+    }
+    Ok(lines)
+}
+
+fn list(bytes: &[u8]) -> Result<Vec<String>, FormatError> {
+    list_with(bytes, &Limits::default())
+}
+
+#[track_caller]
+fn refuses(what: &str, bytes: &[u8]) -> String {
+    match list(bytes) {
+        Ok(lines) => panic!("{what} is read as {lines:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_writers_write_is_read() {
+    let mut script = Item::deflated("bin/run", b"#!/bin/sh\n");
+    script.attributes = 0o100_755 << 16;
+    let mut dir = Item::new("dir/", b"");
+    dir.attributes = 0o040_755 << 16 | 0x10;
+    let mut dos = Item::new("dos", b"");
+    dos.attributes = 0x20;
+    let items = [
+        Item::new("stored", b"hello"),
+        Item::deflated("deflated", &b"hello ".repeat(100)[..18]),
+        script,
+        dir,
+        dos,
+        Item::new("näme", b"utf-8"),
+        Item::new("Stored", b"case differs"),
+        Item::deflated("d1", b"xx").described(true, false),
+        Item::deflated("d2", b"xx").described(false, false),
+        Item::deflated("d3", b"xx").described(true, true),
+        Item::deflated("d4", b"").described(false, true),
+        Item::new("empty", b"").described(true, false),
+    ];
+    let expected = [
+        "stored 100644 hello",
+        "deflated 100644 hello hello hello ",
+        "bin/run 100755 #!/bin/sh\\n",
+        "dir/ 40755 ",
+        "dos 0 ",
+        "näme 100644 utf-8",
+        "Stored 100644 case differs",
+        "d1 100644 xx",
+        "d2 100644 xx",
+        "d3 100644 xx",
+        "d4 100644 ",
+        "empty 100644 ",
+    ];
+    assert_eq!(list(&archive(&items)).expect("good"), expected);
+    assert_eq!(list(&archive64(&items, |_| {})).expect("good zip64"), expected);
+    assert_eq!(list(&archive(&[])).expect("an empty archive"), [""; 0]);
+    let mut commented = archive(&items[..1]);
+    let length = commented.len();
+    commented[length - 2] = 7;
+    commented.extend(b"comment");
+    assert_eq!(list(&commented).expect("a comment"), expected[..1]);
+    let bytes = archive(&items);
+    let archive = Archive::open(Cursor::new(&bytes), &Limits::default()).expect("good");
+    assert_eq!(archive.entries()[0].mtime, 1_706_933_106);
+    assert!(archive.entries()[2].is_executable() && !archive.entries()[3].is_executable());
+    assert_eq!(archive.find("bin/run"), Some(2));
+    assert_eq!(archive.find("bin"), None);
+}
+
+#[test]
+fn the_raw_stream_can_become_a_gzip_member() {
+    let content = b"hello ".repeat(1000);
+    let bytes = archive(&[Item::new("a", b"x"), Item::deflated("b", &content).described(true, false)]);
+    let mut archive = Archive::open(Cursor::new(&bytes), &Limits::default()).expect("good");
+    let mut member = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    archive.raw(1).expect("it is there").read_to_end(&mut member).expect("it is there");
+    member.extend(archive.entries()[1].crc32.to_le_bytes());
+    member.extend((archive.entries()[1].size as u32).to_le_bytes());
+    let mut read = Vec::new();
+    flate2::read::GzDecoder::new(&member[..]).read_to_end(&mut read).expect("a good member");
+    assert_eq!(read, content);
+    assert_eq!(archive.entries()[1].compressed_size, member.len() as u64 - 18);
+    let mut copied = Vec::new();
+    assert_eq!(archive.copy_to(1, &mut copied).expect("good"), 6000);
+    assert_eq!(copied, content);
+}
+
+#[test]
+fn zip64_fields_are_read_and_must_fit() {
+    let wide = |count: usize| [&1u16.to_le_bytes()[..], &(8 * count as u16).to_le_bytes()].concat();
+    let five = 5u64.to_le_bytes();
+    let mut item = Item::new("a", b"hello");
+    item.local_extra = [&wide(2)[..], &five, &five].concat();
+    let good = item.clone().local(18, &[0xff; 8]);
+    assert_eq!(list(&archive(std::slice::from_ref(&good))).expect("local zip64"), ["a 100644 hello"]);
+    let mut central = good.clone().central(20, &[0xff; 8]);
+    central.central_extra = item.local_extra.clone();
+    assert_eq!(list(&archive(&[central.clone()])).expect("both"), ["a 100644 hello"]);
+    let mut all = good.clone().central(20, &[0xff; 8]).central(42, &[0xff; 4]);
+    all.central_extra = [&wide(3)[..], &five, &five, &[0; 8]].concat();
+    assert_eq!(list(&archive(&[all.clone()])).expect("all three"), ["a 100644 hello"]);
+    // Values that nothing asked for, but that agree.
+    let mut spare = Item::new("a", b"hello");
+    spare.central_extra = [&wide(3)[..], &five, &five, &[0; 8]].concat();
+    assert_eq!(list(&archive(&[spare.clone()])).expect("spare"), ["a 100644 hello"]);
+
+    spare.central_extra[4] = 6;
+    refuses("spare values that differ", &archive(&[spare.clone()]));
+    spare.central_extra = [&wide(1)[..], &five].concat();
+    refuses("one value for no field", &archive(&[spare.clone()]));
+    spare.central_extra = [&1u16.to_le_bytes()[..], &7u16.to_le_bytes(), &[0; 7]].concat();
+    refuses("seven bytes", &archive(&[spare.clone()]));
+    spare.central_extra = [wide(0), wide(0)].concat();
+    refuses("twice", &archive(&[spare]));
+    refuses("saturated without a field", &archive(&[Item::new("a", b"hello").central(20, &[0xff; 4])]));
+    let mut short = good.clone().central(20, &[0xff; 8]);
+    short.central_extra = [&wide(1)[..], &five].concat();
+    refuses("one value for two fields", &archive(&[short]));
+    let mut lie = central;
+    lie.central_extra[4 + 3] = 1;
+    refuses("a size of 16 MiB more", &archive(&[lie]));
+    let mut far = all;
+    far.central_extra[4 + 16] = 1;
+    refuses("another offset", &archive(&[far]));
+}
+
+#[test]
+fn zip64_ends_must_agree() {
+    let items = [Item::new("a", b"hello")];
+    for (what, at, with) in [
+        ("number of entries", 56 + 20 + 8, &[9u8, 0][..]),
+        ("size", 56 + 20 + 12, &[9, 0, 0, 0]),
+        ("offset", 56 + 20 + 16, &[9, 0, 0, 0]),
+        ("disk", 56 + 20 + 4, &[1, 0]),
+        ("64-bit disk", 16, &[1]),
+        ("disks", 56 + 16, &[2]),
+        ("entries on this disk", 24, &[9]),
+        ("entries", 32, &[9]),
+        ("directory size", 40, &[9]),
+        ("directory offset", 48, &[9]),
+        ("offset beyond 64 bits", 48, &[0xff; 8]),
+        ("record size", 4, &[45]),
+        ("record magic", 0, b"XX"),
+        ("locator magic", 56, b"XX"),
+        ("locator offset", 56 + 8, &[0xff; 8]),
+    ] {
+        let bytes = archive64(&items, |tail| tail[at..at + with.len()].copy_from_slice(with));
+        refuses(what, &bytes);
+    }
+    let plain = archive64(&items, |tail| {
+        let length = tail.len();
+        tail[length - 14..length - 10].copy_from_slice(&[1, 0, 1, 0]);
+    });
+    assert!(list(&plain).is_ok(), "saturated or equal, both are fine");
+}
+
+#[test]
+fn hostile_names_are_refused() {
+    for name in [
+        "../x",
+        "/abs",
+        "a/../../x",
+        "a/..",
+        "..",
+        ".",
+        "./a",
+        "a/./b",
+        "a//b",
+        "a//",
+        "/",
+        "",
+        "a\\..\\x",
+        "a\0b",
+        "a\nb",
+        ".wh.x",
+        "a/.wh..wh..opq",
+    ] {
+        let error = list(&archive(&[Item::new(name, b"")])).expect_err(name);
+        assert!(matches!(error, FormatError::Name { .. }), "{name:?}: {error}");
+    }
+    for length in [256, 5000] {
+        refuses("long", &archive(&[Item::new(&"x".repeat(length), b"")]));
+    }
+    refuses("deep", &archive(&[Item::new(&("a/".repeat(3000) + "b"), b"")]));
+    let mut item = Item::new("x", b"");
+    item.name = b"\xff\xfe".into();
+    refuses("not UTF-8", &archive(&[item.clone()]));
+    item.flags = 1 << 11;
+    refuses("not UTF-8 but marked", &archive(&[item.clone()]));
+    item.name = "näme".into();
+    item.flags = 0;
+    refuses("UTF-8 but not marked", &archive(&[item]));
+    let mut unicode = Item::new("good", b"");
+    unicode.central_extra = [&0x7075u16.to_le_bytes()[..], &9u16.to_le_bytes(), &[1, 0, 0, 0, 0], b"evil"].concat();
+    refuses("another Unicode name", &archive(&[unicode.clone()]));
+    unicode.central_extra.truncate(9);
+    unicode.central_extra.extend(b"good");
+    assert!(list(&archive(&[unicode])).is_ok());
+}
+
+#[test]
+fn names_are_unique_and_files_hold_nothing() {
+    let file = |name| Item::new(name, b"");
+    assert!(refuses("twice", &archive(&[file("a"), file("b"), file("a")])).contains("twice"));
+    assert!(
+        refuses("file and directory", &archive(&[file("a"), Item { attributes: 0, ..file("a/") }])).contains("twice")
+    );
+    let below = archive(&[file("a/b/c"), file("a-"), file("a")]);
+    assert!(refuses("below a file", &below).contains("below"));
+    let dirs = [Item { attributes: 0, ..file("a/") }, file("a/b"), file("a0"), file("a/b0")];
+    assert!(list(&archive(&dirs)).is_ok());
+}
+
+#[test]
+fn kinds_and_methods_that_are_not_read_are_named() {
+    let with = |attributes: u32| Item { attributes, ..Item::new("x", b"target") };
+    assert!(refuses("symlink", &archive(&[with(0o120_777 << 16)])).contains("symbolic link"));
+    for kind in [0o010_000u32, 0o020_000, 0o060_000, 0o140_000] {
+        assert!(refuses("special", &archive(&[with((kind | 0o644) << 16)])).contains("neither file nor directory"));
+    }
+    refuses("a directory without slash", &archive(&[with(0o040_755 << 16)]));
+    refuses("a file with slash", &archive(&[Item::new("x/", b"")]));
+    refuses("a directory with content", &archive(&[Item { attributes: 0, ..Item::new("x/", b"content") }]));
+    for method in [1u16, 9, 12, 14, 93, 99] {
+        let item = Item::new("x", b"content").both(8, 10, &method.to_le_bytes());
+        assert!(refuses("method", &archive(&[item])).contains("compression method"));
+    }
+    for bit in [0, 6, 13] {
+        let mut item = Item::new("x", b"content");
+        item.flags = 1 << bit;
+        assert!(refuses("encrypted", &archive(&[item])).contains("encrypted"));
+    }
+    for bit in [4, 5, 7, 8, 9, 10, 12, 14, 15] {
+        let mut item = Item::new("x", b"content");
+        item.flags = 1 << bit;
+        assert!(refuses("reserved flag", &archive(&[item])).contains("flags"));
+    }
+}
+
+#[test]
+fn local_headers_repeat_the_directory() {
+    let item = || Item::new("name", b"content");
+    for (what, bad) in [
+        ("name", item().local(26, &[3])),
+        ("another name", Item { local_extra: b"\0\0\0\0".to_vec(), ..item() }.local(26, &[8, 0, 0])),
+        ("flags", item().local(7, &[8])),
+        ("descriptor flag", item().local(6, &[8])),
+        ("method", item().local(8, &[8])),
+        ("CRC-32", item().local(14, &[1])),
+        ("packed size", item().local(18, &[6])),
+        ("size", item().local(22, &[6])),
+        ("zero sizes without a descriptor", item().local(14, &[0; 12])),
+        ("magic", item().local(0, b"PK\x01\x02")),
+        ("extra beyond", item().local(28, &[0xff, 0xff])),
+        ("malformed extra", Item { local_extra: b"\0\0\x09\0".to_vec(), ..item() }),
+        ("cut extra", Item { local_extra: b"\x01\0\0".to_vec(), ..item() }),
+    ] {
+        refuses(what, &archive(&[bad]));
+    }
+    let described = || Item::deflated("name", b"content").described(true, false);
+    for at in 0..16 {
+        let mut bad = described();
+        bad.after[at] ^= 1;
+        refuses("descriptor", &archive(&[bad]));
+    }
+    let mut bad = described();
+    bad.after.truncate(15);
+    refuses("cut descriptor", &archive(&[bad]));
+    let mut bad = described();
+    bad.after.clear();
+    refuses("no descriptor", &archive(&[bad]));
+    refuses("stored with a descriptor", &archive(&[item().described(true, false)]));
+}
+
+#[test]
+fn nothing_is_before_between_or_behind() {
+    let (a, b) = (Item::new("a", b"first"), Item::new("b", b"second"));
+    let good = archive(&[a.clone(), b.clone()]);
+    refuses("prefix", &[b"#!/bin/sh\n", &good[..]].concat());
+    refuses("prefix of an archive", &[&good[..], &good[..]].concat());
+    refuses("suffix", &[&good[..], b"x"].concat());
+    refuses("suffix of zeros", &[&good[..], &[0; 512]].concat());
+    // Offsets that allow for the prefix, and data that no entry lists.
+    let hidden = Item { before: b"hidden".to_vec(), ..a.clone() };
+    assert!(refuses("unlisted prefix", &archive(&[hidden, b.clone()])).contains("unlisted"));
+    let hidden = Item { before: archive(&[Item::new("evil", b"x")]), ..b.clone() };
+    assert!(refuses("unlisted gap", &archive(&[a.clone(), hidden])).contains("not the descriptor"));
+    let hidden = Item { after: b"0123456789ab".to_vec(), ..b.clone() };
+    refuses("unlisted before the directory", &archive(&[a.clone(), hidden]));
+    // Two entries with the same content, one inside the other, and a quine's trick.
+    refuses("same offset", &archive(&[a.clone(), b.clone().central(42, &[0; 4])]));
+    let inner = archive(&[Item::new("evil", b"x")]);
+    refuses("nested", &archive(&[Item::new("outer", &inner), Item::new("evil", b"x").central(42, &[35, 0, 0, 0])]));
+    refuses("longer than the archive", &archive(&[a.clone().both(18, 20, &[0xfe; 8])]));
+    refuses("offset beyond", &archive(&[a.clone(), b.clone().central(42, &[0xfe; 4])]));
+    refuses("other disk", &archive(&[a.clone().central(34, &[1])]));
+    // The end record.
+    let at = good.len() - 22;
+    for (what, offset, with) in [
+        ("disk", 4, 1u8),
+        ("directory's disk", 6, 1),
+        ("entries here", 8, 1),
+        ("entries", 10, 3),
+        ("size", 12, 1),
+        ("offset", 16, 1),
+        ("comment", 20, 1),
+    ] {
+        let mut bad = good.clone();
+        bad[at + offset] = with;
+        refuses(what, &bad);
+    }
+    let mut both = good.clone();
+    (both[at + 8], both[at + 10]) = (1, 1);
+    assert!(refuses("entries", &both).contains("announces 1 entries but its directory has 2"));
+    // A comment that holds another end.
+    let mut two = good.clone();
+    two[at + 20] = 22;
+    two.extend(end(0, 0, 0));
+    refuses("two ends", &two);
+    refuses("nothing", b"");
+    refuses("no archive", b"hello");
+}
+
+#[test]
+fn content_is_checked() {
+    let content = b"some content, some content, some content";
+    let stored = Item::new("x", content);
+    let deflated = Item::deflated("x", content);
+    for item in [&stored, &deflated] {
+        let mut refused = 0;
+        for at in 0..item.packed.len() {
+            let mut bad = item.clone();
+            bad.packed[at] ^= 0x10;
+            match list(&archive(&[bad])) {
+                Err(_) => refused += 1,
+                // The last byte of a deflate stream may have bits that mean nothing.
+                Ok(lines) => assert_eq!(lines, [format!("x 100644 {}", lossy(content))]),
+            }
+        }
+        assert!(refused >= item.packed.len() - 1);
+    }
+    let length = |item: Item| {
+        let packed = (item.packed.len() as u32).to_le_bytes();
+        item.both(18, 20, &packed)
+    };
+    let mut longer = deflated.clone();
+    longer.packed.push(0);
+    assert!(refuses("bytes behind the stream", &archive(&[length(longer)])).contains("ends before"));
+    let mut cut = deflated.clone();
+    cut.packed.pop();
+    assert!(refuses("a cut stream", &archive(&[length(cut)])).contains("no end"));
+    // All of the content and its CRC-32, but the stream does not end.
+    let mut compressor = flate2::Compress::new(flate2::Compression::default(), false);
+    let mut open = Vec::with_capacity(1000);
+    compressor.compress_vec(content, &mut open, flate2::FlushCompress::Sync).expect("in memory");
+    let endless = Item { packed: open, ..deflated.clone() };
+    assert!(refuses("a stream without an end", &archive(&[length(endless)])).contains("no end"));
+    for size in [39u32, 41] {
+        let bad = deflated.clone().both(22, 24, &size.to_le_bytes());
+        refuses("another size", &archive(&[bad]));
+    }
+    refuses("another CRC-32", &archive(&[deflated.clone().both(14, 16, &[0; 4])]));
+    refuses("two sizes of a stored entry", &archive(&[stored.both(22, 24, &[0])]));
+}
+
+#[test]
+fn bombs_are_refused_by_what_they_announce() {
+    let zeros = Item::deflated("zeros", &vec![0; 1 << 20]);
+    let limits = Limits { max_output: 1 << 20, ..Limits::default() };
+    assert!(list_with(&archive(std::slice::from_ref(&zeros)), &limits).is_ok());
+    let second = Item { name: b"second".into(), ..zeros.clone() };
+    assert!(matches!(list_with(&archive(&[zeros.clone(), second]), &limits), Err(FormatError::Limit { .. })));
+    let impossible = Item::deflated("x", b"x").both(22, 24, &[0xfe; 4]);
+    assert!(refuses("impossible ratio", &archive(&[impossible])).contains("cannot hold"));
+    // It announces little: reading stops there.
+    let liar = zeros.both(22, 24, &100u32.to_le_bytes());
+    assert!(refuses("a liar", &archive(&[liar])).contains("more than the 100 bytes"));
+    let limits = Limits { max_entries: 2, max_metadata: 200, ..Limits::default() };
+    let files: Vec<Item> = (0..3).map(|n| Item::new(&n.to_string(), b"")).collect();
+    assert!(matches!(list_with(&archive(&files), &limits), Err(FormatError::Limit { limit: 2, .. })));
+    let long = Item::new(&"x".repeat(200), b"");
+    assert!(matches!(list_with(&archive(&[long]), &limits), Err(FormatError::Limit { limit: 200, .. })));
+}
+
+fn sample() -> Vec<u8> {
+    archive(&[
+        Item::new("a", b"first"),
+        Item::deflated("dir/b", &b"second ".repeat(10)).described(true, false),
+        Item { attributes: 0, ..Item::new("dir/", b"") },
+    ])
+}
+
+#[test]
+fn every_cut_is_an_error() {
+    let bytes = sample();
+    for cut in 0..bytes.len() {
+        refuses("cut", &bytes[..cut]);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let _ = list(&bytes);
+        let _ = list(&[&bytes[..], &end(1, 46, bytes.len().saturating_sub(46))].concat());
+    }
+
+    #[test]
+    fn no_flipped_bit_makes_it_panic(at in 0..sample().len() * 8, second in 0..sample().len() * 8) {
+        let mut bytes = sample();
+        bytes[at / 8] ^= 1 << (at % 8);
+        let _ = list(&bytes);
+        bytes[second / 8] ^= 1 << (second % 8);
+        let _ = list(&bytes);
+    }
+}
+
+#[test]
+fn real_python_writes_what_we_read_and_reads_what_we_do() {
+    let root = tempfile::tempdir().expect("a directory");
+    let script = r##"
+import sys, zipfile, io, random
+random.seed(1)
+class Pipe(io.RawIOBase):
+    def __init__(self, f): self.f = f
+    def writable(self): return True
+    def write(self, b): return self.f.write(b)
+def fill(z):
+    z.writestr("stored", b"hello")
+    z.writestr(zipfile.ZipInfo("old.txt", (1980, 1, 1, 0, 0, 0)), b"x")
+    info = zipfile.ZipInfo("bin/tool", (2031, 12, 31, 23, 59, 58)); info.external_attr = 0o100755 << 16
+    z.writestr(info, b"#!/bin/sh\n", zipfile.ZIP_DEFLATED)
+    z.writestr("n\u00e4me/\u4e2d", bytes(random.randrange(4) for _ in range(30000)), zipfile.ZIP_DEFLATED, 9)
+    z.writestr("dir/", b"")
+    z.writestr("empty", b"", zipfile.ZIP_DEFLATED)
+    with z.open("large", "w", force_zip64=True) as f: f.write(b"zip64 " * 1000)
+with zipfile.ZipFile(sys.argv[1] + "/seekable.zip", "w") as z: fill(z)
+with zipfile.ZipFile(sys.argv[1] + "/deflated.zip", "w", zipfile.ZIP_DEFLATED) as z: fill(z); z.comment = b"a comment"
+with open(sys.argv[1] + "/stream.zip", "wb") as f, zipfile.ZipFile(Pipe(f), "w", zipfile.ZIP_DEFLATED) as z:
+    for n in range(3): z.writestr(zipfile.ZipInfo("f%d" % n), b"data" * n, zipfile.ZIP_DEFLATED)
+for name in ["seekable", "deflated", "stream"]:
+    for i in zipfile.ZipFile(f"{sys.argv[1]}/{name}.zip").infolist():
+        print(name, i.filename, i.external_attr >> 16, "%d-%d-%d %d:%d:%d" % i.date_time, i.CRC, i.file_size, i.compress_size)
+"##;
+    let output = Command::new("python3").args(["-c", script]).arg(root.path()).output();
+    let output = output.expect("python3 is here; install python3");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut ours = String::new();
+    for name in ["seekable", "deflated", "stream"] {
+        let file = std::fs::File::open(root.path().join(format!("{name}.zip"))).expect("written above");
+        let mut archive = Archive::open(file, &Limits::default()).expect(name);
+        for index in 0..archive.entries().len() {
+            let content = archive.read(index).expect(name);
+            let e = &archive.entries()[index];
+            assert_eq!(crc32fast::hash(&content), e.crc32);
+            ours.push_str(&format!(
+                "{name} {} {} {} {} {} {}\n",
+                e.name,
+                e.mode.unwrap_or(0),
+                civil(e.mtime),
+                e.crc32,
+                e.size,
+                e.compressed_size
+            ));
+        }
+    }
+    assert_eq!(String::from_utf8_lossy(&output.stdout), ours);
+}
+
+/// A time as Python's `date_time` prints, by way of the days' count (another algorithm than the reader's).
+fn civil(mtime: i64) -> String {
+    let (mut days, seconds) = (mtime / 86_400, mtime % 86_400);
+    let mut year = 1970;
+    let leap = |year: i64| year % 4 == 0 && year % 100 != 0 || year % 400 == 0;
+    while days >= 365 + i64::from(leap(year)) {
+        days -= 365 + i64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 0;
+    let lengths = [31, 28 + i64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    format!("{year}-{}-{} {}:{}:{}", month + 1, days + 1, seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
