@@ -2,6 +2,11 @@
 //! [`layers`].
 
 pub mod debian;
+pub mod engine;
 pub mod fetch;
+pub mod names;
 pub mod observe;
+pub mod output;
+pub mod parallel;
+pub mod pin;
 pub mod python;

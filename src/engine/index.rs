@@ -1,6 +1,5 @@
 //! What is remembered of a fragment beside its bytes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use layers::encode::{Entry, FragmentLayout};
@@ -8,6 +7,7 @@ use layers::{Digest, ImagePath};
 use serde::{Deserialize, Serialize};
 
 use crate::debian::elf::ElfFacts;
+use crate::debian::scripts::Scripts;
 
 /// The version of the index's own encoding; part of every fragment's key.
 pub const INDEX_FORMAT: u32 = 1;
@@ -32,8 +32,8 @@ pub struct PackageFacts {
     pub architecture: String,
     /// The `Replaces` field.
     pub replaces: String,
-    /// Control files that decide about effects: scripts, triggers, conffiles.
-    pub control: BTreeMap<String, Vec<u8>>,
+    /// What its maintainer scripts would do.
+    pub scripts: Scripts,
 }
 
 /// A fragment: where its bytes are and what is in them.

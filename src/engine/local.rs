@@ -6,10 +6,9 @@
 //! 3. assemble    every layer whose key the ledger does not know: concatenated and hashed, all cores at once
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cache::Store;
@@ -30,6 +29,7 @@ use super::view::{OpenBlob, View};
 use super::{EngineError, base};
 use crate::debian::{effects, gate};
 use crate::observe::{Event, Observer};
+use crate::parallel::in_parallel;
 use crate::pin::{Context, SelectedKind};
 
 /// Brings archives.
@@ -615,35 +615,4 @@ impl<R: Read> Read for Verified<R> {
         }
         Ok(count)
     }
-}
-
-/// Runs `work` on all items with up to `threads` threads; the first error stops the rest.
-pub fn in_parallel<T: Sync, E: Send>(
-    threads: usize,
-    items: &[T],
-    work: impl Fn(&T) -> Result<(), E> + Sync,
-) -> Result<(), E> {
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<E>> = Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, items.len().max(1)) {
-            scope.spawn(|| {
-                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = work(item) {
-                        next.store(items.len(), Ordering::Relaxed);
-                        failed.lock().expect("no thread panics while it holds this").get_or_insert(error);
-                    }
-                }
-            });
-        }
-    });
-    match failed.into_inner().expect("no thread panics while it holds this") {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
-}
-
-/// The names of all paths that a set of fragments holds, for reports.
-pub fn paths_of(fragments: &[Arc<Fragment>]) -> BTreeSet<ImagePath> {
-    fragments.iter().flat_map(|fragment| &fragment.entries).map(|indexed| indexed.entry.path.clone()).collect()
 }

@@ -1,0 +1,274 @@
+//! Archives become fragments: a pure function of the archive's bytes and the conversion.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use cache::Store;
+use layers::encode::{EPOCH, Entry, Kind};
+use layers::format::deb::Deb;
+use layers::format::{FormatError, Limits, decompress, tar};
+use layers::op::{Archive, Conversion};
+use layers::source::{Owner, Unpack};
+use layers::{Digest, ImagePath};
+
+use super::EngineError;
+use super::index::{Fragment, PackageFacts};
+use super::made::{Content, Made, Spool};
+use crate::debian::scripts;
+
+/// Paths that are left out of one package because another one replaces them.
+pub type Drops = BTreeSet<ImagePath>;
+
+/// The version of a conversion's rules; part of the fragment's key.
+pub fn version(conversion: &Conversion) -> u32 {
+    match conversion {
+        Conversion::Deb { .. } => 100 + scripts::VERSION,
+        Conversion::Wheel { .. } | Conversion::Unpack { .. } | Conversion::File { .. } => 1,
+    }
+}
+
+/// Reads an archive and lays its entries out.
+pub fn convert(
+    path: &Path,
+    archive: &Archive,
+    conversion: &Conversion,
+    drops: &Drops,
+    store: &Store,
+) -> Result<Made<'static>, EngineError> {
+    let file = File::open(path)?;
+    let failed = |source| EngineError::Format { archive: archive.name.clone(), source };
+    let spool = Spool::new(store.scratch(), Spool::MEMORY);
+    match conversion {
+        Conversion::Deb { exclude } => deb(file, exclude, drops, spool).map_err(failed),
+        Conversion::Wheel { venv, python } => wheel(file, &archive.name, venv, python).map_err(failed),
+        Conversion::Unpack { how: Unpack::Tar, to, strip_components, owner } => {
+            let reader = decompress(BufReader::with_capacity(256 << 10, file), &Limits::default()).map_err(failed)?;
+            let place = Place { to, strip: *strip_components, owner: Some(*owner) };
+            let made = Made { spool: Some(spool), ..Made::default() };
+            unpack_tar(reader, &place, made).map_err(failed)
+        }
+        Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner } => {
+            unpack_zip(file, to, *strip_components, *owner).map_err(failed)
+        }
+        Conversion::File { to, mode, owner } => {
+            let size = file.metadata()?.len();
+            let mut made = Made::default();
+            let entry = Entry::new(to.clone(), Kind::File { size }, *mode, EPOCH);
+            let open = move || -> Result<Box<dyn Read>, EngineError> { Ok(Box::new(BufReader::new(file))) };
+            made.push(Entry { uid: owner.uid, gid: owner.gid, ..entry }, Content::Open(Box::new(open)));
+            Ok(made)
+        }
+    }
+}
+
+/// Where the entries of a tar file go.
+struct Place<'a> {
+    to: &'a ImagePath,
+    strip: u8,
+    owner: Option<Owner>,
+}
+
+fn deb(file: File, exclude: &[String], drops: &Drops, spool: Spool) -> Result<Made<'static>, FormatError> {
+    let limits = Limits::default();
+    let mut deb = Deb::open(BufReader::with_capacity(256 << 10, file), &limits)?;
+    let control = deb.control_files().clone();
+    let fields = control.get("control").cloned().unwrap_or_default();
+    let field = |name: &str| field(&fields, name).unwrap_or_default();
+    let package = PackageFacts {
+        name: field("Package"),
+        version: field("Version"),
+        architecture: field("Architecture"),
+        replaces: field("Replaces"),
+        scripts: scripts::classify(&control),
+    };
+    let patterns: Vec<(bool, Vec<char>)> = exclude
+        .iter()
+        .map(|pattern| match pattern.strip_prefix('!') {
+            Some(kept) => (true, kept.chars().collect()),
+            None => (false, pattern.chars().collect()),
+        })
+        .collect();
+    let data = deb.data()?;
+    let root = ImagePath::root();
+    let place = Place { to: &root, strip: 0, owner: None };
+    let mut made = unpack_tar(data, &place, Made { spool: Some(spool), ..Made::default() })?;
+    made.entries.retain(|(entry, _)| !drops.contains(&entry.path) && !excluded(&patterns, entry.path.as_str()));
+    made.dirs.retain(|entry| !drops.contains(&entry.path));
+    if !patterns.is_empty() {
+        // As dpkg does: a folder below an excluded pattern stays only where something in it does.
+        let used: BTreeSet<ImagePath> = made.entries.iter().flat_map(|(entry, _)| entry.path.ancestors()).collect();
+        made.dirs.retain(|entry| used.contains(&entry.path) || !excluded(&patterns, &format!("{}/", entry.path)));
+    }
+    // What scanners look for where there is no dpkg database (one paragraph a file, as distroless images have it).
+    let status = ImagePath::new(format!("/var/lib/dpkg/status.d/{}", package.name))
+        .map_err(|_| FormatError::Name { format: "package", name: package.name.clone(), why: "it is no package name" })?;
+    let paragraph = status_paragraph(&fields);
+    let sums = control.get("md5sums").cloned();
+    let mut add = |path: ImagePath, bytes: Vec<u8>| {
+        let kind = Kind::File { size: bytes.len() as u64 };
+        made.push(Entry::new(path, kind, 0o644, EPOCH), Content::Bytes(bytes));
+    };
+    if let (Some(sums), Ok(path)) = (sums, ImagePath::new(format!("{status}.md5sums"))) {
+        add(path, sums);
+    }
+    add(status, paragraph);
+    made.package = Some(package);
+    Ok(made)
+}
+
+/// The control paragraph with `Status: install ok installed` behind its first field.
+fn status_paragraph(control: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(control);
+    let mut out = String::with_capacity(text.len() + 40);
+    for (at, line) in text.trim_end().lines().enumerate() {
+        out.push_str(line);
+        out.push('\n');
+        if at == 0 {
+            out.push_str("Status: install ok installed\n");
+        }
+    }
+    out.into_bytes()
+}
+
+/// A field of a control paragraph, continuation lines joined (Debian policy 5.1).
+fn field(control: &[u8], name: &str) -> Option<String> {
+    let text = std::str::from_utf8(control).ok()?;
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some((found, value)) = line.split_once(':') else { continue };
+        if found.eq_ignore_ascii_case(name) && !line.starts_with([' ', '\t']) {
+            let mut value = value.trim().to_owned();
+            for more in lines.take_while(|line| line.starts_with([' ', '\t'])) {
+                value.push(' ');
+                value.push_str(more.trim());
+            }
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn excluded(patterns: &[(bool, Vec<char>)], path: &str) -> bool {
+    let path: Vec<char> = path.chars().collect();
+    patterns.iter().rev().find(|(_, pattern)| glob(pattern, &path)).is_some_and(|(kept, _)| !kept)
+}
+
+/// dpkg's patterns: `*` and `?` match any character, `/` included (dpkg(1), --path-exclude).
+fn glob(pattern: &[char], path: &[char]) -> bool {
+    let (mut at, mut token, mut fallback) = (0, 0, None);
+    while at < path.len() {
+        match pattern.get(token) {
+            Some('*') => {
+                fallback = Some((token, at));
+                token += 1;
+            }
+            Some(&character) if character == '?' || character == path[at] => (at, token) = (at + 1, token + 1),
+            _ => match fallback {
+                Some((star, start)) => {
+                    fallback = Some((star, start + 1));
+                    (at, token) = (start + 1, star + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[token..].iter().all(|character| *character == '*')
+}
+
+fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Result<Made<'a>, FormatError> {
+    let mut reader = tar::Reader::new(input, &Limits::default());
+    let mut seen = BTreeSet::new();
+    while let Some(mut entry) = reader.next()? {
+        let Some(path) = moved(&entry.path, place)? else { continue };
+        let path = unaliased(path);
+        if let Kind::Hardlink { target } = &mut entry.kind {
+            let Some(moved) = moved(target, place)? else {
+                return Err(refused(&entry.path, "its hardlink target was stripped"));
+            };
+            *target = unaliased(moved);
+        }
+        let link_of_usr_merge = matches!(entry.kind, Kind::Symlink { .. }) && path == entry.path;
+        if !seen.insert(path.clone()) && !entry.is_dir() && !link_of_usr_merge {
+            return Err(refused(&entry.path, "the archive holds this path twice"));
+        }
+        entry.path = path;
+        if let Some(owner) = place.owner {
+            (entry.uid, entry.gid) = (owner.uid, owner.gid);
+        }
+        let content = match (entry.kind.clone(), &mut made.spool) {
+            (Kind::File { size }, Some(spool)) => {
+                let (offset, length) = spool.append(&mut reader).map_err(FormatError::from)?;
+                if length != size {
+                    return Err(refused(&entry.path, "it is shorter than its header says"));
+                }
+                Content::Spooled { offset, size }
+            }
+            _ => Content::None,
+        };
+        made.push(entry, content);
+    }
+    Ok(made)
+}
+
+fn moved(path: &ImagePath, place: &Place<'_>) -> Result<Option<ImagePath>, FormatError> {
+    let rest: Vec<&str> = path.relative().split('/').skip(usize::from(place.strip)).collect();
+    if rest.is_empty() || rest == [""] {
+        return Ok(None);
+    }
+    place.to.join(&rest.join("/")).map(Some).map_err(|_| refused(path, "it is no path in an image"))
+}
+
+/// Merged /usr: what an archive holds below `/bin`, `/sbin` or `/lib*` lies below `/usr` (Debian policy 9.1.1); the links
+/// themselves stay.
+fn unaliased(path: ImagePath) -> ImagePath {
+    for alias in ["bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32"] {
+        if let Some(rest) = path.relative().strip_prefix(alias)
+            && rest.starts_with('/')
+            && let Ok(merged) = ImagePath::new(format!("/usr/{alias}{rest}"))
+        {
+            return merged;
+        }
+    }
+    path
+}
+
+fn refused(path: &ImagePath, why: &str) -> FormatError {
+    FormatError::Entry { format: "archive", name: path.to_string(), why: why.into() }
+}
+
+/// Finds paths that several packages hold and decides who keeps them (Debian policy 7.6.1).
+pub fn conflicts(packages: &[(Digest, Arc<Fragment>)]) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+    let mut owners: BTreeMap<&ImagePath, usize> = BTreeMap::new();
+    let mut drops: BTreeMap<Digest, Drops> = BTreeMap::new();
+    for (at, (digest, fragment)) in packages.iter().enumerate() {
+        for indexed in &fragment.entries {
+            let path = &indexed.entry.path;
+            let Some(&other) = owners.get(path) else {
+                owners.insert(path, at);
+                continue;
+            };
+            let (Some(new), Some(old)) = (&fragment.package, &packages[other].1.package) else { continue };
+            if replaces(new, old) {
+                drops.entry(packages[other].0).or_default().insert(path.clone());
+                owners.insert(path, at);
+            } else if replaces(old, new) {
+                drops.entry(*digest).or_default().insert(path.clone());
+            } else {
+                let (one, other) = (old.name.clone(), new.name.clone());
+                return Err(EngineError::Owners { one, other, path: path.clone() });
+            }
+        }
+    }
+    Ok(drops)
+}
+
+/// Whether one package may take over files of the other.
+fn replaces(one: &PackageFacts, other: &PackageFacts) -> bool {
+    one.replaces.split(',').any(|relation| {
+        let name = relation.trim().split([' ', '(', ':']).next().unwrap_or_default();
+        name == other.name && crate::debian::relation_holds(relation, &other.version)
+    })
+}

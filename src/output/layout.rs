@@ -1,0 +1,238 @@
+//! OCI image layouts (image-layout.md): updated blob by blob, visible at once when `index.json` is renamed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use cache::Store;
+use layers::Digest;
+use serde_json::{Value, json};
+
+use super::{NamedImage, Output, OutputError};
+
+/// An OCI image layout in a folder.
+#[derive(Debug)]
+pub struct Layout {
+    path: PathBuf,
+}
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+impl Layout {
+    /// The layout in `path`, which is made where it is missing.
+    pub fn new(path: PathBuf) -> Layout {
+        Layout { path }
+    }
+
+    fn io<'a>(&self, path: &'a Path) -> impl FnOnce(io::Error) -> OutputError + 'a {
+        move |source| OutputError::Io { path: path.into(), source }
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.path.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Descriptors of an index that is there, less those of `names`.
+    fn others(&self, names: &BTreeSet<&str>) -> Vec<Value> {
+        let Ok(bytes) = fs::read(self.path.join("index.json")) else { return Vec::new() };
+        let Ok(index) = serde_json::from_slice::<Value>(&bytes) else { return Vec::new() };
+        let list = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+        list.into_iter()
+            .filter(|descriptor| {
+                let name = descriptor.pointer("/annotations/org.opencontainers.image.ref.name").and_then(Value::as_str);
+                name.is_some_and(|name| !names.contains(name))
+            })
+            .collect()
+    }
+
+    /// Everything that descriptors lead to.
+    fn reachable(&self, descriptors: &[Value]) -> BTreeSet<Digest> {
+        let mut found = BTreeSet::new();
+        let mut todo: Vec<Value> = descriptors.to_vec();
+        while let Some(descriptor) = todo.pop() {
+            let Some(digest) = descriptor.get("digest").and_then(Value::as_str).and_then(|text| text.parse().ok())
+            else {
+                continue;
+            };
+            if !found.insert(digest) {
+                continue;
+            }
+            let media_type = descriptor.get("mediaType").and_then(Value::as_str).unwrap_or_default();
+            if !media_type.ends_with("+json") || media_type.contains("config") {
+                continue;
+            }
+            let document: Option<Value> =
+                fs::read(self.blob(&digest)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            if let Some(document) = document {
+                for list in ["manifests", "layers"] {
+                    todo.extend(document.get(list).and_then(Value::as_array).cloned().unwrap_or_default());
+                }
+                todo.extend(document.get("config").cloned());
+            }
+        }
+        found
+    }
+
+    /// Puts a blob in place: as a reflink, else a copy made by the kernel, else a read-only hard link.
+    fn put(&self, digest: &Digest, size: u64, store: &Store, seen: &mut Seen) -> Result<(), OutputError> {
+        let (to, from) = (self.blob(digest), store.blob_path(digest));
+        if seen.is_unchanged(&to, size) {
+            return Ok(());
+        }
+        if store.has(digest)? != Some(size) {
+            return Err(OutputError::Lost(*digest));
+        }
+        let temporary = self.path.join("blobs/sha256").join(format!(".{}.{}", digest.hex(), std::process::id()));
+        let _ = fs::remove_file(&temporary);
+        let copied = match reflink_copy::reflink(&from, &temporary) {
+            Ok(()) => true,
+            Err(_) => fs::copy(&from, &temporary).is_ok(),
+        };
+        if !copied {
+            let _ = fs::remove_file(&temporary);
+            fs::hard_link(&from, &temporary).map_err(self.io(&to))?;
+        }
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o444)).map_err(self.io(&to))?;
+        fs::rename(&temporary, &to).map_err(self.io(&to))?;
+        seen.remember(&to);
+        Ok(())
+    }
+
+    fn write(&self, name: &Path, bytes: &[u8]) -> Result<(), OutputError> {
+        let path = self.path.join(name);
+        if fs::read(&path).is_ok_and(|found| found == bytes) {
+            return Ok(());
+        }
+        let folder = path.parent().unwrap_or(&self.path).to_path_buf();
+        let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(self.io(&path))?;
+        file.write_all(bytes).map_err(self.io(&path))?;
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(self.io(&path))?;
+        file.persist(&path).map_err(|error| OutputError::Io { path, source: error.error })?;
+        Ok(())
+    }
+}
+
+impl Output for Layout {
+    fn check(&self) -> Result<(), OutputError> {
+        match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(self.io(&self.path)(error)),
+            Ok(mut entries) => {
+                if entries.next().is_some() && !self.path.join("oci-layout").is_file() {
+                    return Err(OutputError::NotALayout { path: self.path.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, images: &[NamedImage], store: &Store) -> Result<(), OutputError> {
+        self.check()?;
+        let blobs = self.path.join("blobs/sha256");
+        fs::create_dir_all(&blobs).map_err(self.io(&blobs))?;
+        // One writer at a time; the lock goes with its process.
+        let lock_path = self.path.join(".lock");
+        let lock = File::create(&lock_path).map_err(self.io(&lock_path))?;
+        let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+
+        self.write(Path::new("oci-layout"), b"{\"imageLayoutVersion\":\"1.0.0\"}")?;
+        let mut seen = Seen::load(&self.path);
+        for image in images {
+            for (digest, size) in &image.layers {
+                self.put(digest, *size, store, &mut seen)?;
+            }
+            for document in image.documents() {
+                self.write(&Path::new("blobs/sha256").join(document.digest.hex()), &document.bytes)?;
+            }
+        }
+        let names: BTreeSet<&str> = images.iter().map(|image| image.name.as_str()).collect();
+        let mut descriptors = self.others(&names);
+        for image in images {
+            let mut descriptor = json!(image.top().descriptor());
+            descriptor["annotations"] = json!({ REF_NAME: image.name });
+            if image.index.is_none()
+                && let Some(only) = image.platforms.first()
+            {
+                descriptor["platform"] = json!({"architecture": only.platform.architecture(), "os": "linux"});
+            }
+            descriptors.push(descriptor);
+        }
+        descriptors
+            .sort_by_key(|it| it.pointer("/annotations/org.opencontainers.image.ref.name").map(Value::to_string));
+        let index = json!({"schemaVersion": 2, "mediaType": layers::oci::INDEX, "manifests": descriptors});
+        self.write(Path::new("index.json"), index.to_string().as_bytes())?;
+
+        let kept = self.reachable(&descriptors);
+        for entry in fs::read_dir(&blobs).map_err(self.io(&blobs))? {
+            let entry = entry.map_err(self.io(&blobs))?;
+            let digest = entry.file_name().to_str().and_then(|name| Digest::from_hex(name).ok());
+            if digest.is_none_or(|digest| !kept.contains(&digest)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        seen.save(&kept);
+        Ok(())
+    }
+}
+
+/// Which blobs of the layout were put there and have not been touched since: inode, size, mtime and ctime.
+struct Seen {
+    path: PathBuf,
+    known: BTreeMap<String, [i64; 6]>,
+}
+
+impl Seen {
+    fn load(layout: &Path) -> Seen {
+        let path = layout.join(".imgbuild");
+        let known = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Seen { path, known }
+    }
+
+    fn signature(path: &Path) -> Option<[i64; 6]> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        metadata.is_file().then(|| {
+            [
+                metadata.ino() as i64,
+                metadata.len() as i64,
+                metadata.mtime(),
+                metadata.mtime_nsec(),
+                metadata.ctime(),
+                metadata.ctime_nsec(),
+            ]
+        })
+    }
+
+    fn is_unchanged(&self, path: &Path, size: u64) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        match (self.known.get(name), Seen::signature(path)) {
+            (Some(known), Some(now)) => *known == now && now[1] == size as i64,
+            _ => false,
+        }
+    }
+
+    fn remember(&mut self, path: &Path) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if let Some(signature) = Seen::signature(path) {
+            self.known.insert(name.to_owned(), signature);
+        }
+    }
+
+    /// Failing to save is no error: the next build puts the blobs anew.
+    fn save(mut self, kept: &BTreeSet<Digest>) {
+        let before = self.known.len();
+        let _ = before;
+        self.known.retain(|name, _| Digest::from_hex(name).is_ok_and(|digest| kept.contains(&digest)));
+        let text = json!(self.known).to_string();
+        if fs::read_to_string(&self.path).is_ok_and(|found| found == text) {
+            return;
+        }
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        if let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
+            && file.write_all(text.as_bytes()).is_ok()
+        {
+            let _ = file.persist(&self.path);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Where finished images go.
+
+mod archive;
+mod layout;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use cache::Store;
+use layers::Digest;
+use layers::oci::{BuiltImage, Document};
+
+pub use archive::Archive;
+pub use layout::Layout;
+
+/// Why an image did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// A specification that names no output.
+    #[error("`{0}` is not an output: use `oci:DIR`, `oci-archive:FILE` or `docker-archive:FILE`")]
+    Unknown(String),
+    /// A folder that is something else.
+    #[error("`{path}` is not empty and not an OCI layout; choose another folder with `--output oci:DIR`")]
+    NotALayout {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A format that cannot hold what was built.
+    #[error("{0}")]
+    Unfit(String),
+    /// A blob that the cache lost.
+    #[error("{0} is gone from the cache; build again")]
+    Lost(Digest),
+    /// A blob whose bytes are not what its name says.
+    #[error("{0} is damaged in the cache; it was removed, build again")]
+    Damaged(Digest),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] cache::CacheError),
+    /// Reading or writing failed.
+    #[error("cannot write `{path}`: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// An image under its name: one platform as a manifest, several as an index.
+#[derive(Debug, Clone)]
+pub struct NamedImage {
+    /// Its name in the catalogue.
+    pub name: String,
+    /// Its platforms.
+    pub platforms: Vec<BuiltImage>,
+    /// The index over them, where there are several.
+    pub index: Option<Document>,
+    /// All layers of all platforms: digest and size in bytes.
+    pub layers: Vec<(Digest, u64)>,
+}
+
+impl NamedImage {
+    /// What the name stands for: the index, or the only manifest.
+    pub fn top(&self) -> &Document {
+        match (&self.index, self.platforms.first()) {
+            (Some(index), _) => index,
+            (None, Some(image)) => &image.manifest,
+            (None, None) => unreachable!("an image has at least one platform"),
+        }
+    }
+
+    /// All documents, those without references first.
+    pub fn documents(&self) -> impl Iterator<Item = &Document> {
+        self.platforms.iter().flat_map(|image| [&image.config, &image.manifest]).chain(&self.index)
+    }
+}
+
+/// A place for images.
+pub trait Output {
+    /// Finds out before the long work whether delivering can succeed.
+    fn check(&self) -> Result<(), OutputError>;
+
+    /// Delivers the images; their blobs are in the store.
+    fn deliver(&self, images: &[NamedImage], store: &Store) -> Result<(), OutputError>;
+}
+
+/// An output as it is written on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputSpec {
+    /// An OCI image layout in a folder.
+    Layout(PathBuf),
+    /// One file that is an OCI archive and a Docker archive at once.
+    Archive(PathBuf),
+    /// The same for `docker load`, which takes one platform.
+    DockerArchive(PathBuf),
+}
+
+impl FromStr for OutputSpec {
+    type Err = OutputError;
+
+    fn from_str(text: &str) -> Result<OutputSpec, OutputError> {
+        match text.split_once(':') {
+            Some((_, "")) | None => Err(OutputError::Unknown(text.into())),
+            Some(("oci", path)) => Ok(OutputSpec::Layout(path.into())),
+            Some(("oci-archive", path)) => Ok(OutputSpec::Archive(path.into())),
+            Some(("docker-archive", path)) => Ok(OutputSpec::DockerArchive(path.into())),
+            Some(_) => Err(OutputError::Unknown(text.into())),
+        }
+    }
+}
+
+impl OutputSpec {
+    /// Opens the output.
+    pub fn open(&self) -> Box<dyn Output> {
+        match self {
+            OutputSpec::Layout(path) => Box::new(Layout::new(path.clone())),
+            OutputSpec::Archive(path) => Box::new(Archive::new(path.clone(), false)),
+            OutputSpec::DockerArchive(path) => Box::new(Archive::new(path.clone(), true)),
+        }
+    }
+}

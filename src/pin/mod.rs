@@ -1,0 +1,487 @@
+//! The build context: what a definition selects from it, by digest.
+//!
+//! Time stamps are never trusted as truth: they only save re-hashing, and only where they cannot lie (see [`stat`]).
+
+mod ignore;
+mod stat;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use layers::source::{Files, LockFormat, Python};
+use layers::{Digest, KeyHasher};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use sha2::{Digest as _, Sha256};
+
+use ignore::Patterns;
+pub use stat::StatCache;
+
+/// Why a selection of the context could not be pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The context itself is not there.
+    #[error("the build context `{path}` cannot be read: {source}; choose another folder with `--context`")]
+    Context {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What a definition names is not there.
+    #[error("`{path}` is not in the build context{}", hint.as_ref().map(|near| format!("; did you mean `{near}`?")).unwrap_or_default())]
+    Missing {
+        /// The path.
+        path: String,
+        /// A similar name beside it.
+        hint: Option<String>,
+    },
+    /// A selection that is empty.
+    #[error("`{path}` of the build context selects no files; check its patterns and `.dockerignore`")]
+    Empty {
+        /// The path.
+        path: String,
+    },
+    /// A path that leaves the context.
+    #[error("`{path}` leads out of the build context")]
+    Outside {
+        /// The path.
+        path: String,
+    },
+    /// Something that no layer can hold.
+    #[error(
+        "`{path}` in the build context is {what}, which a layer cannot hold; leave it out with `.dockerignore` or `.exclude([..])`"
+    )]
+    Special {
+        /// The path.
+        path: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A name that is not text.
+    #[error("a file name in `{folder}` of the build context is not UTF-8: `{name}`")]
+    Name {
+        /// The folder.
+        folder: String,
+        /// The name, lossily.
+        name: String,
+    },
+    /// A pattern that says nothing.
+    #[error("the pattern `{pattern}` is malformed: {why}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// Why.
+        why: String,
+    },
+    /// A file that cannot be read.
+    #[error("cannot read `{path}` of the build context: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What a selected path is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SelectedKind {
+    /// A regular file.
+    File {
+        /// Its length in bytes.
+        size: u64,
+        /// Whether its owner may execute it.
+        executable: bool,
+        /// Digest of its bytes.
+        digest: Digest,
+    },
+    /// A directory.
+    Dir,
+    /// A symbolic link, kept as a link.
+    Symlink {
+        /// What it holds.
+        target: String,
+    },
+}
+
+/// A selected path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// Relative to the destination; empty where one file was selected.
+    pub path: String,
+    /// Relative to the context.
+    pub source: String,
+    /// What it is.
+    pub kind: SelectedKind,
+}
+
+/// A part of the context, pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// Sorted by path.
+    pub entries: Vec<Selected>,
+    /// Names all of it: paths, kinds, execute bits and contents.
+    pub digest: Digest,
+}
+
+/// A folder that definitions select files from.
+pub struct Context {
+    root: PathBuf,
+    folder: File,
+    ignored: Patterns,
+    stats: Mutex<StatCache>,
+    jobs: usize,
+}
+
+impl Context {
+    /// Opens the context in `root`. `stats` remembers digests between builds.
+    pub fn open(root: &Path, stats: StatCache, jobs: usize) -> Result<Context, PinError> {
+        let at_root = |source| PinError::Context { path: root.into(), source };
+        let folder = File::open(root).map_err(at_root)?;
+        if !folder.metadata().map_err(at_root)?.is_dir() {
+            return Err(at_root(io::ErrorKind::NotADirectory.into()));
+        }
+        let ignored = match fs::read_to_string(root.join(".dockerignore")) {
+            Ok(text) => Patterns::dockerignore(&text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Patterns::default(),
+            Err(source) => return Err(PinError::Read { path: ".dockerignore".into(), source }),
+        };
+        Ok(Context { root: root.into(), folder, ignored, stats: Mutex::new(stats), jobs: jobs.max(1) })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Pins what `files` selects.
+    pub fn select(&self, files: &Files) -> Result<Selection, PinError> {
+        let from = normal(&files.from)?;
+        let top = self.root.join(&from);
+        let metadata = match fs::symlink_metadata(&top) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(PinError::Missing { hint: similar(&self.root, &from), path: files.from.clone() });
+            }
+            Err(source) => return Err(PinError::Read { path: from, source }),
+        };
+        // Resolving the folder itself must not leave the context, whatever links lead to it.
+        self.check_inside(&from)?;
+        let mut walk = Walk {
+            context: self,
+            include: Patterns::plain(&files.include)?,
+            exclude: Patterns::plain(&files.exclude)?,
+            top: from.clone(),
+            found: Vec::new(),
+        };
+        if metadata.is_dir() {
+            walk.folder("")?;
+        } else {
+            walk.visit("", &metadata)?;
+        }
+        let mut found = walk.found;
+        if found.is_empty() || !files.include.is_empty() && found.iter().all(|it| matches!(it.kind, Found::Dir)) {
+            return Err(PinError::Empty { path: files.from.clone() });
+        }
+        if !files.include.is_empty() {
+            keep_used_folders(&mut found);
+        }
+        let entries = self.pin(found)?;
+        let mut hasher = KeyHasher::new("selection", 1);
+        for entry in &entries {
+            hasher.field("path", &entry.path);
+            match &entry.kind {
+                SelectedKind::Dir => hasher.field("dir", ""),
+                SelectedKind::Symlink { target } => hasher.field("link", target),
+                SelectedKind::File { executable, digest, .. } => {
+                    hasher.field("executable", executable).field("content", digest)
+                }
+            };
+        }
+        Ok(Selection { entries, digest: hasher.finish().0.0 })
+    }
+
+    /// The digest of the lock files that a Python source reads; `None` where the context lacks its lock file.
+    pub fn lock_digest(&self, python: &Python) -> Option<Digest> {
+        let mut hasher = KeyHasher::new("lock-files", 1);
+        hasher.field("lock", Digest::of(&self.read(&python.lock.path).ok()?));
+        // Groups and extras of these formats are defined by the project file beside the lock.
+        if matches!(python.lock.format, LockFormat::Poetry | LockFormat::Uv) {
+            let project = match python.lock.path.rsplit_once('/') {
+                Some((folder, _)) => format!("{folder}/pyproject.toml"),
+                None => "pyproject.toml".to_owned(),
+            };
+            if let Ok(bytes) = self.read(&project) {
+                hasher.field("project", Digest::of(&bytes));
+            }
+        }
+        Some(hasher.finish().0.0)
+    }
+
+    /// Reads a small file of the context.
+    pub fn read(&self, path: &str) -> Result<Vec<u8>, PinError> {
+        let path = normal(path)?;
+        let mut bytes = Vec::new();
+        self.open_file(&path)?
+            .read_to_end(&mut bytes)
+            .map_err(|source| PinError::Read { path: path.clone(), source })?;
+        Ok(bytes)
+    }
+
+    /// Opens a regular file; no link on the way may lead out of the context.
+    pub fn open_file(&self, path: &str) -> Result<File, PinError> {
+        let opened =
+            openat2(&self.folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::BENEATH);
+        match opened {
+            Ok(file) => Ok(file.into()),
+            Err(rustix::io::Errno::XDEV) => Err(PinError::Outside { path: path.into() }),
+            // Kernels before 5.6, and sandboxes that forbid the call: the path was checked when it was selected.
+            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+                File::open(self.root.join(path)).map_err(|source| PinError::Read { path: path.into(), source })
+            }
+            Err(rustix::io::Errno::NOENT) => {
+                Err(PinError::Missing { hint: similar(&self.root, path), path: path.into() })
+            }
+            Err(error) => Err(PinError::Read { path: path.into(), source: error.into() }),
+        }
+    }
+
+    /// Saves what was learnt about files.
+    pub fn save_stats(&self) {
+        self.stats.lock().expect("no thread panics while it holds this").save();
+    }
+
+    fn check_inside(&self, path: &str) -> Result<(), PinError> {
+        let read = |source| PinError::Read { path: path.into(), source };
+        let Some((parent, _)) = path.rsplit_once('/') else { return Ok(()) };
+        let real = fs::canonicalize(self.root.join(parent)).map_err(read)?;
+        let root = fs::canonicalize(&self.root).map_err(read)?;
+        if real.starts_with(&root) { Ok(()) } else { Err(PinError::Outside { path: path.into() }) }
+    }
+
+    fn pin(&self, found: Vec<FoundPath>) -> Result<Vec<Selected>, PinError> {
+        let mut digests: BTreeMap<usize, Digest> = BTreeMap::new();
+        let mut unknown = Vec::new();
+        {
+            let stats = self.stats.lock().expect("no thread panics while it holds this");
+            for (at, it) in found.iter().enumerate() {
+                if let Found::File { stat, .. } = &it.kind {
+                    match stats.digest(&self.root, &it.source, stat) {
+                        Some(digest) => {
+                            digests.insert(at, digest);
+                        }
+                        None => unknown.push(at),
+                    }
+                }
+            }
+        }
+        let hashed = Mutex::new(Vec::with_capacity(unknown.len()));
+        crate::parallel::in_parallel(self.jobs, &unknown, |&at| {
+            let digest = self.hash(&found[at].source)?;
+            hashed.lock().expect("no thread panics while it holds this").push((at, digest));
+            Ok::<(), PinError>(())
+        })?;
+        {
+            let mut stats = self.stats.lock().expect("no thread panics while it holds this");
+            for (at, digest) in hashed.into_inner().expect("no thread panics while it holds this") {
+                if let Found::File { stat, .. } = &found[at].kind {
+                    stats.remember(&self.root, &found[at].source, stat, digest);
+                }
+                digests.insert(at, digest);
+            }
+        }
+        let mut entries: Vec<Selected> = found
+            .into_iter()
+            .enumerate()
+            .map(|(at, it)| Selected {
+                kind: match it.kind {
+                    Found::Dir => SelectedKind::Dir,
+                    Found::Link(target) => SelectedKind::Symlink { target },
+                    Found::File { size, executable, .. } => SelectedKind::File {
+                        size,
+                        executable,
+                        digest: *digests.get(&at).expect("every file was looked up or hashed"),
+                    },
+                },
+                path: it.path,
+                source: it.source,
+            })
+            .collect();
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(entries)
+    }
+
+    fn hash(&self, path: &str) -> Result<Digest, PinError> {
+        let mut file = self.open_file(path)?;
+        let mut hasher = Sha256::new();
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            match file.read(&mut chunk) {
+                Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
+                Ok(count) => hasher.update(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(PinError::Read { path: path.into(), source }),
+            }
+        }
+    }
+}
+
+struct FoundPath {
+    path: String,
+    source: String,
+    kind: Found,
+}
+
+enum Found {
+    Dir,
+    Link(String),
+    File { size: u64, executable: bool, stat: stat::Signature },
+}
+
+struct Walk<'a> {
+    context: &'a Context,
+    include: Patterns,
+    exclude: Patterns,
+    top: String,
+    found: Vec<FoundPath>,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, inside: &str) -> Result<(), PinError> {
+        let source = join(&self.top, inside);
+        let folder = self.context.root.join(&source);
+        let read = |error| PinError::Read { path: source.clone(), source: error };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(read)? {
+            let name = entry.map_err(read)?.file_name();
+            match name.to_str() {
+                Some(name) => names.push(name.to_owned()),
+                None => {
+                    return Err(PinError::Name {
+                        folder: source,
+                        name: String::from_utf8_lossy(name.as_bytes()).into_owned(),
+                    });
+                }
+            }
+        }
+        names.sort_unstable();
+        for name in names {
+            let inside = join(inside, &name);
+            let source = join(&self.top, &inside);
+            let metadata = match fs::symlink_metadata(self.context.root.join(&source)) {
+                Ok(metadata) => metadata,
+                Err(source_error) => return Err(PinError::Read { path: source, source: source_error }),
+            };
+            self.visit(&inside, &metadata)?;
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, inside: &str, metadata: &fs::Metadata) -> Result<(), PinError> {
+        let source = join(&self.top, inside);
+        let ignored = self.context.ignored.matches(&source) || self.exclude.matches(inside);
+        if metadata.is_dir() {
+            if !ignored && !inside.is_empty() {
+                self.found.push(FoundPath { path: inside.into(), source, kind: Found::Dir });
+                return self.folder(inside);
+            }
+            // An exception such as `!docs/keep.md` may bring back what lies inside an ignored folder.
+            if inside.is_empty() || self.context.ignored.may_bring_back(&source) || self.exclude.may_bring_back(inside)
+            {
+                return self.folder(inside);
+            }
+            return Ok(());
+        }
+        if ignored || !inside.is_empty() && !self.include.is_empty() && !self.include.matches(inside) {
+            return Ok(());
+        }
+        let kind = metadata.file_type();
+        let special = |what| Err(PinError::Special { path: source.clone(), what });
+        let kind = if kind.is_file() {
+            Found::File {
+                size: metadata.len(),
+                executable: metadata.mode() & 0o100 != 0,
+                stat: stat::Signature::of(metadata),
+            }
+        } else if kind.is_symlink() {
+            let target = fs::read_link(self.context.root.join(&source))
+                .map_err(|error| PinError::Read { path: source.clone(), source: error })?;
+            match target.to_str() {
+                Some(target) => Found::Link(target.to_owned()),
+                None => {
+                    return Err(PinError::Name { folder: source, name: target.to_string_lossy().into_owned() });
+                }
+            }
+        } else if kind.is_fifo() {
+            return special("a named pipe");
+        } else if kind.is_socket() {
+            return special("a socket");
+        } else {
+            return special("a device");
+        };
+        if !inside.is_empty() {
+            self.add_parents(inside);
+        }
+        self.found.push(FoundPath { path: inside.into(), source, kind });
+        Ok(())
+    }
+
+    /// A file that an exception brought back needs its folders.
+    fn add_parents(&mut self, inside: &str) {
+        for (at, _) in inside.match_indices('/') {
+            let parent = &inside[..at];
+            if !self.found.iter().rev().any(|it| it.path == parent) {
+                let source = join(&self.top, parent);
+                self.found.push(FoundPath { path: parent.into(), source, kind: Found::Dir });
+            }
+        }
+    }
+}
+
+/// With include patterns, folders are there for the files in them.
+fn keep_used_folders(found: &mut Vec<FoundPath>) {
+    let used: std::collections::BTreeSet<String> = found
+        .iter()
+        .filter(|it| !matches!(it.kind, Found::Dir))
+        .flat_map(|it| it.path.match_indices('/').map(|(at, _)| it.path[..at].to_owned()).collect::<Vec<_>>())
+        .collect();
+    found.retain(|it| !matches!(it.kind, Found::Dir) || used.contains(&it.path));
+}
+
+fn join(folder: &str, name: &str) -> String {
+    match (folder, name) {
+        ("", name) => name.to_owned(),
+        (folder, "") => folder.to_owned(),
+        (folder, name) => format!("{folder}/{name}"),
+    }
+}
+
+/// A relative path without `.`, `//` and trailing `/`; `..` and absolute paths are refused.
+fn normal(path: &str) -> Result<String, PinError> {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" if parts.is_empty() && path.starts_with('/') => return Err(PinError::Outside { path: path.into() }),
+            "" | "." => {}
+            ".." => return Err(PinError::Outside { path: path.into() }),
+            part => parts.push(part),
+        }
+    }
+    Ok(parts.join("/"))
+}
+
+/// A name beside the missing one that differs in few characters.
+fn similar(root: &Path, path: &str) -> Option<String> {
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let names: Vec<String> =
+        fs::read_dir(root.join(folder)).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    crate::names::nearest(name, names.iter().map(String::as_str)).map(|near| join(folder, near))
+}
+
+#[cfg(test)]
+mod tests;

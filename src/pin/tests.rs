@@ -1,0 +1,115 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use layers::path;
+use layers::source::{Files, files};
+
+use super::*;
+
+fn context(paths: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (path, text) in paths {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().expect("has a parent")).expect("makes folders");
+        fs::write(path, text).expect("writes");
+    }
+    folder
+}
+
+fn open(folder: &tempfile::TempDir) -> Context {
+    Context::open(folder.path(), StatCache::default(), 2).expect("opens")
+}
+
+fn listing(folder: &tempfile::TempDir, files: &Files) -> Vec<String> {
+    open(folder).select(files).expect("selects").entries.iter().map(|it| it.path.clone()).collect()
+}
+
+#[test]
+fn a_folder_gives_its_content_and_a_file_itself() {
+    let folder = context(&[("src/a.py", "a"), ("src/lib/b.py", "b"), ("other", "c")]);
+    assert_eq!(listing(&folder, &files("src", path!("/app"))), ["a.py", "lib", "lib/b.py"]);
+    assert_eq!(listing(&folder, &files("src/a.py", path!("/app/a.py"))), [""]);
+    assert_eq!(listing(&folder, &files(".", path!("/app"))), ["other", "src", "src/a.py", "src/lib", "src/lib/b.py"]);
+    assert_eq!(listing(&folder, &files("src", path!("/app")).include(["**/b.py"])), ["lib", "lib/b.py"]);
+    assert_eq!(listing(&folder, &files("src", path!("/app")).exclude(["lib"])), ["a.py"]);
+}
+
+#[test]
+fn dockerignore_counts_from_the_context_and_exceptions_bring_folders_back() {
+    let folder = context(&[("src/keep/x", ""), ("src/drop/y", ""), (".dockerignore", "src\n!src/keep\n")]);
+    assert_eq!(listing(&folder, &files("src", path!("/app"))), ["keep", "keep/x"]);
+}
+
+#[test]
+fn the_digest_changes_with_everything_that_reaches_the_image_and_nothing_else() {
+    let digest =
+        |folder: &tempfile::TempDir| open(folder).select(&files("src", path!("/app"))).expect("selects").digest;
+    let folder = context(&[("src/a", "1"), ("src/b", "2")]);
+    let before = digest(&folder);
+    fs::write(folder.path().join("src/a"), "1").expect("touches");
+    assert_eq!(digest(&folder), before);
+    fs::write(folder.path().join("src/a"), "2").expect("writes");
+    fs::write(folder.path().join("src/b"), "1").expect("writes");
+    let swapped = digest(&folder);
+    assert_ne!(swapped, before);
+    fs::set_permissions(folder.path().join("src/a"), fs::Permissions::from_mode(0o755)).expect("sets the mode");
+    let executable = digest(&folder);
+    assert_ne!(executable, swapped);
+    fs::create_dir(folder.path().join("src/empty")).expect("makes a folder");
+    assert_ne!(digest(&folder), executable);
+}
+
+#[test]
+fn one_byte_edited_with_size_and_mtime_restored_is_noticed() {
+    let folder = context(&[("src/a", "one")]);
+    let file = folder.path().join("src/a");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    fs::File::options().write(true).open(&file).expect("opens").set_modified(old).expect("sets the time");
+    let cache = folder.path().join("stats");
+    let digest = || {
+        let context = Context::open(folder.path(), StatCache::load(cache.clone()), 1).expect("opens");
+        let selection = context.select(&files("src", path!("/app"))).expect("selects");
+        context.save_stats();
+        selection.digest
+    };
+    let before = digest();
+    assert_eq!(digest(), before);
+    fs::write(&file, "two").expect("edits");
+    fs::File::options().write(true).open(&file).expect("opens").set_modified(old).expect("restores the time");
+    assert_ne!(digest(), before);
+}
+
+#[test]
+fn what_leads_out_of_the_context_or_is_not_there_is_refused() {
+    let outside = context(&[("secret", "s")]);
+    let folder = context(&[("src/a", "")]);
+    symlink(outside.path(), folder.path().join("out")).expect("links");
+    let context = open(&folder);
+    let select = |from: &str| context.select(&files(from, path!("/app")));
+    for from in ["../x", "/etc/passwd", "src/../../x", "out/secret"] {
+        assert!(matches!(select(from), Err(PinError::Outside { .. })), "{from}");
+    }
+    match select("scr") {
+        Err(PinError::Missing { hint, .. }) => assert_eq!(hint.as_deref(), Some("src")),
+        other => panic!("{other:?}"),
+    }
+    // A link itself is kept as a link, wherever it leads.
+    let kept = context.select(&files(".", path!("/app"))).expect("selects");
+    assert!(kept.entries.iter().any(|it| it.path == "out" && matches!(it.kind, SelectedKind::Symlink { .. })));
+    assert!(matches!(context.open_file("out/secret"), Err(PinError::Outside { .. })));
+}
+
+#[test]
+fn pipes_are_refused_by_name() {
+    let folder = context(&[("src/a", "")]);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        folder.path().join("src/pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .expect("makes a pipe");
+    let error = open(&folder).select(&files("src", path!("/app"))).expect_err("refuses");
+    assert!(error.to_string().contains("`src/pipe` in the build context is a named pipe"), "{error}");
+}
