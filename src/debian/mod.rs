@@ -1,6 +1,9 @@
 //! Debian: repositories, closures, and packages without their maintainer scripts.
 
+pub mod effects;
 pub mod elf;
+pub mod follow;
+pub mod ldcache;
 pub mod packages;
 pub mod relation;
 pub mod scripts;
