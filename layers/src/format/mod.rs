@@ -17,6 +17,7 @@ mod decompress;
 mod error;
 mod limits;
 pub mod tar;
+pub mod wheel;
 pub mod zip;
 
 pub use decompress::{Compression, decompress, decompress_as};
