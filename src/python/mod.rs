@@ -12,11 +12,15 @@
 
 pub mod constraint;
 mod error;
+pub mod index;
 pub mod markers;
 mod poetry;
+mod pylock;
 mod requirement;
+mod requirements;
 pub mod select;
 pub mod tags;
+mod uv;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -143,7 +147,8 @@ pub struct LockedPackage {
     pub files: Vec<LockedFile>,
     /// Names of its files without a SHA-256, which are never used.
     pub unhashed: Vec<String>,
-    /// Allowed SHA-256s of files whose names the lock does not say (requirements.txt).
+    /// Allowed SHA-256s of files whose names the lock does not say (requirements.txt): see
+    /// [`Indexes::complete`](index::Indexes::complete).
     pub hashes: BTreeSet<Digest>,
     /// Interpreters that it says it runs on.
     pub requires_python: Option<Constraint>,
@@ -304,7 +309,9 @@ pub fn read_lock_bytes(
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match selection.format {
         LockFormat::Poetry => poetry::read(selection, text, files),
-        _ => Err(PythonError::syntax(&selection.path, None, "only poetry.lock is read so far")),
+        LockFormat::Uv => uv::read(selection, text),
+        LockFormat::Pylock => pylock::read(selection, text),
+        LockFormat::Requirements => requirements::read(selection, text, files),
     }
 }
 

@@ -41,3 +41,18 @@ pub fn chosen(set: &Result<LockedSet, PythonError>, platform: Platform) -> Strin
 pub fn hash(digit: char) -> String {
     format!("sha256:{}", digit.to_string().repeat(64))
 }
+
+/// The packages chosen as `name==version`, or the error.
+pub fn versions(set: &Result<LockedSet, PythonError>, platform: Platform) -> String {
+    let set = match set {
+        Ok(set) => set,
+        Err(error) => return error.to_string(),
+    };
+    match select(set, &target(platform)) {
+        Ok(wheels) => {
+            let labels: Vec<String> = wheels.iter().map(|wheel| format!("{}=={}", wheel.name, wheel.version)).collect();
+            labels.join(" ")
+        }
+        Err(error) => error.to_string(),
+    }
+}

@@ -1,9 +1,9 @@
-//! poetry.lock.
+//! poetry.lock. The larger lock was made by Poetry; only its hosts were replaced.
 
 use layers::Platform::{Amd64, Arm64};
 use layers::source::poetry_lock;
 
-use crate::python::{Context, chosen, hash};
+use crate::python::{Context, chosen, hash, versions};
 
 const PURE: &str = "py3-none-any";
 
@@ -299,4 +299,36 @@ fn files_that_are_no_lock_are_refused() {
         let error = context.lock(&poetry_lock("poetry.lock")).unwrap_err().to_string();
         assert!(error.contains(expected), "{expected}: {error}");
     }
+}
+
+#[test]
+fn a_lock_that_poetry_wrote_is_read_as_poetry_exports_it() {
+    let context = Context::of([("poetry.lock", include_str!("../fixtures/python/poetry.lock"))]);
+    let lock = poetry_lock("poetry.lock");
+    let http = "anyio==4.16.0 certifi==2026.10.18 h11==0.16.0 h2==4.4.1 hpack==4.2.0 httpcore==1.0.9 httpx==0.28.1 \
+                hyperframe==6.1.0 idna==3.20";
+    // What `poetry export` and `uv pip install --dry-run --python-platform` said when the lock was made.
+    let docs = "jinja2==3.1.6 markupsafe==3.0.4";
+    let rag = format!("{http} numpy==2.5.5 typing-extensions==4.16.0");
+    let rag_with_docs = format!("{http} {docs} numpy==2.5.5 typing-extensions==4.16.0");
+    for (selection, amd64, arm64) in [
+        (lock.clone(), "click==8.5.1 markupsafe==3.0.4", "click==8.5.1 markupsafe==3.0.4"),
+        (
+            lock.clone().extra("yaml"),
+            "click==8.5.1 markupsafe==3.0.4 pyyaml==6.0.3",
+            "click==8.5.1 markupsafe==3.0.4 pyyaml==6.0.3",
+        ),
+        (lock.clone().group("docs"), docs, docs),
+        (lock.clone().group("rag"), &rag, &rag_with_docs),
+        (lock.clone().group("docs").group("rag"), &rag_with_docs, &rag_with_docs),
+    ] {
+        let set = context.lock(&selection);
+        assert_eq!(versions(&set, Amd64), amd64, "{selection:?} on amd64");
+        assert_eq!(versions(&set, Arm64), arm64, "{selection:?} on arm64");
+    }
+    assert_eq!(
+        chosen(&context.lock(&lock.group("main")), Arm64),
+        "click-8.5.1-py3-none-any.whl\n\
+         markupsafe-3.0.4-cp313-cp313-manylinux2014_aarch64.manylinux_2_17_aarch64.manylinux_2_28_aarch64.whl"
+    );
 }
