@@ -163,7 +163,11 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 
 /// What is directly in a directory, sorted by name.
 fn children<'a>(tree: &'a dyn Tree, directory: &ImagePath) -> Vec<&'a Entry> {
-    let inside = |entry: &&Entry| entry.path.parent().as_ref() == Some(directory);
+    let start = directory.as_str().trim_end_matches('/').len();
+    let inside = |entry: &&Entry| {
+        let rest = entry.path.as_str().get(start..).and_then(|rest| rest.strip_prefix('/'));
+        rest.is_some_and(|name| !name.is_empty() && !name.contains('/'))
+    };
     tree.below(directory).filter(inside).collect()
 }
 

@@ -3,6 +3,7 @@
 pub mod effects;
 pub mod elf;
 pub mod follow;
+pub mod gate;
 pub mod ldcache;
 pub mod packages;
 pub mod relation;
