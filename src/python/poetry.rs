@@ -13,7 +13,7 @@ use super::constraint::Constraint;
 use super::markers::Marker;
 use super::requirement::Requirement;
 use super::{
-    Edge, LockedPackage, LockedSet, PythonError, SourceKind, beside, from_toml, normalised, path_of, read as read_file,
+    Edge, LockedPackage, LockedSet, PythonError, SourceKind, beside, from_toml, normalised, read as read_file,
 };
 
 /// What Poetry calls the project's own dependencies.
@@ -231,7 +231,7 @@ fn entry(path: &str, package: &Package) -> Result<LockedPackage, PythonError> {
     let mut entry = LockedPackage::new(&package.name, Some(package.version.clone()), source);
     entry.requires_python = constraint(path, &package.name, package.python_versions.as_deref())?;
     for File { file, hash } in &package.files {
-        let at = url.filter(|url| path_of(url) == *file).map(str::to_owned);
+        let at = url.map(str::to_owned);
         entry.add_file(file, hash.as_deref(), None, at).map_err(refuse)?;
     }
     Ok(entry)

@@ -203,6 +203,10 @@ fn wheel(package: &LockedPackage, target: &Target, tags: &Tags) -> Result<Wheel,
         rank.cmp(other_rank).then_with(by_build).then_with(|| file.name.cmp(&other_file.name))
     });
     if let Some((_, name, file)) = best {
+        // Never asked from an index instead: there the name may be someone else's.
+        if package.source == SourceKind::Url && file.url.is_none() {
+            return Err("the lock does not say the URL that it is locked at".into());
+        }
         return Ok(Wheel {
             name: package.name.clone(),
             version: package.version.clone().unwrap_or_else(|| name.version.to_string()),

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 mod python;
+mod python_hostile;
 mod python_index;
 mod python_poetry;
 mod python_pylock;
+mod python_real;
 mod python_requirements;
 mod python_uv;
