@@ -1,12 +1,15 @@
 //! Debian: repositories, closures, and packages without their maintainer scripts.
 
+pub mod archive;
 pub mod effects;
 pub mod elf;
 pub mod follow;
 pub mod gate;
 pub mod ldcache;
+pub mod openpgp;
 pub mod packages;
 pub mod relation;
+pub mod release;
 pub mod scripts;
 mod shell;
 pub mod version;

@@ -1,15 +1,18 @@
 //! Archives become fragments: a pure function of the archive's bytes and the conversion.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read, Seek as _, Write};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use cache::Store;
 use layers::encode::{EPOCH, Entry, Kind};
 use layers::format::deb::Deb;
-use layers::format::{FormatError, Limits, decompress, tar};
+use layers::format::wheel::{self, Scheme, Wheel, WheelName};
+use layers::format::{FormatError, Limits, decompress, tar, zip};
 use layers::op::{Archive, Conversion};
 use layers::source::{Owner, Unpack};
 use layers::{Digest, ImagePath};
@@ -17,7 +20,7 @@ use layers::{Digest, ImagePath};
 use super::EngineError;
 use super::index::{Fragment, PackageFacts};
 use super::made::{Content, Made, Spool};
-use crate::debian::scripts;
+use crate::debian::{effects, scripts};
 
 /// Paths that are left out of one package because another one replaces them.
 pub type Drops = BTreeSet<ImagePath>;
@@ -51,7 +54,7 @@ pub fn convert(
             unpack_tar(reader, &place, made).map_err(failed)
         }
         Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner } => {
-            unpack_zip(file, to, *strip_components, *owner).map_err(failed)
+            unpack_zip(file, &Place { to, strip: *strip_components, owner: Some(*owner) }).map_err(failed)
         }
         Conversion::File { to, mode, owner } => {
             let size = file.metadata()?.len();
@@ -103,9 +106,12 @@ fn deb(file: File, exclude: &[String], drops: &Drops, spool: Spool) -> Result<Ma
         made.dirs.retain(|entry| used.contains(&entry.path) || !excluded(&patterns, &format!("{}/", entry.path)));
     }
     // What scanners look for where there is no dpkg database (one paragraph a file, as distroless images have it).
-    let status = ImagePath::new(format!("/var/lib/dpkg/status.d/{}", package.name))
-        .map_err(|_| FormatError::Name { format: "package", name: package.name.clone(), why: "it is no package name" })?;
-    let paragraph = status_paragraph(&fields);
+    let status = ImagePath::new(format!("/var/lib/dpkg/status.d/{}", package.name)).map_err(|_| FormatError::Name {
+        format: "package",
+        name: package.name.clone(),
+        why: "it is no package name",
+    })?;
+    let paragraph = effects::status_paragraph(&fields);
     let sums = control.get("md5sums").cloned();
     let mut add = |path: ImagePath, bytes: Vec<u8>| {
         let kind = Kind::File { size: bytes.len() as u64 };
@@ -117,20 +123,6 @@ fn deb(file: File, exclude: &[String], drops: &Drops, spool: Spool) -> Result<Ma
     add(status, paragraph);
     made.package = Some(package);
     Ok(made)
-}
-
-/// The control paragraph with `Status: install ok installed` behind its first field.
-fn status_paragraph(control: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(control);
-    let mut out = String::with_capacity(text.len() + 40);
-    for (at, line) in text.trim_end().lines().enumerate() {
-        out.push_str(line);
-        out.push('\n');
-        if at == 0 {
-            out.push_str("Status: install ok installed\n");
-        }
-    }
-    out.into_bytes()
 }
 
 /// A field of a control paragraph, continuation lines joined (Debian policy 5.1).
@@ -211,6 +203,65 @@ fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Re
         made.push(entry, content);
     }
     Ok(made)
+}
+
+fn wheel(file: File, name: &str, venv: &ImagePath, python: &str) -> Result<Made<'static>, FormatError> {
+    let limits = Limits::default();
+    let archive = zip::Archive::open(BufReader::with_capacity(256 << 10, file), &limits)?;
+    let wheel = Wheel::open(archive, &name.parse::<WheelName>()?, &limits)?;
+    let installed = wheel.install(&Scheme::new(venv.clone(), python)?)?;
+    let wheel = Rc::new(RefCell::new(wheel));
+    let mut made = Made::default();
+    for file in installed.files {
+        let (size, content) = match file.content {
+            wheel::Content::Bytes(bytes) => (bytes.len() as u64, Content::Bytes(bytes)),
+            wheel::Content::Entry(index) => {
+                let size = wheel.borrow_mut().archive().entries()[index].size;
+                let wheel = wheel.clone();
+                (size, Content::Open(Box::new(move || read_whole(size, |out| wheel.borrow_mut().copy_to(index, out)))))
+            }
+        };
+        made.push(Entry::new(file.path, Kind::File { size }, file.mode, file.mtime), content);
+    }
+    Ok(made)
+}
+
+fn unpack_zip(file: File, place: &Place<'_>) -> Result<Made<'static>, FormatError> {
+    let archive = zip::Archive::open(BufReader::with_capacity(256 << 10, file), &Limits::default())?;
+    let entries = archive.entries().to_vec();
+    let archive = Rc::new(RefCell::new(archive));
+    let mut made = Made::default();
+    for (index, found) in entries.into_iter().enumerate() {
+        let Some(path) = moved(&found.path, place)? else { continue };
+        let is_dir = found.name.ends_with('/');
+        let mode = found.mode.map(|mode| mode & 0o777).filter(|mode| *mode != 0);
+        let kind = if is_dir { Kind::Dir } else { Kind::File { size: found.size } };
+        let mut entry = Entry::new(path, kind, mode.unwrap_or(if is_dir { 0o755 } else { 0o644 }), found.mtime);
+        if let Some(owner) = place.owner {
+            (entry.uid, entry.gid) = (owner.uid, owner.gid);
+        }
+        let (archive, size) = (archive.clone(), found.size);
+        let open = move || read_whole(size, |out| archive.borrow_mut().copy_to(index, out));
+        made.push(entry, if is_dir { Content::None } else { Content::Open(Box::new(open)) });
+    }
+    Ok(made)
+}
+
+/// Content that can only be written, for a reader: small files in memory, large ones through a temporary file.
+fn read_whole(
+    size: u64,
+    copy: impl FnOnce(&mut dyn Write) -> Result<u64, FormatError>,
+) -> Result<Box<dyn Read>, EngineError> {
+    let failed = |source| EngineError::Format { archive: "archive".into(), source };
+    if size <= Spool::MEMORY as u64 {
+        let mut bytes = Vec::with_capacity(size as usize);
+        copy(&mut bytes).map_err(failed)?;
+        return Ok(Box::new(io::Cursor::new(bytes)));
+    }
+    let mut file = tempfile::tempfile()?;
+    copy(&mut file).map_err(failed)?;
+    file.rewind()?;
+    Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
 }
 
 fn moved(path: &ImagePath, place: &Place<'_>) -> Result<Option<ImagePath>, FormatError> {

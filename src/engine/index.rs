@@ -53,6 +53,10 @@ pub struct Fragment {
     pub package: Option<PackageFacts>,
     /// Whether its directories change those below (`dir(...)`) or yield to them (packages, files).
     pub commands_dirs: bool,
+    /// Paths below that it deletes; only in layers of base images.
+    pub whiteouts: Vec<ImagePath>,
+    /// Directories whose content below it deletes; only in layers of base images.
+    pub opaques: Vec<ImagePath>,
 }
 
 impl Fragment {

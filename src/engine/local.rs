@@ -25,7 +25,7 @@ use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::made::{Content, Made};
 use super::skeleton::{shared_dirs, skeleton};
 use super::tree::Tree;
-use super::view::{OpenBlob, View};
+use super::view::View;
 use super::{EngineError, base};
 use crate::debian::{effects, gate};
 use crate::observe::{Event, Observer};
@@ -117,7 +117,9 @@ impl Local<'_> {
         }
         // The longest first, so that no core is left with a giant at the end.
         missing.sort_by_key(|(archive, _)| (std::cmp::Reverse(archive.size), archive.digest));
-        in_parallel(self.jobs, &missing, |(archive, conversion)| self.unpack(archive, conversion, &Drops::new()).map(drop))
+        in_parallel(self.jobs, &missing, |(archive, conversion)| {
+            self.unpack(archive, conversion, &Drops::new()).map(drop)
+        })
     }
 
     /// Walks a stage over the indexes of its fragments.
@@ -158,9 +160,11 @@ impl Local<'_> {
             let unpacked = self.unpacked(run, &drops)?;
             let all: Vec<Arc<Fragment>> = unpacked.values().cloned().collect();
             let shared = shared_dirs(&all);
-            walked.packages.extend(all.iter().filter_map(|fragment| fragment.package.as_ref()).map(|package| {
-                (package.name.clone(), package.version.clone(), package.architecture.clone())
-            }));
+            walked.packages.extend(
+                all.iter()
+                    .filter_map(|fragment| fragment.package.as_ref())
+                    .map(|package| (package.name.clone(), package.version.clone(), package.architecture.clone())),
+            );
             for layer in run {
                 let job = self
                     .layer(subject, layer, &unpacked, &shared, &drops, view, &walked.jobs)
@@ -199,7 +203,7 @@ impl Local<'_> {
         in_parallel(self.jobs, &missing, |job| {
             let record = self.assemble_one(job)?;
             made.lock().expect("no thread panics while it holds this").insert(job.key, record);
-            Ok(())
+            Ok::<(), EngineError>(())
         })?;
         Ok(records)
     }
@@ -261,7 +265,7 @@ impl Local<'_> {
                 Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
                 Op::Take(take) => fragments.push(self.take(subject, take, view)?),
                 Op::Configure(configure) => {
-                    fragments.push(self.configure(subject.platform, configure, view, below, unpacked)?);
+                    fragments.push(self.configure(subject.platform, configure, view, below)?);
                 }
             }
         }
@@ -298,8 +302,7 @@ impl Local<'_> {
             for op in &layer.ops {
                 if let Op::Unpack { archive, conversion } = op {
                     let drops = drops.get(&archive.digest).unwrap_or(&none);
-                    let fragment =
-                        self.unpack(archive, conversion, drops).map_err(|error| located(error, layer))?;
+                    let fragment = self.unpack(archive, conversion, drops).map_err(|error| located(error, layer))?;
                     map.insert(unpack_key(archive, conversion, drops).0, fragment);
                 }
             }
@@ -389,7 +392,7 @@ impl Local<'_> {
     fn add_user(&self, user: &User, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
         let mut hasher = KeyHasher::new("user", LAYER_FORMAT);
         hasher.field("index", INDEX_FORMAT);
-        hasher.field("version", effects::USER_VERSION);
+        hasher.field("version", format!("{:?}", effects::versions([])));
         hasher.field("user", serde_json::to_string(user).expect("plain strings and numbers"));
         for name in ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"] {
             let path = ImagePath::new(name).expect("a normal path");
@@ -399,7 +402,7 @@ impl Local<'_> {
             }
         }
         let (key, text) = hasher.finish();
-        self.kept(key, &text, || Ok(generated(effects::add_user(view, user)?)))
+        self.kept(key, &text, || Ok(generated(effects::add_user(view, user, EPOCH)?)))
     }
 
     fn configure(
@@ -408,12 +411,12 @@ impl Local<'_> {
         configure: &Configure,
         view: &View<'_>,
         below: &[LayerJob],
-        _unpacked: &FragmentMap,
     ) -> Result<Arc<Fragment>, EngineError> {
         let mut hasher = KeyHasher::new("configure", LAYER_FORMAT);
         hasher.field("index", INDEX_FORMAT);
         hasher.field("platform", platform);
-        hasher.field("effects", effects::versions());
+        let names: Vec<&str> = configure.packages.iter().map(|archive| package_name(&archive.name)).collect();
+        hasher.field("effects", format!("{:?}", effects::versions(names)));
         hasher.field("written", serde_json::to_string(&configure.effects).expect("plain strings and numbers"));
         hasher.field("ignored", serde_json::to_string(&configure.ignore_scripts).expect("plain strings"));
         hasher.list("below", below.iter().map(|job| job.key));
@@ -424,7 +427,12 @@ impl Local<'_> {
                 let conversion =
                     Conversion::Deb { exclude: configure.exclude.get(&archive.digest).cloned().unwrap_or_default() };
                 let fragment = self.unpack(archive, &conversion, &Drops::new())?;
-                packages.extend(fragment.package.clone());
+                packages.extend(fragment.package.as_ref().map(|package| effects::Package {
+                    name: package.name.clone(),
+                    version: package.version.clone(),
+                    architecture: package.architecture.clone(),
+                    scripts: package.scripts.clone(),
+                }));
             }
             let entries = effects::configure(
                 &effects::Configure {
@@ -440,7 +448,12 @@ impl Local<'_> {
         })
     }
 
-    fn take(&self, subject: Subject<'_>, take: &TakeFrom<StageId>, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
+    fn take(
+        &self,
+        subject: Subject<'_>,
+        take: &TakeFrom<StageId>,
+        view: &View<'_>,
+    ) -> Result<Arc<Fragment>, EngineError> {
         let lock_file = |python: &layers::source::Python| self.context.lock_digest(python);
         let resolved = layers::lower::lower(subject.plan, take.stage, subject.lock, subject.platform, &lock_file)?;
         self.fragments(&[&resolved])?;
@@ -519,6 +532,11 @@ fn entry_text(entry: &Entry) -> String {
     serde_json::to_string(entry).expect("plain strings and numbers")
 }
 
+/// The package of a .deb's file name (`name_version_architecture.deb`).
+fn package_name(file: &str) -> &str {
+    file.split('_').next().unwrap_or(file)
+}
+
 fn located(error: EngineError, layer: &LayerPlan) -> EngineError {
     match error {
         located @ EngineError::At { .. } => located,
@@ -540,8 +558,7 @@ fn inline_entry(inline: &Inline, view: &View<'_>) -> Result<(Entry, Content<'sta
     let path = view.through_links(&inline.path)?;
     let bytes = inline.text.clone().into_bytes();
     let kind = Kind::File { size: bytes.len() as u64 };
-    let entry =
-        Entry { uid: inline.owner.uid, gid: inline.owner.gid, ..Entry::new(path, kind, inline.mode, EPOCH) };
+    let entry = Entry { uid: inline.owner.uid, gid: inline.owner.gid, ..Entry::new(path, kind, inline.mode, EPOCH) };
     Ok((entry, Content::Bytes(bytes)))
 }
 

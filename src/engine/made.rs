@@ -50,26 +50,13 @@ impl Spool {
     /// Appends everything that `reader` gives; returns where it starts and how long it is, bytes.
     pub fn append(&mut self, reader: &mut dyn Read) -> io::Result<(u64, u64)> {
         let start = self.length;
-        let mut chunk = vec![0; 64 << 10];
-        loop {
-            let count = match reader.read(&mut chunk) {
-                Ok(0) => return Ok((start, self.length - start)),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            if self.file.is_none() && self.memory.len() + count > self.limit {
-                let mut file = tempfile::tempfile_in(&self.folder)?;
-                file.write_all(&self.memory)?;
-                self.memory = Vec::new();
-                self.file = Some(file);
-            }
-            match &mut self.file {
-                Some(file) => file.write_all(&chunk[..count])?,
-                None => self.memory.extend_from_slice(&chunk[..count]),
-            }
-            self.length += count as u64;
-        }
+        io::copy(reader, self)?;
+        Ok((start, self.length - start))
+    }
+
+    /// Bytes written so far.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     fn reader(&mut self, offset: u64, size: u64) -> io::Result<Box<dyn Read + '_>> {
@@ -87,6 +74,27 @@ impl Spool {
     }
 }
 
+impl Write for Spool {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.file.is_none() && self.memory.len() + bytes.len() > self.limit {
+            let mut file = tempfile::tempfile_in(&self.folder)?;
+            file.write_all(&self.memory)?;
+            self.memory = Vec::new();
+            self.file = Some(file);
+        }
+        match &mut self.file {
+            Some(file) => file.write_all(bytes)?,
+            None => self.memory.extend_from_slice(bytes),
+        }
+        self.length += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// What a fragment is made from.
 #[derive(Default)]
 pub struct Made<'a> {
@@ -100,6 +108,10 @@ pub struct Made<'a> {
     pub package: Option<PackageFacts>,
     /// Holds spooled content.
     pub spool: Option<Spool>,
+    /// Paths below that it deletes; only in layers of base images.
+    pub whiteouts: Vec<ImagePath>,
+    /// Directories whose content below it deletes; only in layers of base images.
+    pub opaques: Vec<ImagePath>,
 }
 
 impl<'a> Made<'a> {
@@ -161,6 +173,8 @@ impl<'a> Made<'a> {
             elf: facts,
             package: self.package,
             commands_dirs: self.commands_dirs,
+            whiteouts: self.whiteouts,
+            opaques: self.opaques,
         })
     }
 }

@@ -1,3 +1,119 @@
 //! Engines: what turns steps into file entries.
 
+pub mod base;
+pub mod convert;
+pub mod index;
+pub mod local;
+pub mod made;
+pub mod skeleton;
 pub mod tree;
+pub mod view;
+
+use layers::{Digest, ImagePath, Location};
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] cache::CacheError),
+    /// Entries that do not make a layer.
+    #[error(transparent)]
+    Encode(#[from] layers::encode::EncodeError),
+    /// An archive that cannot be read.
+    #[error("`{archive}` cannot be unpacked: {source}")]
+    Format {
+        /// The archive's name.
+        archive: String,
+        /// Why.
+        source: layers::format::FormatError,
+    },
+    /// A layer that does not fit on what is below.
+    #[error(transparent)]
+    View(#[from] view::ViewError),
+    /// A file of a stage that cannot be read.
+    #[error(transparent)]
+    Tree(#[from] tree::TreeError),
+    /// Effects of maintainer scripts.
+    #[error(transparent)]
+    Effect(#[from] crate::debian::effects::EffectError),
+    /// Libraries that nothing brings.
+    #[error(transparent)]
+    Gate(#[from] crate::debian::gate::GateError),
+    /// The build context.
+    #[error(transparent)]
+    Pin(#[from] crate::pin::PinError),
+    /// A download.
+    #[error(transparent)]
+    Fetch(#[from] crate::fetch::FetchError),
+    /// A source that the lock does not answer.
+    #[error(transparent)]
+    Lower(#[from] layers::lower::LowerError),
+    /// Two packages that hold the same path, and none says that it replaces the other.
+    #[error(
+        "packages `{one}` and `{other}` both hold `{path}`, and neither replaces the other; leave one out with `.without([..])` or exclude the path"
+    )]
+    Owners {
+        /// One package.
+        one: String,
+        /// The other.
+        other: String,
+        /// The path.
+        path: ImagePath,
+    },
+    /// A path that another stage does not have.
+    #[error("`take` found nothing at `{path}` in its stage")]
+    NothingToTake {
+        /// The path.
+        path: ImagePath,
+    },
+    /// Too many layers.
+    #[error(
+        "image `{image}` has {layers} layers, its budget is {budget}; raise it with `.layer_budget(..)` (at most 127) or run `imgbuild lock --regroup`"
+    )]
+    Budget {
+        /// The image.
+        image: String,
+        /// Layers it has.
+        layers: usize,
+        /// Layers it may have.
+        budget: u8,
+    },
+    /// A file of the context that changed while it was read.
+    #[error("`{path}` changed while the build was reading it; build again")]
+    Changed {
+        /// The file.
+        path: String,
+    },
+    /// An archive that is neither in the cache nor to be had.
+    #[error("`{name}` ({digest}) is not in the cache and cannot be downloaded: {why}")]
+    Gone {
+        /// The archive.
+        name: String,
+        /// Its digest.
+        digest: Digest,
+        /// Why.
+        why: String,
+    },
+    /// A base image.
+    #[error("base image `{path}`: {why}")]
+    Base {
+        /// The layout.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Reading or writing failed.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// An error with the place in the definition that led to it.
+    #[error("layer `{label}` failed: {source}")]
+    At {
+        /// The layer.
+        label: String,
+        /// The place.
+        at: Option<Location>,
+        /// What went wrong.
+        source: Box<EngineError>,
+    },
+}

@@ -46,8 +46,10 @@ pub fn skeleton(fragments: &[Arc<Fragment>], shared: &BTreeMap<ImagePath, Entry>
             if dir.path.is_root() {
                 continue;
             }
-            let kept = if fragment.commands_dirs { Entry { mtime: EPOCH, ..dir.clone() } } else { implied(dir.path.clone()) };
-            let kept = if !fragment.commands_dirs && below.entry(&dir.path).is_none() && !shared.contains_key(&dir.path) {
+            let kept =
+                if fragment.commands_dirs { Entry { mtime: EPOCH, ..dir.clone() } } else { implied(dir.path.clone()) };
+            let kept = if !fragment.commands_dirs && below.entry(&dir.path).is_none() && !shared.contains_key(&dir.path)
+            {
                 Entry { mtime: EPOCH, ..dir.clone() }
             } else {
                 kept

@@ -94,6 +94,46 @@ impl<'a> View<'a> {
         Ok(())
     }
 
+    /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there.
+    pub fn apply_base(&mut self, fragment: &Arc<Fragment>) {
+        for path in &fragment.whiteouts {
+            self.remove_tree(path, true);
+        }
+        for path in &fragment.opaques {
+            self.remove_tree(path, false);
+        }
+        let number = self.fragments.len() as u32;
+        self.fragments.push(fragment.clone());
+        for (position, _) in &fragment.elf {
+            self.elf.insert((number, *position), self.elf_slot(fragment, *position));
+        }
+        for dir in &fragment.dirs {
+            let at = self.dirs.len() as u32;
+            self.dirs.push(dir.clone());
+            self.paths.insert(dir.path.clone(), Place::Dir(at));
+        }
+        for (at, indexed) in fragment.entries.iter().enumerate() {
+            let place = Place::Item { fragment: number, entry: at as u32 };
+            if let Some(Place::Dir(_)) = self.paths.insert(indexed.entry.path.clone(), place) {
+                self.remove_tree(&indexed.entry.path, false);
+            }
+        }
+    }
+
+    fn remove_tree(&mut self, path: &ImagePath, itself: bool) {
+        let gone: Vec<ImagePath> = self
+            .paths
+            .range(path.clone()..)
+            .map(|(found, _)| found)
+            .take_while(|found| found.as_str().starts_with(path.as_str()))
+            .filter(|found| found.starts_with(path) && (itself || *found != path))
+            .cloned()
+            .collect();
+        for path in gone {
+            self.paths.remove(&path);
+        }
+    }
+
     fn elf_slot(&self, fragment: &Fragment, position: u32) -> u32 {
         fragment.elf.binary_search_by_key(&position, |(at, _)| *at).map_or(u32::MAX, |slot| slot as u32)
     }
@@ -102,7 +142,11 @@ impl<'a> View<'a> {
         let below = format!("{path}/");
         let start = ImagePath::new(format!("{below}!")).ok()?;
         // `!` sorts before every printable character, so the first path from here on is the first one inside, if any.
-        self.paths.range(start..).next().map(|(found, _)| found.clone()).filter(|found| found.as_str().starts_with(&below))
+        self.paths
+            .range(start..)
+            .next()
+            .map(|(found, _)| found.clone())
+            .filter(|found| found.as_str().starts_with(&below))
     }
 
     fn place(&self, path: &ImagePath) -> Option<&Entry> {

@@ -1,0 +1,209 @@
+//! From a mirror to verified package lists: InRelease, its signature, then hash by hash.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
+use layers::Digest;
+use layers::format::{FormatError, Limits, decompress};
+
+use super::openpgp::{Keyring, SignatureError};
+use super::packages::{self, Package, PackagesError};
+use super::release::{Release, ReleaseError};
+use crate::fetch::{FetchError, Http, Url, shown};
+
+/// Why a suite cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// A download.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// No mirror has the suite.
+    #[error("suite `{suite}` is on none of the mirrors:{}", tried.iter().map(|line| format!("\n  {line}")).collect::<String>())]
+    Nowhere {
+        /// The suite.
+        suite: String,
+        /// One line a mirror.
+        tried: Vec<String>,
+    },
+    /// A signature.
+    #[error("{url} is not trusted: {source}")]
+    Signature {
+        /// The InRelease file.
+        url: String,
+        /// Why.
+        source: SignatureError,
+    },
+    /// What the Release says.
+    #[error("{url} is refused: {source}")]
+    Release {
+        /// The InRelease file.
+        url: String,
+        /// Why.
+        source: ReleaseError,
+    },
+    /// An index file that the Release does not list.
+    #[error("{url} lists no `{name}`")]
+    Unlisted {
+        /// The InRelease file.
+        url: String,
+        /// The index file.
+        name: String,
+    },
+    /// An index file that is not what the Release says.
+    #[error(
+        "{url} is not what InRelease says: expected {expected}, got {found}; the mirror is broken or in the middle of an update, try again later"
+    )]
+    Hash {
+        /// The index file.
+        url: String,
+        /// What InRelease says.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// An index file that does not unpack.
+    #[error("{url} does not unpack: {source}")]
+    Format {
+        /// The index file.
+        url: String,
+        /// Why.
+        source: FormatError,
+    },
+    /// An index file that is no list of packages.
+    #[error("{url} is refused: {source}")]
+    Packages {
+        /// The index file.
+        url: String,
+        /// Why.
+        source: PackagesError,
+    },
+}
+
+/// A suite to be read.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// Such as `trixie-security`.
+    pub suite: &'a str,
+    /// Such as `main`.
+    pub components: &'a [String],
+    /// Debian architectures.
+    pub architectures: &'a [&'a str],
+    /// Mirrors, best first.
+    pub bases: &'a [Url],
+    /// Keys that may sign it.
+    pub keyring: &'a Keyring,
+    /// `Origin` that it must have.
+    pub origin: Option<&'a str>,
+    /// The date of the Release that was seen last, seconds since 1970.
+    pub seen: Option<i64>,
+    /// Seconds since 1970.
+    pub now: i64,
+}
+
+/// A suite whose every byte was verified.
+#[derive(Debug)]
+pub struct Suite {
+    /// Its Release file.
+    pub release: Release,
+    /// Digest of the signed text.
+    pub digest: Digest,
+    /// Packages by architecture.
+    pub packages: BTreeMap<String, Vec<Package>>,
+    /// The mirror that served it.
+    pub base: Url,
+}
+
+const RELEASE_LIMIT: u64 = 16 << 20;
+const PACKAGES_LIMIT: u64 = 1 << 30;
+
+/// Reads a suite from the first mirror that has it. A mirror whose files are *wrong* ends the search: silence about
+/// tampering would be worse than stopping.
+pub fn read_suite(http: &Http, wanted: &Wanted<'_>) -> Result<Suite, ArchiveError> {
+    let mut tried = Vec::new();
+    for base in wanted.bases {
+        let url = join(base, &format!("dists/{}/InRelease", wanted.suite))?;
+        match http.get(&url, None, RELEASE_LIMIT) {
+            Ok(Some(document)) => {
+                let text = String::from_utf8_lossy(&document.bytes);
+                let signed = wanted
+                    .keyring
+                    .verify(&text, wanted.now)
+                    .map_err(|source| ArchiveError::Signature { url: shown(&url), source })?;
+                let release_error = |source| ArchiveError::Release { url: shown(&url), source };
+                let release = Release::parse(&signed).map_err(release_error)?;
+                if wanted.origin.is_some_and(|origin| origin != release.origin) {
+                    tried.push(format!("{}: its Origin is `{}`", shown(&url), release.origin));
+                    continue;
+                }
+                release.check(wanted.suite, wanted.now, wanted.seen).map_err(release_error)?;
+                let packages = read_packages(http, wanted, base, &url, &release)?;
+                return Ok(Suite { digest: Digest::of(signed.as_bytes()), release, packages, base: base.clone() });
+            }
+            Ok(None) => tried.push(format!("{}: not there", shown(&url))),
+            Err(FetchError::Offline { name }) => return Err(FetchError::Offline { name }.into()),
+            Err(error) => tried.push(error.to_string()),
+        }
+    }
+    Err(ArchiveError::Nowhere { suite: wanted.suite.into(), tried })
+}
+
+fn read_packages(
+    http: &Http,
+    wanted: &Wanted<'_>,
+    base: &Url,
+    release_url: &Url,
+    release: &Release,
+) -> Result<BTreeMap<String, Vec<Package>>, ArchiveError> {
+    let mut all = BTreeMap::new();
+    for architecture in wanted.architectures {
+        let mut packages = Vec::new();
+        for component in wanted.components {
+            let stem = format!("{component}/binary-{architecture}/Packages");
+            let listed = ["xz", "gz"]
+                .iter()
+                .map(|ending| format!("{stem}.{ending}"))
+                .find_map(|name| release.files.get(&name).map(|(digest, size)| (name, *digest, *size)));
+            let Some((name, digest, size)) = listed else {
+                return Err(ArchiveError::Unlisted { url: shown(release_url), name: stem });
+            };
+            let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let plain = format!("dists/{}/{name}", wanted.suite);
+            let by_hash = format!("dists/{}/{folder}/by-hash/SHA256/{}", wanted.suite, digest.hex());
+            let mut bytes = None;
+            for path in [release.by_hash.then_some(by_hash), Some(plain)].into_iter().flatten() {
+                let url = join(base, &path)?;
+                if let Some(document) = http.get(&url, None, size)? {
+                    let found = Digest::of(&document.bytes);
+                    if found != digest || document.bytes.len() as u64 != size {
+                        return Err(ArchiveError::Hash { url: shown(&url), expected: digest, found });
+                    }
+                    bytes = Some((url, document.bytes));
+                    break;
+                }
+            }
+            let Some((url, bytes)) = bytes else {
+                return Err(ArchiveError::Unlisted { url: shown(release_url), name });
+            };
+            let url = shown(&url);
+            let limits = Limits { max_output: PACKAGES_LIMIT, ..Limits::default() };
+            let mut text = String::new();
+            decompress(bytes.as_slice(), &limits)
+                .and_then(|mut reader| reader.read_to_string(&mut text).map_err(FormatError::from))
+                .map_err(|source| ArchiveError::Format { url: url.clone(), source })?;
+            packages.extend(
+                packages::scan(text.into()).map_err(|source| ArchiveError::Packages { url: url.clone(), source })?,
+            );
+        }
+        all.insert((*architecture).to_owned(), packages);
+    }
+    Ok(all)
+}
+
+/// A URL below a mirror.
+pub fn join(base: &Url, path: &str) -> Result<Url, FetchError> {
+    let mut text = base.as_str().trim_end_matches('/').to_owned();
+    text.push('/');
+    // `+` and `~` are plain in paths, but some caches treat `+` as a blank.
+    text.push_str(&path.replace('+', "%2B").replace('~', "%7E"));
+    crate::fetch::parse_url(&text)
+}

@@ -1,0 +1,192 @@
+//! Base images from an OCI layout on disk.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufReader, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use layers::encode::{Kind, LAYER_FORMAT};
+use layers::format::tar::{Reader, TarItem};
+use layers::format::{FormatError, Limits, decompress};
+use layers::oci::{self, BaseParts, Descriptor};
+use layers::source::OciLayout;
+use layers::{Digest, KeyHasher, Platform};
+use oci_spec::image::{ImageIndex, ImageManifest};
+
+use super::EngineError;
+use super::index::{Fragment, INDEX_FORMAT};
+use super::local::Local;
+use super::made::{Content, Made, Spool};
+
+/// A base image for one platform, its documents verified.
+#[derive(Debug, Clone)]
+pub struct BaseImage {
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// What images on top of it inherit.
+    pub parts: BaseParts,
+    name: String,
+    blobs: PathBuf,
+}
+
+/// The largest document that is read, bytes.
+const DOCUMENT_LIMIT: u64 = 16 << 20;
+
+/// Opens the image that `layout` names for `platform`; its path is relative to `folder`.
+pub fn open(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<BaseImage, EngineError> {
+    let root = folder.join(&layout.path);
+    let wrong = |why: String| EngineError::Base { path: layout.path.clone(), why };
+    let text = fs::read(root.join("index.json")).map_err(|error| wrong(format!("index.json: {error}")))?;
+    let index: ImageIndex = parse(&text).map_err(&wrong)?;
+    let named: Vec<_> = index
+        .manifests()
+        .iter()
+        .filter(|descriptor| match &layout.name {
+            Some(wanted) => descriptor
+                .annotations()
+                .as_ref()
+                .and_then(|all| all.get("org.opencontainers.image.ref.name"))
+                .is_some_and(|name| name == wanted),
+            None => true,
+        })
+        .collect();
+    let mut descriptor = match named.as_slice() {
+        [one] => (*one).clone(),
+        [] => return Err(wrong(format!("it has no image `{}`", layout.name.as_deref().unwrap_or_default()))),
+        many => return Err(wrong(format!("it has {} images; choose one with `.name(..)`", many.len()))),
+    };
+    let blobs = root.join("blobs/sha256");
+    // An index in an index: at most a few, and attestations (platform unknown/unknown) are not what is looked for.
+    for _ in 0..4 {
+        if descriptor.media_type().to_string() != oci::INDEX {
+            break;
+        }
+        let digest = digest_of(&descriptor.digest().to_string()).map_err(&wrong)?;
+        let inner: ImageIndex = parse(&document(&blobs, &digest).map_err(&wrong)?).map_err(&wrong)?;
+        let fits = |it: &&oci_spec::image::Descriptor| {
+            it.platform().as_ref().is_some_and(|found| {
+                found.os().to_string() == "linux" && found.architecture().to_string() == platform.architecture()
+            })
+        };
+        descriptor = match inner.manifests().iter().find(fits) {
+            Some(found) => found.clone(),
+            None => return Err(wrong(format!("it has no image for {platform}"))),
+        };
+    }
+    let manifest_digest = digest_of(&descriptor.digest().to_string()).map_err(&wrong)?;
+    let manifest_bytes = document(&blobs, &manifest_digest).map_err(&wrong)?;
+    let manifest: ImageManifest = parse(&manifest_bytes).map_err(&wrong)?;
+    let config_digest = digest_of(&manifest.config().digest().to_string()).map_err(&wrong)?;
+    let config: serde_json::Map<String, serde_json::Value> =
+        parse(&document(&blobs, &config_digest).map_err(&wrong)?).map_err(&wrong)?;
+    let architecture = config.get("architecture").and_then(serde_json::Value::as_str).unwrap_or_default();
+    if architecture != platform.architecture() {
+        return Err(wrong(format!("it is for {architecture}, not for {platform}")));
+    }
+    let layers = manifest
+        .layers()
+        .iter()
+        .map(|layer| {
+            Ok(Descriptor {
+                media_type: layer.media_type().to_string(),
+                digest: digest_of(&layer.digest().to_string())?,
+                size: layer.size(),
+                platform: None,
+                annotations: layer.annotations().clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>(),
+            })
+        })
+        .collect::<Result<Vec<Descriptor>, String>>()
+        .map_err(&wrong)?;
+    let diff_ids = config
+        .get("rootfs")
+        .and_then(|rootfs| rootfs.get("diff_ids"))
+        .and_then(serde_json::Value::as_array)
+        .map_or(0, Vec::len);
+    if diff_ids != layers.len() {
+        return Err(wrong(format!("its configuration names {diff_ids} layers, its manifest {}", layers.len())));
+    }
+    Ok(BaseImage { manifest: manifest_digest, parts: BaseParts { config, layers }, name: layout.path.clone(), blobs })
+}
+
+impl BaseImage {
+    /// The layers as fragments for looking at; their blobs are in the store afterwards, byte for byte.
+    pub fn fragments(&self, engine: &Local<'_>) -> Result<Vec<Arc<Fragment>>, EngineError> {
+        self.parts.layers.iter().map(|layer| self.fragment(engine, layer)).collect()
+    }
+
+    fn fragment(&self, engine: &Local<'_>, layer: &Descriptor) -> Result<Arc<Fragment>, EngineError> {
+        let wrong = |why: String| EngineError::Base { path: self.name.clone(), why };
+        if engine.store.has(&layer.digest)? != Some(layer.size) {
+            let path = self.blobs.join(layer.digest.hex());
+            let mut file = File::open(path).map_err(|error| wrong(format!("layer {}: {error}", layer.digest)))?;
+            let mut writer = engine.store.writer()?;
+            std::io::copy(&mut file, &mut writer)?;
+            writer.flush()?;
+            writer.finish_as(&layer.digest)?;
+        }
+        let mut hasher = KeyHasher::new("base-layer", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT).field("layer", layer.digest);
+        let (key, text) = hasher.finish();
+        if let Some(found) = engine.find_fragment(&key)? {
+            return Ok(found);
+        }
+        let Some(file) = engine.store.open(&layer.digest)? else {
+            return Err(wrong(format!("layer {} is gone from the cache", layer.digest)));
+        };
+        let failed = |source| EngineError::Format { archive: format!("layer {}", layer.digest), source };
+        let reader = decompress(BufReader::with_capacity(256 << 10, file), &Limits::default()).map_err(failed)?;
+        let spool = Spool::new(engine.store.scratch(), Spool::MEMORY);
+        let made = read_layer(Reader::oci_layer(reader, &Limits::default()), spool).map_err(failed)?;
+        engine.keep(&key, &text, made)
+    }
+}
+
+fn read_layer<R: std::io::Read>(mut reader: Reader<R>, mut spool: Spool) -> Result<Made<'static>, FormatError> {
+    let mut made = Made::default();
+    let mut last: BTreeMap<layers::ImagePath, (layers::encode::Entry, Content<'static>)> = BTreeMap::new();
+    while let Some(item) = reader.next_item()? {
+        match item {
+            TarItem::Whiteout { path } => made.whiteouts.push(path),
+            TarItem::Opaque { dir } => made.opaques.push(dir),
+            TarItem::Entry(entry) => {
+                let content = match entry.kind {
+                    Kind::File { size } => {
+                        let (offset, _) = spool.append(&mut reader)?;
+                        Content::Spooled { offset, size }
+                    }
+                    _ => Content::None,
+                };
+                // Other builders write a path twice; the later entry wins, as it does when the layer is unpacked.
+                last.insert(entry.path.clone(), (entry, content));
+            }
+        }
+    }
+    for (entry, content) in last.into_values() {
+        made.push(entry, content);
+    }
+    made.spool = Some(spool);
+    Ok(made)
+}
+
+fn digest_of(text: &str) -> Result<Digest, String> {
+    text.parse().map_err(|error: layers::InvalidDigest| error.to_string())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    // A document that is both could be read as either (CVE-2021-41190).
+    if value.get("layers").is_some() && value.get("manifests").is_some() {
+        return Err("a document has both `layers` and `manifests`".into());
+    }
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+/// Reads a document and verifies it.
+fn document(blobs: &Path, digest: &Digest) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    File::open(blobs.join(digest.hex()))
+        .and_then(|file| file.take(DOCUMENT_LIMIT).read_to_end(&mut bytes))
+        .map_err(|error| format!("{digest}: {error}"))?;
+    if Digest::of(&bytes) == *digest { Ok(bytes) } else { Err(format!("{digest} is damaged")) }
+}
