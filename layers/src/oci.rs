@@ -362,7 +362,7 @@ mod tests {
         );
         let manifest: Value = serde_json::from_slice(&built.manifest.bytes).expect("is JSON");
         assert_eq!(manifest["config"]["digest"], json!(built.config.digest));
-        let index: Value = serde_json::from_slice(&index(&[built.clone()]).bytes).expect("is JSON");
+        let index: Value = serde_json::from_slice(&index(std::slice::from_ref(&built)).bytes).expect("is JSON");
         assert_eq!(index["manifests"][0]["platform"], json!({"architecture": "arm64", "os": "linux"}));
     }
 

@@ -62,7 +62,7 @@ pub fn open(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<Bas
         if descriptor.media_type().to_string() != oci::INDEX {
             break;
         }
-        let digest = digest_of(&descriptor.digest().to_string()).map_err(&wrong)?;
+        let digest = digest_of(descriptor.digest().as_ref()).map_err(&wrong)?;
         let inner: ImageIndex = parse(&document(&blobs, &digest).map_err(&wrong)?).map_err(&wrong)?;
         let fits = |it: &&oci_spec::image::Descriptor| {
             it.platform().as_ref().is_some_and(|found| {
@@ -74,10 +74,10 @@ pub fn open(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<Bas
             None => return Err(wrong(format!("it has no image for {platform}"))),
         };
     }
-    let manifest_digest = digest_of(&descriptor.digest().to_string()).map_err(&wrong)?;
+    let manifest_digest = digest_of(descriptor.digest().as_ref()).map_err(&wrong)?;
     let manifest_bytes = document(&blobs, &manifest_digest).map_err(&wrong)?;
     let manifest: ImageManifest = parse(&manifest_bytes).map_err(&wrong)?;
-    let config_digest = digest_of(&manifest.config().digest().to_string()).map_err(&wrong)?;
+    let config_digest = digest_of(manifest.config().digest().as_ref()).map_err(&wrong)?;
     let config: serde_json::Map<String, serde_json::Value> =
         parse(&document(&blobs, &config_digest).map_err(&wrong)?).map_err(&wrong)?;
     let architecture = config.get("architecture").and_then(serde_json::Value::as_str).unwrap_or_default();
@@ -90,7 +90,7 @@ pub fn open(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<Bas
         .map(|layer| {
             Ok(Descriptor {
                 media_type: layer.media_type().to_string(),
-                digest: digest_of(&layer.digest().to_string())?,
+                digest: digest_of(layer.digest().as_ref())?,
                 size: layer.size(),
                 platform: None,
                 annotations: layer.annotations().clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>(),

@@ -67,10 +67,7 @@ pub fn skeleton(fragments: &[Arc<Fragment>], shared: &BTreeMap<ImagePath, Entry>
                 continue;
             }
             for ancestor in path.ancestors() {
-                if !dirs.contains_key(&ancestor) {
-                    let entry = implied(ancestor.clone());
-                    dirs.insert(ancestor, entry);
-                }
+                dirs.entry(ancestor).or_insert_with_key(|path| implied(path.clone()));
             }
             last_parent = parent;
         }
