@@ -224,7 +224,8 @@ impl<R: Read + Seek> Wheel<R> {
             "scripts" if self.entry_points.wrap(rest.rsplit('/').next().unwrap_or(rest)) => Ok(None),
             "scripts" => below(&scheme.venv, &format!("bin/{rest}")),
             "headers" => {
-                let distribution = self.name.name.replace('_', "-");
+                // pip names the directory after the requirement, which for a file is the normalised name since pip 25.1.
+                let distribution = self.name.canonical();
                 below(&scheme.venv, &format!("include/site/python{}/{distribution}/{rest}", scheme.python))
             }
             _ => Err(refused(name, "a `.data` directory has purelib, platlib, headers, scripts and data, no others")),

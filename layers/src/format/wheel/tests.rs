@@ -112,7 +112,7 @@ fn a_wheel_becomes_a_tree() {
         "/opt/venv/bin/foo 755 ours #!/opt/venv/bin/python".to_owned(),
         "/opt/venv/bin/plain 755 zip #!/bin/sh".to_owned(),
         "/opt/venv/bin/tool 755 zip #!/opt/venv/bin/python".to_owned(),
-        "/opt/venv/include/site/python3.13/Foo-Bar/foo.h 644 zip int x;".to_owned(),
+        "/opt/venv/include/site/python3.13/foo-bar/foo.h 644 zip int x;".to_owned(),
         format!("{site}/foo/__init__.py 644 zip x = 1"),
         format!("{site}/foo/legacy.pyc 644 zip a module without a source"),
         format!("{site}/{INFO}/INSTALLER 644 ours imgbuild"),
