@@ -1,6 +1,7 @@
 //! imgbuild: container images as Rust code. This library is the engine and the command line; definitions are made of
 //! [`layers`].
 
+pub mod config;
 pub mod debian;
 pub mod engine;
 pub mod fetch;

@@ -25,6 +25,16 @@ pub enum ArchiveError {
         /// One line a mirror.
         tried: Vec<String>,
     },
+    /// Another distribution's suite of the same name, on a mirror that was configured to be this one's.
+    #[error("{url} is of Origin `{found}`, not `{wanted}`; is the right mirror configured?")]
+    Origin {
+        /// The InRelease file.
+        url: String,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        wanted: String,
+    },
     /// A signature.
     #[error("{url} is not trusted: {source}")]
     Signature {
@@ -94,10 +104,21 @@ pub struct Wanted<'a> {
     pub keyring: &'a Keyring,
     /// `Origin` that it must have.
     pub origin: Option<&'a str>,
+    /// What a suite of another origin means.
+    pub foreign: Foreign,
     /// The date of the Release that was seen last, seconds since 1970.
     pub seen: Option<i64>,
     /// Seconds since 1970.
     pub now: i64,
+}
+
+/// What it means when a mirror has a suite of that name whose `Origin` is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foreign {
+    /// An error: somebody configured the mirror as this archive's.
+    Refuse,
+    /// Nothing: the mirror is one of the machine's, which has other things, too.
+    Skip,
 }
 
 /// A suite whose every byte was verified.
@@ -125,15 +146,22 @@ pub fn read_suite(http: &Http, wanted: &Wanted<'_>) -> Result<Suite, ArchiveErro
         match http.get(&url, None, RELEASE_LIMIT) {
             Ok(Some(document)) => {
                 let text = String::from_utf8_lossy(&document.bytes);
+                // Before the signature: another archive's is made with other keys, which says nothing about this one.
+                if let Some(other) = origin(&text).filter(|found| wanted.origin.is_some_and(|origin| origin != *found))
+                    && wanted.foreign == Foreign::Skip
+                {
+                    tried.push(format!("{}: its Origin is `{other}`", shown(&url)));
+                    continue;
+                }
                 let signed = wanted
                     .keyring
                     .verify(&text, wanted.now)
                     .map_err(|source| ArchiveError::Signature { url: shown(&url), source })?;
                 let release_error = |source| ArchiveError::Release { url: shown(&url), source };
                 let release = Release::parse(&signed).map_err(release_error)?;
-                if wanted.origin.is_some_and(|origin| origin != release.origin) {
-                    tried.push(format!("{}: its Origin is `{}`", shown(&url), release.origin));
-                    continue;
+                if let Some(origin) = wanted.origin.filter(|origin| *origin != release.origin) {
+                    let (found, wanted) = (release.origin, origin.to_owned());
+                    return Err(ArchiveError::Origin { url: shown(&url), found, wanted });
                 }
                 release.check(wanted.suite, wanted.now, wanted.seen).map_err(release_error)?;
                 let packages = read_packages(http, wanted, base, &url, &release)?;
@@ -145,6 +173,14 @@ pub fn read_suite(http: &Http, wanted: &Wanted<'_>) -> Result<Suite, ArchiveErro
         }
     }
     Err(ArchiveError::Nowhere { suite: wanted.suite.into(), tried })
+}
+
+/// What an unverified InRelease says of its origin: good for passing over, not for trusting.
+fn origin(text: &str) -> Option<&str> {
+    let after = text.trim_start().strip_prefix("-----BEGIN PGP SIGNED MESSAGE-----")?;
+    let mut lines = after.lines().skip_while(|line| !line.trim().is_empty());
+    let named = lines.find_map(|line| line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("Origin")));
+    Some(named.map_or("", |(_, value)| value.trim()))
 }
 
 fn read_packages(

@@ -5,6 +5,7 @@ pub mod effects;
 pub mod elf;
 pub mod follow;
 pub mod gate;
+pub mod keys;
 pub mod ldcache;
 pub mod openpgp;
 pub mod packages;
@@ -13,6 +14,8 @@ pub mod release;
 pub mod scripts;
 mod shell;
 pub mod version;
+
+pub use keys::keyring;
 
 /// Whether one relation of a field, such as `foo (<< 2)`, holds for a package of that name with `version`.
 pub fn relation_holds(relation: &str, version: &str) -> bool {

@@ -79,8 +79,68 @@ pub struct HttpConfig {
     pub offline: bool,
     /// PEM files with certificates to trust beside the machine's own.
     pub extra_ca: Vec<PathBuf>,
-    /// Basic credentials by host.
+    /// Basic credentials by host; the first that fits is sent.
     pub credentials: Vec<Credential>,
+    /// What stands between.
+    pub proxies: Proxies,
+}
+
+/// Proxies, each a URL or `host:port`. May hold passwords, so they are not shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// For `http` URLs.
+    pub http: Option<String>,
+    /// For `https` URLs.
+    pub https: Option<String>,
+    /// Hosts, domains and networks to reach directly, parted by commas, as `NO_PROXY` has them.
+    pub none_for: Option<String>,
+    /// For single hosts, before the others; `None` is directly.
+    pub hosts: Vec<(String, Option<String>)>,
+}
+
+impl std::fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let hosts: Vec<&String> = self.hosts.iter().map(|(host, _)| host).collect();
+        f.debug_struct("Proxies")
+            .field("http", &self.http.is_some())
+            .field("https", &self.https.is_some())
+            .field("none_for", &self.none_for)
+            .field("hosts", &hosts)
+            .finish()
+    }
+}
+
+impl Proxies {
+    fn apply(&self, mut builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, String> {
+        // The environment was read where the program starts; reqwest must not read it again.
+        builder = builder.no_proxy();
+        let none_for = || self.none_for.as_deref().and_then(reqwest::NoProxy::from_string);
+        let wrong = |error: reqwest::Error| format!("a proxy cannot be used: {}", chain(&error));
+        let direct: Vec<String> =
+            self.hosts.iter().filter(|(_, proxy)| proxy.is_none()).map(|(host, _)| host.clone()).collect();
+        for (host, proxy) in &self.hosts {
+            let Some(proxy) = proxy else { continue };
+            let proxy = Url::parse(proxy)
+                .ok()
+                .filter(Url::has_host)
+                .or_else(|| Url::parse(&format!("http://{proxy}")).ok())
+                .ok_or_else(|| format!("the proxy for {host} is not a URL"))?;
+            let host = host.clone();
+            let proxy = reqwest::Proxy::custom(move |url| (url.host_str() == Some(&host)).then(|| proxy.clone()));
+            builder = builder.proxy(proxy.no_proxy(none_for()));
+        }
+        // `none_for` of the rest also has the hosts that are to be reached directly.
+        let mut rest: Vec<String> = self.none_for.clone().into_iter().collect();
+        rest.extend(direct);
+        let rest = || reqwest::NoProxy::from_string(&rest.join(","));
+        if let Some(proxy) = &self.http {
+            builder = builder.proxy(reqwest::Proxy::http(proxy.as_str()).map_err(wrong)?.no_proxy(rest()));
+        }
+        if let Some(proxy) = &self.https {
+            builder = builder.proxy(reqwest::Proxy::https(proxy.as_str()).map_err(wrong)?.no_proxy(rest()));
+        }
+        Ok(builder)
+    }
 }
 
 /// User and password for one host.
@@ -88,6 +148,8 @@ pub struct HttpConfig {
 pub struct Credential {
     /// The host, with `:port` where one is written.
     pub host: String,
+    /// What the path of a URL must begin with; empty for any.
+    pub path: String,
     /// The user.
     pub user: String,
     /// The password.
@@ -199,7 +261,8 @@ impl Http {
             (Some(host), None) => host.to_owned(),
             _ => return request,
         };
-        match self.config.credentials.iter().find(|credential| credential.host == host) {
+        let fits = |it: &&Credential| it.host == host && url.path().starts_with(&it.path);
+        match self.config.credentials.iter().find(fits) {
             Some(found) if url.username().is_empty() => request.basic_auth(&found.user, Some(&found.password)),
             _ => request,
         }
@@ -233,6 +296,7 @@ fn start(config: &HttpConfig) -> Result<Started, String> {
                 && attempt.url().scheme() != "https";
             if fell { attempt.error("a redirect from https to http is refused") } else { attempt.follow() }
         }));
+    builder = config.proxies.apply(builder)?;
     for path in &config.extra_ca {
         let pem = std::fs::read(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
         let certificates = reqwest::Certificate::from_pem_bundle(&pem)

@@ -27,6 +27,7 @@ pub trait Index {
 /// The configured indexes, in the order in which they are asked.
 pub struct Indexes<'a> {
     roots: Vec<Url>,
+    pins: BTreeMap<String, Url>,
     documents: &'a dyn Index,
 }
 
@@ -57,20 +58,20 @@ impl<'a> Indexes<'a> {
     /// # Errors
     /// If a root is not a URL.
     pub fn new(roots: &[String], documents: &'a dyn Index) -> Result<Indexes<'a>, PythonError> {
-        let parse = |(place, root): (usize, &String)| {
-            let mut url =
-                Url::parse(root).ok().filter(|url| !url.cannot_be_a_base()).ok_or_else(|| PythonError::Index {
-                    index: format!("number {}", place + 1),
-                    name: "anything".into(),
-                    why: "it is not a URL".into(),
-                })?;
-            if !url.path().ends_with('/') {
-                url.set_path(&format!("{}/", url.path()));
-            }
-            Ok(url)
-        };
+        let parse = |(place, root): (usize, &String)| rooted(root, &format!("number {}", place + 1));
         let roots = roots.iter().enumerate().map(parse).collect::<Result<Vec<Url>, PythonError>>()?;
-        Ok(Indexes { roots, documents })
+        Ok(Indexes { roots, pins: BTreeMap::new(), documents })
+    }
+
+    /// Takes these projects, by normalised name, from the index at that root and from no other.
+    ///
+    /// # Errors
+    /// If a root is not a URL.
+    pub fn pinned(mut self, pins: &BTreeMap<String, Url>) -> Result<Indexes<'a>, PythonError> {
+        for (name, root) in pins {
+            self.pins.insert(name.clone(), rooted(root.as_str(), &format!("of the pin of {name}"))?);
+        }
+        Ok(self)
     }
 
     /// Finds the place of a locked wheel.
@@ -155,14 +156,28 @@ impl<'a> Indexes<'a> {
         if !first || !name.chars().all(|character| character.is_ascii_alphanumeric() || character == '-') {
             return Err(PythonError::UnknownProject { name, indexes: Vec::new() });
         }
-        for root in &self.roots {
+        let roots = self.pins.get(&name).map_or(self.roots.as_slice(), std::slice::from_ref);
+        for root in roots {
             let failed = |why: String| PythonError::Index { index: shown(root), name: name.clone(), why };
             let page = root.join(&format!("./{name}/")).map_err(|_| failed("its name gives no URL".into()))?;
             let Some(document) = self.documents.get(page.as_str(), ACCEPT).map_err(failed)? else { continue };
             return Ok((root, listed(&page, &name, &document).map_err(failed)?));
         }
-        Err(PythonError::UnknownProject { name, indexes: self.roots.iter().map(shown).collect() })
+        Err(PythonError::UnknownProject { name, indexes: roots.iter().map(shown).collect() })
     }
+}
+
+/// An index's root as a directory, so that projects' names can be joined to it.
+fn rooted(root: &str, index: &str) -> Result<Url, PythonError> {
+    let mut url = Url::parse(root).ok().filter(|url| !url.cannot_be_a_base()).ok_or_else(|| PythonError::Index {
+        index: index.to_owned(),
+        name: "anything".into(),
+        why: "it is not a URL".into(),
+    })?;
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
 }
 
 /// A URL without user, password, query and fragment.

@@ -364,7 +364,7 @@ pub fn path_of(url: &str) -> String {
 }
 
 /// Undoes percent-encoding; what is not valid stays as it is.
-fn decoded(text: &str) -> String {
+pub(crate) fn decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;

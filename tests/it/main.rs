@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+mod config_real;
 mod python;
 mod python_hostile;
 mod python_index;

@@ -208,3 +208,23 @@ fn names_and_roots_lead_nowhere_else() {
     let direct = Wheel { url: Some("https://files.example/x.whl".into()), ..wheel() };
     assert_eq!(indexes.find(&direct).unwrap().url, "https://files.example/x.whl");
 }
+
+#[test]
+fn a_pinned_project_comes_from_its_index_and_from_no_other() {
+    let page = format!(
+        "{{\"meta\": {{\"api-version\": \"1.0\"}}, \"files\": [{{\"filename\": \"{FILE}\", \"url\": \"/{FILE}\", \"hashes\": \
+         {{\"sha256\": \"{}\"}}}}]}}",
+        Digest::of(b"wheel").hex()
+    );
+    let root = "https://one.example/simple".to_owned();
+    let pins = BTreeMap::from([("foo-bar".to_owned(), "https://two.example/own".parse().unwrap())]);
+    let answers = Answers::default().with(PAGE, Ok(&page)).with("https://two.example/own/foo-bar/", Ok(&page));
+    let indexes = Indexes::new(std::slice::from_ref(&root), &answers).unwrap().pinned(&pins).unwrap();
+    assert_eq!(indexes.find(&wheel()).unwrap().url, format!("https://two.example/{FILE}"));
+
+    let absent = Answers::default().with(PAGE, Ok(&page));
+    let indexes = Indexes::new(&[root], &absent).unwrap().pinned(&pins).unwrap();
+    let error = indexes.find(&wheel()).unwrap_err().to_string();
+    assert!(error.contains("https://two.example/own/") && !error.contains("one.example"), "{error}");
+    assert_eq!(absent.asked.take(), ["https://two.example/own/foo-bar/"]);
+}
