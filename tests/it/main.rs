@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 mod config_real;
+mod crates;
 mod python;
 mod python_hostile;
 mod python_index;
