@@ -230,6 +230,8 @@ fn read_packages(
                 packages::scan(text.into()).map_err(|source| ArchiveError::Packages { url: url.clone(), source })?,
             );
         }
+        packages::check_consistent(&packages)
+            .map_err(|source| ArchiveError::Packages { url: shown(release_url), source })?;
         all.insert((*architecture).to_owned(), packages);
     }
     Ok(all)

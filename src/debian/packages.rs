@@ -34,6 +34,16 @@ pub enum PackagesError {
         /// The field.
         field: &'static str,
     },
+    /// One version with two contents.
+    #[error("`{package}` is listed twice in version {version} with different digests, {} and {}", digests[0], digests[1])]
+    Contradiction {
+        /// The package.
+        package: String,
+        /// Its version.
+        version: String,
+        /// Both.
+        digests: Box<[Digest; 2]>,
+    },
     /// Not text.
     #[error("Packages is not UTF-8")]
     Encoding,
@@ -186,6 +196,26 @@ pub fn scan(text: Arc<str>) -> Result<Vec<Package>, PackagesError> {
         packages.push(finish(&text, &found, line_number)?);
     }
     Ok(packages)
+}
+
+/// Refuses lists in which one version of a package has two contents: which of them would be locked?
+pub fn check_consistent(packages: &[Package]) -> Result<(), PackagesError> {
+    let mut sorted: Vec<&Package> = packages.iter().collect();
+    sorted.sort_unstable_by_key(|it| (it.name(), it.version(), it.architecture()));
+    for pair in sorted.windows(2) {
+        let [one, other] = pair else { continue };
+        let same = one.name() == other.name()
+            && one.version() == other.version()
+            && one.architecture() == other.architecture();
+        if same && one.sha256 != other.sha256 {
+            return Err(PackagesError::Contradiction {
+                package: one.name().to_owned(),
+                version: one.version().to_owned(),
+                digests: Box::new([one.sha256, other.sha256]),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn position(name: &str) -> Option<usize> {

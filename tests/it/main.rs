@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+mod archive_trust;
 mod config_real;
 mod crates;
+mod fetch;
 mod python;
 mod python_hostile;
 mod python_index;
@@ -12,3 +14,4 @@ mod python_pylock;
 mod python_real;
 mod python_requirements;
 mod python_uv;
+mod server;
