@@ -15,3 +15,7 @@ mod python_real;
 mod python_requirements;
 mod python_uv;
 mod server;
+mod support_real;
+
+#[path = "../support/mod.rs"]
+mod support;

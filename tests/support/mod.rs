@@ -1,0 +1,19 @@
+//! What black-box tests stand on: imgbuild with a home of its own, real servers, readers of results.
+//!
+//! * [`run`]: the program in a sandbox, other tools, and what came out.
+//! * [`shared`]: what is made once and kept in `target/`: a trixie root, downloads.
+//! * [`server`]: processes that end with the test, whatever happens; a file server that can be told to fail.
+//! * [`docker`]: a Docker engine of the tests' own.
+//! * [`layout`]: OCI layouts read without our own code, and the rules that every layer keeps.
+//! * [`listing`]: trees of files as text, one a line.
+//! * [`debs`]: packages made by dpkg-deb, and signed repositories of them.
+
+#![allow(dead_code, reason = "a helper may wait for its second caller")]
+
+pub mod debs;
+pub mod docker;
+pub mod layout;
+pub mod listing;
+pub mod run;
+pub mod server;
+pub mod shared;

@@ -1,0 +1,176 @@
+//! Running imgbuild and other tools.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use super::shared;
+
+/// What a program left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The exit status; 128 and the signal where one ended it.
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    pub fn of(output: Output) -> Outcome {
+        use std::os::unix::process::ExitStatusExt as _;
+        let signal = output.status.signal().map_or(0, |signal| 128 + signal);
+        Outcome {
+            status: output.status.code().unwrap_or(signal),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// It must have succeeded; gives its stdout.
+    #[track_caller]
+    pub fn success(self) -> String {
+        assert_eq!(self.status, 0, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// It must have failed with this status, and said all of this on stderr.
+    #[track_caller]
+    pub fn failure(self, status: i32, said: &[&str]) -> Outcome {
+        assert_eq!(self.status, status, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        for text in said {
+            assert!(self.stderr.contains(text), "`{text}` is not in:\n{}", self.stderr);
+        }
+        assert!(!self.stderr.contains("panicked at"), "{}", self.stderr);
+        self
+    }
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn outcome(command: &mut Command) -> Outcome {
+    match command.stdin(Stdio::null()).output() {
+        Ok(output) => Outcome::of(output),
+        Err(error) => {
+            panic!("{command:?} cannot be run ({error}): `tests/tools target/tests` installs what is missing")
+        }
+    }
+}
+
+/// Runs a tool that must succeed; gives its stdout.
+#[track_caller]
+pub fn tool<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> String {
+    outcome(Command::new(program).args(arguments)).success()
+}
+
+/// The repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The program: the one of the build that the tests belong to, or the one that `IMGBUILD_TEST_BINARY` names.
+pub fn binary() -> PathBuf {
+    match std::env::var_os("IMGBUILD_TEST_BINARY") {
+        Some(path) => path.into(),
+        None => env!("CARGO_BIN_EXE_imgbuild").into(),
+    }
+}
+
+/// Variables of the machine that would change what imgbuild does; a test that wants one sets it.
+const UNSET: &[&str] = &[
+    "SOURCE_DATE_EPOCH",
+    "CI",
+    "NO_COLOR",
+    "CLICOLOR_FORCE",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "IMGBUILD_CACHE_DIR",
+    "IMGBUILD_CONFIG",
+    "IMGBUILD_JOBS",
+    "DOCKER_HOST",
+    "DOCKER_CONFIG",
+];
+
+/// A folder with a home, a cache and a place to work, deleted at the end. Where mirrors and indexes are is still read
+/// from the machine.
+#[derive(Debug)]
+pub struct Sandbox {
+    folder: tempfile::TempDir,
+    cache: PathBuf,
+}
+
+impl Sandbox {
+    /// With an empty cache of its own.
+    pub fn new() -> Sandbox {
+        // On the disk of `target`: downloads get there by hard links, and a tmpfs would be small.
+        let folder = tempfile::tempdir_in(shared::folder("sandboxes")).unwrap();
+        for name in ["home", "work", "cache"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let cache = folder.path().join("cache");
+        Sandbox { folder, cache }
+    }
+
+    /// With the cache that all such tests share: what was downloaded or built once is there.
+    pub fn warm() -> Sandbox {
+        Sandbox { cache: shared::folder("cache"), ..Sandbox::new() }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.path().join("home")
+    }
+
+    /// The working directory of commands.
+    pub fn work(&self) -> PathBuf {
+        self.path().join("work")
+    }
+
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// Writes a file below the working directory.
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.work().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// imgbuild, ready to be given more.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(binary());
+        self.place(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    /// Gives a command this home, cache and working directory.
+    pub fn place(&self, command: &mut Command) {
+        for name in UNSET {
+            command.env_remove(name);
+        }
+        // pip's own file of the user who runs the tests may say where the index is.
+        if let (None, Some(home)) = (std::env::var_os("PIP_CONFIG_FILE"), std::env::home_dir()) {
+            let files = [".config/pip/pip.conf", ".pip/pip.conf"].map(|file| home.join(file));
+            if let Some(file) = files.iter().find(|file| file.exists()) {
+                command.env("PIP_CONFIG_FILE", file);
+            }
+        }
+        command
+            .env("HOME", self.home())
+            .env("LC_ALL", "C.UTF-8")
+            .env("IMGBUILD_CACHE_DIR", &self.cache)
+            .current_dir(self.work());
+    }
+
+    /// Runs imgbuild.
+    #[track_caller]
+    pub fn imgbuild<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Outcome {
+        outcome(&mut self.command(arguments))
+    }
+}
