@@ -11,3 +11,4 @@ pub mod output;
 pub mod parallel;
 pub mod pin;
 pub mod python;
+pub mod report;

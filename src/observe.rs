@@ -57,6 +57,61 @@ pub enum Event<'a> {
         /// Whether nothing had to be done.
         cached: bool,
     },
+    /// A command of a build step begins.
+    StepStarted {
+        /// The step's label.
+        label: &'a str,
+    },
+    /// A command of a build step wrote a line.
+    StepOutput {
+        /// The step's label.
+        label: &'a str,
+        /// The line, without its end.
+        line: &'a str,
+    },
+    /// A build step is done.
+    StepFinished {
+        /// The step's label.
+        label: &'a str,
+    },
+    /// An upload begins.
+    UploadStarted {
+        /// What is sent, and where to.
+        name: &'a str,
+        /// Bytes to send.
+        size: u64,
+    },
+    /// More bytes of an upload were sent.
+    UploadAdvanced {
+        /// What is sent.
+        name: &'a str,
+        /// Bytes since the last event.
+        bytes: u64,
+    },
+    /// The other side has all of it.
+    Uploaded {
+        /// What was sent.
+        name: &'a str,
+    },
+    /// The other side takes a blob from another of its repositories.
+    Mounted {
+        /// The blob.
+        name: &'a str,
+        /// The repository that had it.
+        from: &'a str,
+    },
+    /// The other side has it already.
+    Present {
+        /// What need not be sent.
+        name: &'a str,
+    },
+    /// A name points to an image now.
+    Tagged {
+        /// The reference.
+        reference: &'a str,
+        /// Digest of the manifest or index.
+        digest: Digest,
+    },
     /// Something the user should know, and that does not stop the work.
     Warning(&'a str),
     /// Something the user may like to know.
