@@ -11,6 +11,7 @@ pub mod openpgp;
 pub mod packages;
 pub mod relation;
 pub mod release;
+pub mod resolve;
 pub mod scripts;
 mod shell;
 pub mod version;

@@ -60,7 +60,7 @@ pub struct Package {
     pub sha256: Digest,
 }
 
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 19] = [
     "Package",
     "Version",
     "Architecture",
@@ -77,6 +77,9 @@ const FIELDS: [&str; 16] = [
     "Filename",
     "Source",
     "Important",
+    "Suggests",
+    "Enhances",
+    "Protected",
 ];
 const SIZE: usize = FIELDS.len();
 const SHA256: usize = SIZE + 1;
@@ -120,6 +123,10 @@ fields! {
     filename = 13,
     /// `Source`, empty where it is the name.
     source = 14,
+    /// `Suggests`.
+    suggests = 16,
+    /// `Enhances`.
+    enhances = 17,
 }
 
 impl Package {
@@ -133,9 +140,9 @@ impl Package {
         self.field(10) == "yes"
     }
 
-    /// Whether apt treats it as nearly essential.
+    /// Whether apt treats it as nearly essential (`Important` or `Protected`).
     pub fn is_important(&self) -> bool {
-        self.field(15) == "yes"
+        self.field(15) == "yes" || self.field(18) == "yes"
     }
 }
 

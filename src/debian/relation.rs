@@ -20,6 +20,12 @@ pub enum Operator {
     Later,
 }
 
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
 impl Operator {
     /// Whether `version` stands in this relation to `bound`.
     pub fn holds(self, version: &str, bound: &str) -> bool {
@@ -100,6 +106,11 @@ pub fn parse(field: &str) -> Result<Vec<Vec<Atom<'_>>>, InvalidRelation> {
         .filter(|group| !group.is_empty())
         .map(|group| group.split('|').map(|text| atom(text.trim())).collect())
         .collect()
+}
+
+/// A group of alternatives as it is written.
+pub fn shown(group: &[Atom<'_>]) -> String {
+    group.iter().map(Atom::to_string).collect::<Vec<_>>().join(" | ")
 }
 
 fn atom(text: &str) -> Result<Atom<'_>, InvalidRelation> {
