@@ -1,0 +1,320 @@
+//! In which order the data is saved and put back.
+//!
+//! The plan follows from the labels of the volumes (`obelisk.backup`). Milvus keeps metadata in etcd that refers to
+//! objects in the bucket and to files of its own: the three are only worth something when taken together, so whoever
+//! writes is stopped first. PostgreSQL is dumped while it runs: a dump is one consistent moment by itself.
+
+use std::fmt::Write as _;
+
+use thiserror::Error;
+
+use crate::compose::{Project, Service};
+
+/// How a volume is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Method {
+    /// `pg_dump --format=custom` and `pg_restore`.
+    PgDump,
+    /// `etcdctl snapshot save` and `etcdutl snapshot restore`.
+    EtcdSnapshot,
+    /// `mc mirror` of every bucket.
+    Mirror,
+    /// The volume's files as a tar archive.
+    Tar,
+}
+
+/// A volume that is saved.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Item {
+    /// How.
+    pub method: Method,
+    /// The volume.
+    pub volume: String,
+    /// The service that owns its data.
+    pub service: String,
+}
+
+impl Item {
+    /// The file or folder that it becomes in a backup.
+    pub fn file(&self) -> String {
+        let suffix = match self.method {
+            Method::PgDump => ".dump",
+            Method::EtcdSnapshot => ".db",
+            Method::Mirror => "",
+            Method::Tar => ".tar",
+        };
+        format!("{}{suffix}", self.volume)
+    }
+}
+
+/// A backup of a project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The project's name.
+    pub project: String,
+    /// Its entry file.
+    pub entry: String,
+    /// What is saved.
+    pub items: Vec<Item>,
+    /// Volumes that are not saved, because they can be made again.
+    pub left_out: Vec<String>,
+    /// Services that write to what is copied as files, in the order in which they are stopped.
+    pub writers: Vec<String>,
+    /// An image that is there anyway; helper containers are made of it and never started.
+    pub helper_image: String,
+}
+
+/// A project whose data cannot be saved by the rules.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BackupError {
+    /// The label is missing or unknown.
+    #[error("volume `{volume}`: `{label}` is not a way to save it (label obelisk.backup)")]
+    Label {
+        /// The volume.
+        volume: String,
+        /// The label's value.
+        label: String,
+    },
+    /// No service mounts it.
+    #[error("volume `{volume}`: no service mounts it")]
+    Unmounted {
+        /// The volume.
+        volume: String,
+    },
+}
+
+/// The plan of a project.
+pub fn plan(project: &Project) -> Result<Plan, BackupError> {
+    let services = project.services();
+    let (mut items, mut left_out) = (Vec::new(), Vec::new());
+    for (volume, value) in project.top("volumes") {
+        let label = value.pointer("/labels/obelisk.backup").and_then(|label| label.as_str()).unwrap_or_default();
+        let method = match label {
+            "pg_dump" => Method::PgDump,
+            "etcd-snapshot" => Method::EtcdSnapshot,
+            "s3-mirror" => Method::Mirror,
+            "tar" => Method::Tar,
+            "none" => {
+                left_out.push(volume);
+                continue;
+            }
+            other => return Err(BackupError::Label { volume, label: other.to_owned() }),
+        };
+        let mounts = |service: &&Service| service.mounts.iter().any(|mount| mount.source == volume);
+        // A service that only exists in a profile counts where no other has the volume.
+        let owner = services.values().filter(|service| !service.is_job()).find(mounts);
+        let Some(owner) = owner.or_else(|| services.values().find(mounts)) else {
+            // Development mounts a folder of the host in its place.
+            if services.values().flat_map(|service| &service.mounts).any(|mount| mount.bind) {
+                left_out.push(volume);
+                continue;
+            }
+            return Err(BackupError::Unmounted { volume });
+        };
+        items.push(Item { method, volume, service: owner.name.clone() });
+    }
+    items.sort();
+    // Whoever writes to Milvus, then Milvus; etcd and the object store stay up, they are asked for their data.
+    let writers = ["open-webui", "rag", "milvus"];
+    let is_profile_only = |name: &str| services.get(name).is_some_and(|service| !service.profiles.is_empty());
+    Ok(Plan {
+        project: project.name.clone(),
+        entry: project.files.first().map(|path| path.display().to_string()).unwrap_or_default(),
+        items: items.into_iter().filter(|item| !is_profile_only(&item.service)).collect(),
+        left_out,
+        writers: writers
+            .into_iter()
+            .filter(|name| services.contains_key(*name) && !is_profile_only(name))
+            .map(str::to_owned)
+            .collect(),
+        helper_image: services.get("init").map(|service| service.image.clone()).unwrap_or_default(),
+    })
+}
+
+impl Plan {
+    /// The plan for people.
+    pub fn text(&self, restore: bool) -> String {
+        let mut out = String::new();
+        let (verb, arrow) = if restore { ("restore", "<-") } else { ("back up", "->") };
+        let _ = writeln!(out, "{verb} {}:", self.project);
+        let mut step = 1..;
+        let mut line = |out: &mut String, text: String| {
+            let _ = writeln!(out, "{:>3}. {text}", step.next().unwrap_or_default());
+        };
+        for item in self.items.iter().filter(|item| item.method == Method::PgDump) {
+            line(&mut out, format!("{} {arrow} {} ({})", item.volume, item.file(), how(item.method, restore)));
+        }
+        line(&mut out, format!("stop {}", self.writers.join(", ")));
+        for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
+            line(&mut out, format!("{} {arrow} {} ({})", item.volume, item.file(), how(item.method, restore)));
+        }
+        line(&mut out, format!("start {} again", self.writers.join(", ")));
+        let _ = writeln!(out, "not saved, made again when needed: {}", self.left_out.join(", "));
+        out
+    }
+
+    /// A bash script that saves everything into the folder that is its first argument.
+    pub fn backup_script(&self) -> String {
+        let mut out = self.head("backup", "saves the data of");
+        out.push_str(
+            "[ ! -e \"$folder/complete\" ] || { echo \"error: $folder already holds a backup\" >&2; exit 1; }\n\
+             mkdir -p \"$folder\"\nfolder=$(cd \"$folder\" && pwd)\nchmod 0700 \"$folder\"\n\n",
+        );
+        for item in &self.items {
+            if item.method == Method::PgDump {
+                let _ = write!(
+                    out,
+                    "say '{volume}: dump while it runs'\n\
+                     compose exec -T {service} sh -c 'pg_dump -h 127.0.0.1 -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --format=custom' \
+                     > \"$folder/{file}.part\"\nmv \"$folder/{file}.part\" \"$folder/{file}\"\n\n",
+                    volume = item.volume,
+                    service = item.service,
+                    file = item.file()
+                );
+            }
+        }
+        let _ = write!(
+            out,
+            "say 'stop the writers'\n# Whatever happens from here on, they are started again.\n\
+             trap 'compose start {writers}' EXIT\ncompose stop {writers}\n\n",
+            writers = self.writers.join(" ")
+        );
+        for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
+            let (volume, service, file) = (&item.volume, &item.service, item.file());
+            let _ = match item.method {
+                Method::EtcdSnapshot => write!(
+                    out,
+                    "say '{volume}: snapshot'\nbeside {service} etcdctl --endpoints=http://{service}:2379 snapshot save /backup/{file}\n\n"
+                ),
+                Method::Mirror => write!(
+                    out,
+                    "say '{volume}: mirror of every bucket'\nmkdir -p \"$folder/{file}\"\nbeside {service} sh -c '{LOGIN}\
+                     mc --config-dir /tmp/mc mirror --overwrite --remove store /backup/{file}'\n\n"
+                ),
+                _ => write!(out, "say '{volume}: files'\nsave {volume} \"$folder/{file}\"\n\n"),
+            };
+        }
+        out.push_str(
+            "(cd \"$folder\" && find . -type f ! -name SHA256SUMS ! -name complete -print0 | sort -z | xargs -0 -r sha256sum > SHA256SUMS)\n\
+             date -u +%Y-%m-%dT%H:%M:%SZ > \"$folder/complete\"\nsay \"complete: $folder\"\n",
+        );
+        out
+    }
+
+    /// A bash script that puts everything back from the folder that is its first argument.
+    pub fn restore_script(&self) -> String {
+        let mut out = self.head("restore", "puts back the data of");
+        out.push_str(
+            "[ -e \"$folder/complete\" ] || { echo \"error: $folder holds no complete backup\" >&2; exit 1; }\n\
+             folder=$(cd \"$folder\" && pwd)\nsay 'check every file'\n(cd \"$folder\" && sha256sum --quiet --check SHA256SUMS)\n\n",
+        );
+        for item in &self.items {
+            if item.method == Method::PgDump {
+                let clients = ["litellm"];
+                let _ = write!(
+                    out,
+                    "say '{volume}: into an empty database'\ncompose stop {clients}\n\
+                     compose up -d --wait {service}\n\
+                     compose exec -T {service} sh -c 'dropdb -h 127.0.0.1 -U \"$POSTGRES_USER\" --if-exists --force --maintenance-db=template1 \"$POSTGRES_DB\" \
+                     && createdb -h 127.0.0.1 -U \"$POSTGRES_USER\" --maintenance-db=template1 --template=template0 \"$POSTGRES_DB\"'\n\
+                     compose exec -T {service} sh -c 'pg_restore -h 127.0.0.1 -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --exit-on-error --no-owner' \
+                     < \"$folder/{file}\"\ncompose start {clients}\n\n",
+                    volume = item.volume,
+                    service = item.service,
+                    file = item.file(),
+                    clients = clients.join(" ")
+                );
+            }
+        }
+        let _ = write!(
+            out,
+            "say 'stop the writers'\ntrap 'compose start {writers}' EXIT\ncompose stop {writers}\n\n",
+            writers = self.writers.join(" ")
+        );
+        for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
+            let (volume, service, file) = (&item.volume, &item.service, item.file());
+            let _ = match item.method {
+                Method::EtcdSnapshot => write!(
+                    out,
+                    "say '{volume}: a new data folder from the snapshot'\ncompose stop {service}\nempty {volume}\n\
+                     inside {service} etcdutl snapshot restore /backup/{file} --data-dir /etcd/data\n\
+                     compose up -d --wait --no-deps {service}\n\n"
+                ),
+                Method::Mirror => write!(
+                    out,
+                    "say '{volume}: every bucket'\nbeside {service} sh -c '{LOGIN}for bucket in /backup/{file}/*/; do \
+                     name=$(basename \"$bucket\"); mc --config-dir /tmp/mc mb --ignore-existing \"store/$name\"; \
+                     mc --config-dir /tmp/mc mirror --overwrite --remove \"$bucket\" \"store/$name\"; done'\n\n"
+                ),
+                _ => write!(out, "say '{volume}: files'\nempty {volume}\nload {volume} \"$folder/{file}\"\n\n"),
+            };
+        }
+        out.push_str("say \"restored from $folder\"\n");
+        out
+    }
+
+    fn head(&self, name: &str, verb: &str) -> String {
+        format!(
+            r#"#!/bin/bash
+# Made by `imgbuild deploy {name}`: {verb} {project}. Run it where the compose files are.
+#   {name}.sh FOLDER
+set -euo pipefail
+umask 077
+folder=${{1:?usage: {name}.sh FOLDER}}
+entry=${{COMPOSE_ENTRY:-{entry}}}
+say() {{ echo "$(date -u +%H:%M:%S) $*" >&2; }}
+compose() {{ docker compose -f "$entry" "$@"; }}
+
+# beside SERVICE COMMAND...: a command of the service's image in its networks, with the backup at /backup, as this user.
+beside() {{
+  local service=$1 program=$2; shift 2
+  compose run --rm -T --no-deps --user "$(id -u):$(id -g)" -v "$folder:/backup" --entrypoint "$program" "$service" "$@"
+}}
+# inside SERVICE COMMAND...: the same as the service's own user, with its volumes, the backup read-only.
+inside() {{
+  local service=$1 program=$2; shift 2
+  chmod -R a+rX "$folder"
+  compose run --rm -T --no-deps -v "$folder:/backup:ro" --entrypoint "$program" "$service" "$@"
+  chmod -R go-rwx "$folder"
+}}
+# A container that is never started lends Docker a place to copy from and to; no image needs tar for that.
+with_volume() {{
+  local volume=$1 helper; shift
+  helper=$(docker create --network none -v "{project}_$volume:/volume" {image} true)
+  local status=0
+  "$@" "$helper" || status=$?
+  docker rm "$helper" > /dev/null
+  return "$status"
+}}
+save() {{ saving=$2 with_volume "$1" save_from; }}
+save_from() {{ docker cp "$1:/volume" - > "$saving.part" && mv "$saving.part" "$saving"; }}
+load() {{ loading=$2 with_volume "$1" load_into; }}
+load_into() {{ docker cp - "$1:/" < "$loading"; }}
+# empty VOLUME: as root in a container without network, because files belong to the services' users.
+empty() {{
+  docker run --rm --network none --user 0:0 --cap-drop ALL --cap-add DAC_OVERRIDE -v "{project}_$1:/volume" \
+    --entrypoint /bin/bash {image} -c 'shopt -s dotglob nullglob; rm -rf -- /volume/*'
+}}
+
+"#,
+            project = self.project,
+            entry = self.entry,
+            image = self.helper_image,
+        )
+    }
+}
+
+/// The object store's credentials, from where the service reads them.
+const LOGIN: &str = "mc --config-dir /tmp/mc alias set store http://minio:9000 \"$(cat /run/secrets/minio_root_user)\" \
+                     \"$(cat /run/secrets/minio_root_password)\" > /dev/null && ";
+
+fn how(method: Method, restore: bool) -> &'static str {
+    match (method, restore) {
+        (Method::PgDump, false) => "pg_dump, while it runs",
+        (Method::PgDump, true) => "pg_restore into an empty database",
+        (Method::EtcdSnapshot, false) => "etcdctl snapshot save",
+        (Method::EtcdSnapshot, true) => "etcdutl snapshot restore into an empty folder",
+        (Method::Mirror, _) => "mc mirror of every bucket",
+        (Method::Tar, _) => "all files with owners and times",
+    }
+}

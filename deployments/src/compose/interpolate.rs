@@ -1,0 +1,218 @@
+//! `${NAME}` in compose files, by the rules of the Compose specification ("Interpolation").
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use thiserror::Error;
+
+use super::Settings;
+
+/// A variable that cannot be put in.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Interpolation {
+    /// `${NAME:?message}` and it is not set.
+    #[error("`{name}` must be set: {message}")]
+    Required {
+        /// The variable.
+        name: String,
+        /// The message of the file.
+        message: String,
+    },
+    /// A `$` that starts nothing.
+    #[error("`{text}` is not a variable; a dollar sign itself is written `$$`")]
+    Malformed {
+        /// The text from the dollar sign on.
+        text: String,
+    },
+}
+
+/// One piece of a text.
+enum Piece<'a> {
+    Text(&'a str),
+    Dollar,
+    Variable { name: &'a str, operator: &'a str, word: &'a str },
+}
+
+/// Puts variables into a text. Unset variables without a default are empty.
+pub fn interpolate(text: &str, settings: &Settings) -> Result<String, Interpolation> {
+    let mut out = String::with_capacity(text.len());
+    for piece in pieces(text)? {
+        match piece {
+            Piece::Text(text) => out.push_str(text),
+            Piece::Dollar => out.push('$'),
+            Piece::Variable { name, operator, word } => {
+                let set = settings.get(name);
+                // With a colon an empty value counts as unset.
+                let usable = set.filter(|value| !(operator.starts_with(':') && value.is_empty()));
+                match (operator.trim_start_matches(':'), usable) {
+                    ("-" | "?" | "", Some(value)) => out.push_str(value),
+                    ("-", None) => out.push_str(&interpolate(word, settings)?),
+                    ("+", Some(_)) => out.push_str(&interpolate(word, settings)?),
+                    ("?", None) => {
+                        return Err(Interpolation::Required { name: name.into(), message: word.into() });
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The variables that a text mentions, with their defaults.
+pub fn variables(text: &str) -> Result<Vec<(String, Option<String>)>, Interpolation> {
+    let mut found = Vec::new();
+    for piece in pieces(text)? {
+        if let Piece::Variable { name, operator, word } = piece {
+            let default = matches!(operator, "-" | ":-").then(|| word.to_owned());
+            found.push((name.to_owned(), default));
+            found.extend(variables(word)?);
+        }
+    }
+    Ok(found)
+}
+
+fn pieces(text: &str) -> Result<Vec<Piece<'_>>, Interpolation> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        pieces.push(Piece::Text(&rest[..at]));
+        let after = &rest[at + 1..];
+        let malformed = || Interpolation::Malformed { text: rest[at..].to_owned() };
+        if let Some(after) = after.strip_prefix('$') {
+            pieces.push(Piece::Dollar);
+            rest = after;
+        } else if let Some(inner) = after.strip_prefix('{') {
+            let end = closing(inner).ok_or_else(malformed)?;
+            let body = &inner[..end];
+            let name = &body[..name_length(body)];
+            let tail = &body[name.len()..];
+            let operator_length = match tail.as_bytes() {
+                [] => 0,
+                [b':', b'-' | b'?' | b'+', ..] => 2,
+                [b'-' | b'?' | b'+', ..] => 1,
+                _ => return Err(malformed()),
+            };
+            if name.is_empty() {
+                return Err(malformed());
+            }
+            let (operator, word) = tail.split_at(operator_length);
+            pieces.push(Piece::Variable { name, operator, word });
+            rest = &inner[end + 1..];
+        } else {
+            let length = name_length(after);
+            if length == 0 {
+                return Err(malformed());
+            }
+            pieces.push(Piece::Variable { name: &after[..length], operator: "", word: "" });
+            rest = &after[length..];
+        }
+    }
+    pieces.push(Piece::Text(rest));
+    Ok(pieces)
+}
+
+/// Where the brace closes, defaults with braces of their own skipped.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 0_usize;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' if depth == 0 => return Some(at),
+            b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+fn name_length(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    if bytes.first().is_none_or(u8::is_ascii_digit) {
+        return 0;
+    }
+    bytes.iter().take_while(|byte| byte.is_ascii_alphanumeric() || **byte == b'_').count()
+}
+
+/// Puts variables into every string of a value (not into keys). The error names the key.
+pub(super) fn value(value: &mut Value, settings: &Settings) -> Result<(), (String, Interpolation)> {
+    match value {
+        Value::String(text) => {
+            *text = interpolate(text, settings).map_err(|error| (String::new(), error))?;
+        }
+        Value::Array(items) => {
+            for item in items {
+                self::value(item, settings)?;
+            }
+        }
+        Value::Object(entries) => {
+            for (key, item) in entries {
+                self::value(item, settings).map_err(|(inner, error)| {
+                    (if inner.is_empty() { key.clone() } else { format!("{key}.{inner}") }, error)
+                })?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Collects the variables of every string; a malformed one is reported when it is put in.
+pub(super) fn variables_of(value: &Value, into: &mut BTreeMap<String, Option<String>>) {
+    match value {
+        Value::String(text) => {
+            for (name, default) in variables(text).unwrap_or_default() {
+                let slot = into.entry(name).or_default();
+                *slot = slot.take().or(default);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| variables_of(item, into)),
+        Value::Object(entries) => entries.values().for_each(|item| variables_of(item, into)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failing test may panic")]
+mod tests {
+    use super::*;
+
+    fn with(text: &str) -> Result<String, Interpolation> {
+        let settings = [("SET", "v"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        interpolate(text, &settings.into())
+    }
+
+    #[test]
+    fn every_form_of_the_specification() {
+        for (text, expected) in [
+            ("plain", "plain"),
+            ("$SET/${SET}", "v/v"),
+            ("${NO}", ""),
+            ("${NO:-d}${NO-d}", "dd"),
+            ("${EMPTY:-d}${EMPTY-d}", "d"),
+            ("${SET:+alt}${EMPTY:+alt}${EMPTY+alt}", "altalt"),
+            ("${SET:?no}", "v"),
+            ("$$SET $${SET}", "$SET ${SET}"),
+            ("${NO:-${SET}-x}", "v-x"),
+            ("${NO:-http://h:1}", "http://h:1"),
+        ] {
+            assert_eq!(with(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn required_and_malformed_variables_are_errors() {
+        assert_eq!(with("${NO:?set it}").unwrap_err().to_string(), "`NO` must be set: set it");
+        assert_eq!(with("${EMPTY:?e}").unwrap_err().to_string(), "`EMPTY` must be set: e");
+        for text in ["$", "${", "${}", "${1A}", "${A!b}", "a$ b", "${A"] {
+            assert!(matches!(with(text), Err(Interpolation::Malformed { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn mentioned_variables_carry_their_defaults() {
+        let found = variables("${A:-1} $B ${C:-${D}} $$E").unwrap();
+        let names: Vec<_> = found.iter().map(|(name, default)| (name.as_str(), default.as_deref())).collect();
+        assert_eq!(names, [("A", Some("1")), ("B", None), ("C", Some("${D}")), ("D", None)]);
+    }
+}

@@ -1,0 +1,348 @@
+//! Checking a compose project: everything that is named exists, and every service keeps the rules.
+//!
+//! A service may break a rule on purpose; it says so in its label `obelisk.exception`, `RULE: REASON`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use crate::Problem;
+use crate::compose::{Condition, Project, Service};
+use crate::env::Schema;
+use crate::{graph, yaml};
+
+/// The compose specification's schema; see `vendor/compose-spec/ORIGIN.md`.
+const COMPOSE_SPEC: &str = include_str!("../vendor/compose-spec/compose-spec.json");
+
+/// The first word of a volume's name: the area of the services that it belongs to.
+const AREAS: [&str; 8] = ["core", "edge", "init", "llm", "monitoring", "rag", "ui", "vector"];
+
+static SPEC: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+    let schema: Value = serde_json::from_str(COMPOSE_SPEC).expect("the vendored schema is JSON");
+    jsonschema::validator_for(&schema).expect("the vendored schema is a JSON schema")
+});
+
+/// Everything that is wrong with a project. `schema` is that of the variables; `environment` chooses its rules.
+pub fn compose(project: &Project, schema: &Schema, environment: &str) -> Vec<Problem> {
+    let services = project.services();
+    let mut problems = Vec::new();
+    problems.extend(specification(project));
+    problems.extend(references(project, &services));
+    problems.extend(dependencies(project, &services));
+    problems.extend(ports(&services, environment));
+    problems.extend(services.values().flat_map(hardening));
+    problems.extend(volumes(project));
+    problems.extend(addresses(&services));
+    problems.extend(variables(project, schema, environment));
+    problems.extend(seen(&services, schema, environment));
+    problems.sort();
+    problems.dedup();
+    problems
+}
+
+/// Each file by itself against the compose specification's schema, which catches what is misspelt.
+pub fn specification(project: &Project) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for path in &project.files {
+        let at = path.display().to_string();
+        match yaml::read(path).and_then(|text| yaml::value(path, &text)) {
+            Err(error) => problems.push(Problem::new(at, error.to_string())),
+            Ok(value) => problems.extend(SPEC.iter_errors(&value).map(|error| {
+                let place = error.instance_path().to_string();
+                Problem::new(&at, format!("{place}: {error}"))
+            })),
+        }
+    }
+    problems
+}
+
+/// Networks, volumes, secrets and configurations: what is used is declared, what is declared is used, files exist.
+fn references(project: &Project, services: &BTreeMap<String, Service>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let folder = project.files.first().and_then(|entry| entry.parent()).unwrap_or(Path::new("."));
+    let mut check = |key: &str, used: BTreeMap<String, BTreeSet<&str>>| {
+        let declared = project.top(key);
+        for (name, by) in &used {
+            if !declared.contains_key(name) {
+                let by = by.iter().copied().collect::<Vec<_>>().join(", ");
+                problems.push(Problem::new(
+                    format!("service `{by}`"),
+                    format!("uses {key} `{name}`, which is not declared"),
+                ));
+            }
+        }
+        for (name, value) in &declared {
+            if !used.contains_key(name) {
+                problems.push(Problem::new(format!("{key} `{name}`"), "is declared and no service uses it"));
+            }
+            // Secrets are made on each machine; whether they are there is `env check`'s question.
+            if key == "configs"
+                && let Some(file) = value.get("file").and_then(Value::as_str)
+            {
+                if !folder.join(file).is_file() {
+                    let what = format!("its file `{file}` does not exist below {}", folder.display());
+                    problems.push(Problem::new(format!("configs `{name}`"), what));
+                }
+            } else if matches!(key, "configs" | "secrets") && value.get("file").is_none() {
+                problems.push(
+                    Problem::new(format!("{key} `{name}`"), "is not a file")
+                        .hint("with a read-only root file system Docker accepts only files"),
+                );
+            }
+        }
+    };
+    let by = |of: &dyn Fn(&Service) -> Vec<String>| {
+        let mut used: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for service in services.values() {
+            for name in of(service) {
+                used.entry(name).or_default().insert(&service.name);
+            }
+        }
+        used
+    };
+    check("networks", by(&|service| service.networks.iter().cloned().collect()));
+    check("secrets", by(&|service| service.secrets.iter().cloned().collect()));
+    check("configs", by(&|service| service.configs.keys().cloned().collect()));
+    let named = |service: &Service| -> Vec<String> {
+        service
+            .mounts
+            .iter()
+            .filter(|mount| !mount.bind && !mount.source.is_empty())
+            .map(|mount| mount.source.clone())
+            .collect()
+    };
+    let mut used = by(&named);
+    // A volume that one environment replaces by a folder is still declared in the base.
+    for mount in services.values().flat_map(|service| &service.mounts).filter(|mount| mount.bind) {
+        let replaced =
+            project.top("volumes").into_keys().find(|name| mount.target.ends_with(name.trim_start_matches("rag-")));
+        used.extend(replaced.map(|name| (name, BTreeSet::new())));
+    }
+    check("volumes", used);
+    problems
+}
+
+fn dependencies(project: &Project, services: &BTreeMap<String, Service>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for service in services.values() {
+        let at = format!("service `{}`", service.name);
+        for (on, condition) in &service.depends_on {
+            let Some(other) = services.get(on) else {
+                problems.push(Problem::new(&at, format!("waits for `{on}`, which does not exist")));
+                continue;
+            };
+            match condition {
+                Condition::Started => problems.push(
+                    Problem::new(&at, format!("waits for `{on}` to be started, which says nothing about its state"))
+                        .hint("use condition: service_healthy, or service_completed_successfully for a job"),
+                ),
+                Condition::Healthy if other.health.is_empty() => {
+                    problems
+                        .push(Problem::new(&at, format!("waits for the health of `{on}`, which has no health check")));
+                }
+                Condition::Completed if !other.is_job() => {
+                    problems.push(Problem::new(&at, format!("waits for the end of `{on}`, which is not a job")));
+                }
+                _ => {}
+            }
+        }
+    }
+    let everything = services.values().flat_map(|service| service.profiles.clone()).collect();
+    if let Some(cycle) = graph::of(project, &everything).cycle() {
+        problems.push(Problem::new("depends_on", format!("a cycle: {}", cycle.join(" -> "))));
+    }
+    problems
+}
+
+fn ports(services: &BTreeMap<String, Service>, environment: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut taken: BTreeMap<(u16, String), &str> = BTreeMap::new();
+    for service in services.values() {
+        let at = format!("service `{}`", service.name);
+        for text in &service.unreadable_ports {
+            problems.push(Problem::new(&at, format!("publishes `{text}`, which is not a port, 1 to 65535")));
+        }
+        for port in &service.ports {
+            if let Some(host) = port.host {
+                if let Some(other) = taken.insert((host, port.address.clone()), &service.name) {
+                    problems.push(Problem::new(&at, format!("publishes port {host}, which `{other}` publishes too")));
+                }
+                if environment == "test" {
+                    problems
+                        .push(Problem::new(&at, format!("publishes the fixed port {host}; tests run side by side")));
+                }
+            }
+            if port.address.is_empty() {
+                problems.push(Problem::new(&at, format!("publishes port {} on every address", port.container)));
+            }
+            if environment != "dev" && !service.networks.contains("edge") {
+                let what = format!("publishes port {} and is not in the network `edge`", port.container);
+                problems.push(Problem::new(&at, what));
+            }
+        }
+    }
+    problems
+}
+
+/// Rules for each service; a label `obelisk.exception` of `root: REASON` or `read-only: REASON` lifts one.
+fn hardening(service: &Service) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let exception = service.labels.get("obelisk.exception").map(String::as_str).unwrap_or_default();
+    let excused =
+        |rule: &str| exception.strip_prefix(rule).is_some_and(|rest| rest.starts_with(": ") && rest.len() > 10);
+    let mut rule = |kept: bool, what: &str| {
+        if !kept {
+            problems.push(Problem::new(format!("service `{}`", service.name), what));
+        }
+    };
+    let image = service.image.split('@').next().unwrap_or_default();
+    let tag = image.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
+    rule(tag.is_some_and(|tag| !tag.is_empty() && tag != "latest"), "its image has no tag, or `latest`");
+    let user = service.user.as_deref().unwrap_or_default();
+    let numeric = user.split(':').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+    rule(numeric, "its user is not numeric (`uid:gid`)");
+    rule(!user.starts_with("0:") && user != "0" || excused("root"), "runs as root");
+    rule(service.read_only || excused("read-only"), "its root file system is writable");
+    rule(service.cap_drop.contains("ALL"), "keeps capabilities (cap_drop: [ALL])");
+    rule(service.cap_add.is_empty() || excused("root"), "is given capabilities");
+    rule(service.no_new_privileges, "may gain privileges (security_opt: no-new-privileges:true)");
+    for limit in ["cpus", "memory", "pids"] {
+        rule(service.limits.contains_key(limit), &format!("has no limit of {limit}"));
+    }
+    let rotated = service.logging.contains_key("max-size") && service.logging.contains_key("max-file");
+    rule(rotated, "its log is not rotated (logging.options max-size and max-file)");
+    rule(service.restart.is_some(), "has no restart policy");
+    let connected = !service.networks.is_empty() || service.network_mode.as_deref() == Some("none");
+    rule(connected, "is in the default network: name its networks, or `network_mode: none`");
+    let helper = service.profiles.iter().any(|profile| matches!(profile.as_str(), "debug" | "client"));
+    rule(service.is_job() || helper || !service.health.is_empty(), "has no health check");
+    problems
+}
+
+fn volumes(project: &Project) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (name, value) in project.top("volumes") {
+        let at = format!("volumes `{name}`");
+        let mut words = name.split('-');
+        let area = words.next().unwrap_or_default();
+        let more = words.clone().count();
+        if !AREAS.contains(&area) || !(1..=2).contains(&more) || words.any(str::is_empty) {
+            let areas = AREAS.join(", ");
+            problems.push(Problem::new(
+                &at,
+                format!("is not called AREA-CONTENT or AREA-SERVICE-CONTENT (areas: {areas})"),
+            ));
+        }
+        let label = |key: &str| value.get("labels").and_then(|labels| labels.get(key)).and_then(Value::as_str);
+        if !matches!(label("obelisk.volume.class"), Some("state" | "cache" | "secret")) {
+            problems.push(Problem::new(&at, "has no label obelisk.volume.class of state, cache or secret"));
+        }
+        if !matches!(label("obelisk.backup"), Some("pg_dump" | "etcd-snapshot" | "s3-mirror" | "tar" | "none")) {
+            let what = "has no label obelisk.backup of pg_dump, etcd-snapshot, s3-mirror, tar or none";
+            problems.push(Problem::new(&at, what));
+        }
+    }
+    problems
+}
+
+/// `http://HOST:PORT` and `HOST:PORT` in an environment: the host is a service that shares a network, and the port is
+/// one that it offers.
+fn addresses(services: &BTreeMap<String, Service>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for service in services.values() {
+        for (name, value) in &service.environment {
+            for part in value.split([';', ',']) {
+                let Some((host, port)) = address(part) else { continue };
+                let at = format!("service `{}`, {name}", service.name);
+                let found = services.values().find(|other| other.name == host || other.aliases.contains(host));
+                match found {
+                    None => problems.push(Problem::new(at, format!("`{host}` is no service"))),
+                    Some(other) if other.networks.is_disjoint(&service.networks) => {
+                        problems.push(Problem::new(at, format!("`{host}` shares no network with it")));
+                    }
+                    Some(other) if !other.expose.contains(&port) => {
+                        problems.push(Problem::new(at, format!("`{host}` does not offer port {port}")));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// A service's address within a value; addresses of this host, of every address and of the world are none.
+fn address(text: &str) -> Option<(&str, u16)> {
+    let (is_url, rest) = match text.strip_prefix("http://") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let authority = rest.split('/').next()?;
+    let (host, port) = authority.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    let plain = host.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let named = host.bytes().any(|byte| byte.is_ascii_lowercase());
+    (plain && named && host != "localhost" && (is_url || rest == authority)).then_some((host, port))
+}
+
+/// What the compose files mention is described as a setting with the same default, and the other way round.
+fn variables(project: &Project, schema: &Schema, environment: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (name, default) in &project.variables {
+        match schema.variable(name).filter(|variable| variable.is_setting()) {
+            None => problems.push(Problem::new(
+                format!("variable `{name}`"),
+                "is used by the compose files and not described in env/schema.toml",
+            )),
+            Some(variable) => {
+                // An environment's own override may have a default of its own for a path.
+                let written = default.as_deref().unwrap_or_default();
+                if written != variable.default && variable.name != "SECRETS_DIR" {
+                    let what =
+                        format!("is `{written}` in the compose files and `{}` in env/schema.toml", variable.default);
+                    problems.push(Problem::new(format!("variable `{name}`"), what));
+                }
+            }
+        }
+    }
+    for variable in schema.variables.iter().filter(|it| it.is_setting() && it.is_known_in(environment)) {
+        if !project.variables.contains_key(&variable.name) {
+            let what = format!("is described in env/schema.toml and not used in {environment}");
+            problems.push(Problem::new(format!("variable `{}`", variable.name), what));
+        }
+    }
+    problems
+}
+
+/// What services see is described, service by service, and the other way round.
+fn seen(services: &BTreeMap<String, Service>, schema: &Schema, environment: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for service in services.values() {
+        for name in service.environment.keys() {
+            let described = schema.variable(name).filter(|it| it.is_seen() && it.is_known_in(environment));
+            if !described.is_some_and(|variable| variable.services.contains(&service.name)) {
+                let what = format!("sees `{name}`, which env/schema.toml does not describe for it in {environment}");
+                problems.push(Problem::new(format!("service `{}`", service.name), what));
+            }
+        }
+    }
+    for variable in schema.variables.iter().filter(|it| it.is_seen() && it.is_known_in(environment)) {
+        for service in variable.services.iter().filter_map(|name| services.get(name)) {
+            if !service.environment.contains_key(&variable.name) {
+                let what = format!("does not see `{}`, which env/schema.toml describes for it", variable.name);
+                problems.push(Problem::new(format!("service `{}`", service.name), what));
+            }
+        }
+    }
+    for secret in schema.secrets.iter().filter(|it| it.is_known_in(environment)) {
+        for service in services.values() {
+            if service.secrets.contains(&secret.name) != secret.services.contains(&service.name) {
+                let what = format!("secret `{}`: env/schema.toml and the compose files disagree", secret.name);
+                problems.push(Problem::new(format!("service `{}`", service.name), what));
+            }
+        }
+    }
+    problems
+}
