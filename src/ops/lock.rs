@@ -342,6 +342,7 @@ impl Archives<'_> {
             keyring,
             origin,
             foreign,
+            store: Some(self.bench.store),
             seen,
             now: self.bench.now,
         };
