@@ -348,7 +348,7 @@ fn pause(attempt: u32, after: Option<Duration>) -> Duration {
 }
 
 /// An error with all its causes on one line, URLs left out because they may hold secrets.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {

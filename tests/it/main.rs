@@ -14,6 +14,9 @@ mod python_pylock;
 mod python_real;
 mod python_requirements;
 mod python_uv;
+mod registry;
+mod registry_auth;
+mod registry_push;
 mod server;
 mod support_real;
 

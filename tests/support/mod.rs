@@ -4,6 +4,7 @@
 //! * [`shared`]: what is made once and kept in `target/`: a trixie root, downloads.
 //! * [`server`]: processes that end with the test, whatever happens; a file server that can be told to fail.
 //! * [`docker`]: a Docker engine of the tests' own.
+//! * [`registry`]: a registry in this process, with scripted faults and a log of every request.
 //! * [`layout`]: OCI layouts read without our own code, and the rules that every layer keeps.
 //! * [`listing`]: trees of files as text, one a line.
 //! * [`debs`]: packages made by dpkg-deb, and signed repositories of them.
@@ -14,6 +15,7 @@ pub mod debs;
 pub mod docker;
 pub mod layout;
 pub mod listing;
+pub mod registry;
 pub mod run;
 pub mod server;
 pub mod shared;

@@ -1,0 +1,386 @@
+//! Credentials: where they come from, in which order, and what is told about them.
+//!
+//! The first source that knows the registry wins: the environment, the file that `REGISTRY_AUTH_FILE` names, Docker's
+//! `config.json`, podman's `auth.json`. In a file, `credHelpers` goes before `credsStore`, and either before what the
+//! file itself holds. Names are compared whole: a host that only looks alike, or the same host with another port, gets
+//! nothing.
+
+pub mod challenge;
+mod file;
+mod helper;
+mod secret;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+pub use file::AuthFile;
+pub use helper::{HelperError, Helpers};
+pub use secret::{Credential, Secret};
+
+use super::reference::Repository;
+
+/// Why credentials could not be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// A file that is not what it should be.
+    #[error("cannot read the credentials in `{path}`: {why}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why, without its content.
+        why: String,
+    },
+    /// A helper that does not do its work.
+    #[error("{0}; correct `credsStore` or `credHelpers` in Docker's config.json, or remove it there")]
+    Helper(#[from] HelperError),
+    /// The environment holds something else.
+    #[error("`DOCKER_AUTH_CONFIG` is not the JSON of a Docker config.json ({0})")]
+    Environment(String),
+    /// Nowhere to keep credentials.
+    #[error("there is no home folder to keep credentials in; set DOCKER_CONFIG")]
+    Homeless,
+}
+
+/// Where credentials are looked for.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// User and password for one registry, from `IMGBUILD_REGISTRY_USER` and `IMGBUILD_REGISTRY_PASSWORD`.
+    pub given: Option<(String, Credential)>,
+    /// The text of `DOCKER_AUTH_CONFIG`.
+    pub inline: Option<Secret>,
+    /// The file that `REGISTRY_AUTH_FILE` names.
+    pub chosen: Option<PathBuf>,
+    /// Docker's `config.json`.
+    pub docker: Option<PathBuf>,
+    /// Podman's files.
+    pub podman: Vec<PathBuf>,
+    /// How helpers are run.
+    pub helpers: Helpers,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("docker", &self.docker).field("podman", &self.podman).finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    /// The sources as the environment names them. `registry` is the one that a user and password in the environment are
+    /// for: they are never offered to another.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<OsString>, registry: Option<&str>) -> Sources {
+        let text = |name: &str| variable(name).and_then(|value| value.into_string().ok()).filter(|it| !it.is_empty());
+        let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = path("HOME");
+        let given = match (registry, text("IMGBUILD_REGISTRY_PASSWORD")) {
+            (Some(registry), Some(password)) => {
+                let host = registry.split('/').next().unwrap_or_default().to_ascii_lowercase();
+                let user = text("IMGBUILD_REGISTRY_USER").unwrap_or_default();
+                Some((host, Credential::Password { user, password: Secret::new(password) }))
+            }
+            _ => None,
+        };
+        let docker = path("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
+        let podman = [
+            path("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+            path("XDG_CONFIG_HOME")
+                .or_else(|| home.as_ref().map(|home| home.join(".config")))
+                .map(|folder| folder.join("containers/auth.json")),
+        ];
+        Sources {
+            given,
+            inline: text("DOCKER_AUTH_CONFIG").map(Secret::new),
+            chosen: path("REGISTRY_AUTH_FILE"),
+            docker: docker.map(|folder| folder.join("config.json")),
+            podman: podman.into_iter().flatten().collect(),
+            helpers: Helpers { path: variable("PATH"), ..Helpers::default() },
+        }
+    }
+}
+
+/// A source that was asked, and what it answered, without secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The source.
+    pub source: String,
+    /// Its answer.
+    pub answer: String,
+}
+
+/// What came of looking for credentials.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The credential.
+    pub credential: Credential,
+    /// Every source that was asked, in order; the last one answered.
+    pub asked: Vec<Asked>,
+    /// What should be mended.
+    pub warnings: Vec<String>,
+}
+
+/// Looks credentials up, each registry once.
+#[derive(Debug, Default)]
+pub struct Keyring {
+    sources: Sources,
+    known: Mutex<BTreeMap<Repository, Found>>,
+}
+
+impl Keyring {
+    /// A keyring over sources.
+    pub fn new(sources: Sources) -> Keyring {
+        Keyring { sources, known: Mutex::default() }
+    }
+
+    /// The credential for a repository; the answer is remembered.
+    pub fn find(&self, repository: &Repository) -> Result<Found, AuthError> {
+        // Held while a helper runs, so that it is asked once and not by every thread.
+        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(found) = known.get(repository) {
+            return Ok(found.clone());
+        }
+        let found = self.look(repository)?;
+        known.insert(repository.clone(), found.clone());
+        Ok(found)
+    }
+
+    /// Uses a credential for a repository, whatever the sources say.
+    pub fn assume(&self, repository: &Repository, credential: Credential) {
+        let found = Found::default().answered("given", credential);
+        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(repository.clone(), found);
+    }
+
+    fn look(&self, repository: &Repository) -> Result<Found, AuthError> {
+        let mut found = Found::default();
+        let registry = repository.registry.as_str();
+        if let Some((host, credential)) = &self.sources.given {
+            let source = "IMGBUILD_REGISTRY_USER and IMGBUILD_REGISTRY_PASSWORD";
+            if host == registry {
+                return Ok(found.answered(source, credential.clone()));
+            }
+            found.passed(source, format!("they are for {host}"));
+        }
+        if let Some(text) = &self.sources.inline {
+            let file = AuthFile::parse(text.reveal().as_bytes()).map_err(AuthError::Environment)?;
+            if let Some(done) = self.ask(&mut found, "DOCKER_AUTH_CONFIG", &file, repository, &PathBuf::new())? {
+                return Ok(done);
+            }
+        }
+        for (path, must) in self.files() {
+            let shown = format!("`{}`", path.display());
+            let bytes = match std::fs::read(&path) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must => {
+                    found.passed(&shown, "there is no such file");
+                    continue;
+                }
+                Err(error) => return Err(AuthError::File { path, why: error.to_string() }),
+            };
+            let file = AuthFile::parse(&bytes).map_err(|why| AuthError::File { path: path.clone(), why })?;
+            if file.holds_secrets() && is_open_to_others(&path) {
+                found.warnings.push(format!("{shown} holds passwords and others can read it: `chmod 600` it"));
+            }
+            if let Some(done) = self.ask(&mut found, &shown, &file, repository, &path)? {
+                return Ok(done);
+            }
+        }
+        Ok(found.answered("nothing else is configured", Credential::Anonymous))
+    }
+
+    fn files(&self) -> impl Iterator<Item = (PathBuf, bool)> {
+        let chosen = self.sources.chosen.clone().map(|path| (path, true));
+        let others = self.sources.docker.iter().chain(&self.sources.podman).cloned().map(|path| (path, false));
+        chosen.into_iter().chain(others)
+    }
+
+    fn ask(
+        &self,
+        found: &mut Found,
+        source: &str,
+        file: &AuthFile,
+        repository: &Repository,
+        path: &std::path::Path,
+    ) -> Result<Option<Found>, AuthError> {
+        let registry = repository.registry.as_str();
+        if let Some((helper, name)) = file.helper(registry) {
+            let asked = format!("{source}, helper `{helper}` for `{name}`");
+            match self.sources.helpers.get(helper, &name)? {
+                Some(credential) => return Ok(Some(std::mem::take(found).answered(&asked, credential))),
+                None => found.passed(&asked, "it knows none"),
+            }
+        }
+        match file.find(registry, &repository.path) {
+            Ok(Some(credential)) => Ok(Some(std::mem::take(found).answered(source, credential))),
+            Ok(None) => {
+                found.passed(source, format!("it has none for {registry}"));
+                Ok(None)
+            }
+            Err(file::Unreadable(why)) => {
+                let why = format!("the entry for {registry} cannot be used: {why}");
+                match path.as_os_str().is_empty() {
+                    true => Err(AuthError::Environment(why)),
+                    false => Err(AuthError::File { path: path.into(), why }),
+                }
+            }
+        }
+    }
+
+    /// Keeps a credential where Docker would: in the helper that its configuration names, else in the file. Returns the
+    /// place.
+    pub fn keep(&self, registry: &str, credential: &Credential) -> Result<String, AuthError> {
+        let (path, file) = self.home()?;
+        if let (Some((helper, name)), Credential::Password { user, password }) = (file.helper(registry), credential) {
+            self.sources.helpers.store(helper, &name, user, password.reveal())?;
+            return Ok(format!("the credential helper `{helper}`"));
+        }
+        file::edit(&path, registry, Some(credential))
+            .map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })?;
+        Ok(format!("`{}`, readable by you alone but not encrypted", path.display()))
+    }
+
+    /// Forgets what [`Keyring::keep`] kept. Returns the place.
+    pub fn forget(&self, registry: &str) -> Result<String, AuthError> {
+        let (path, file) = self.home()?;
+        let mut places = Vec::new();
+        if let Some((helper, name)) = file.helper(registry) {
+            self.sources.helpers.erase(helper, &name)?;
+            places.push(format!("the credential helper `{helper}`"));
+        }
+        if path.exists() {
+            file::edit(&path, registry, None)
+                .map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })?;
+        }
+        places.push(format!("`{}`", path.display()));
+        Ok(places.join(" and "))
+    }
+
+    /// The file that logins are kept in, and what is in it.
+    fn home(&self) -> Result<(PathBuf, AuthFile), AuthError> {
+        let path = self.sources.chosen.clone().or_else(|| self.sources.docker.clone()).ok_or(AuthError::Homeless)?;
+        let file = match std::fs::read(&path) {
+            Ok(bytes) => AuthFile::parse(&bytes).map_err(|why| AuthError::File { path: path.clone(), why })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => AuthFile::default(),
+            Err(error) => return Err(AuthError::File { path, why: error.to_string() }),
+        };
+        Ok((path, file))
+    }
+}
+
+impl Found {
+    fn passed(&mut self, source: &str, answer: impl Into<String>) {
+        self.asked.push(Asked { source: source.into(), answer: answer.into() });
+    }
+
+    fn answered(mut self, source: &str, credential: Credential) -> Found {
+        self.passed(source, credential.shown());
+        self.credential = credential;
+        self
+    }
+}
+
+fn is_open_to_others(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const CANARY: &str = "canary-7d1f";
+
+    fn repository(registry: &str) -> Repository {
+        Repository { registry: registry.into(), path: "a/b".into() }
+    }
+
+    fn write(path: &std::path::Path, text: &str, mode: u32) {
+        std::fs::create_dir_all(path.parent().expect("has one")).expect("makes");
+        std::fs::write(path, text).expect("writes");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("allows");
+    }
+
+    #[test]
+    fn sources_are_asked_in_order_and_explained_without_secrets() {
+        let home = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| home.path().join(name);
+        let script = format!(
+            "#!/bin/sh\nread s; [ $s = ghcr.io ] && echo '{{\"Username\": \"h\", \"Secret\": \"{CANARY}\"}}' || {{ echo credentials not found; exit 1; }}\n"
+        );
+        write(&at("bin/docker-credential-t"), &script, 0o755);
+        let docker = format!(
+            r#"{{"credsStore": "t", "auths": {{"quay.io": {{"username": "q", "password": "{CANARY}"}}, "ghcr.io": {{"username": "no", "password": "{CANARY}"}}}}}}"#
+        );
+        write(&at(".docker/config.json"), &docker, 0o644);
+        let podman = format!(r#"{{"auths": {{"pod.io": {{"identitytoken": "{CANARY}"}}}}}}"#);
+        write(&at(".config/containers/auth.json"), &podman, 0o600);
+        let path = std::env::join_paths([at("bin"), "/usr/bin".into(), "/bin".into()]).expect("joins");
+        let variables: BTreeMap<&str, OsString> = [
+            ("HOME", home.path().into()),
+            ("PATH", path),
+            ("IMGBUILD_REGISTRY_USER", "e".into()),
+            ("IMGBUILD_REGISTRY_PASSWORD", CANARY.into()),
+            (
+                "DOCKER_AUTH_CONFIG",
+                format!(r#"{{"auths": {{"inline.io": {{"username": "i", "password": "{CANARY}"}}}}}}"#).into(),
+            ),
+        ]
+        .into();
+        let sources = Sources::from_environment(|name| variables.get(name).cloned(), Some("env.io/prefix"));
+        let keyring = Keyring::new(sources);
+        for (registry, credential, sources_asked, warnings) in [
+            ("env.io", "user `e` with a password", 1, 0),
+            ("env.io:443", "anonymous", 7, 1),
+            ("inline.io", "user `i` with a password", 2, 0),
+            ("ghcr.io", "user `h` with a password", 3, 1),
+            ("quay.io", "user `q` with a password", 4, 1),
+            ("pod.io", "an identity token", 5, 1),
+            ("other.io", "anonymous", 6, 1),
+        ] {
+            let found = keyring.find(&repository(registry)).expect("looks");
+            assert_eq!(found.credential.shown(), credential, "{registry}");
+            assert_eq!(found.asked.last().expect("one was asked").answer, credential, "{registry}");
+            let expected = if registry == "env.io:443" { 6 } else { sources_asked };
+            assert_eq!(found.asked.len(), expected, "{registry}: {:?}", found.asked);
+            assert_eq!(found.warnings.len(), warnings, "{registry}: {:?}", found.warnings);
+            assert!(!format!("{found:?}{keyring:?}").contains(CANARY), "{registry}");
+        }
+    }
+
+    #[test]
+    fn broken_sources_are_errors_that_hold_no_secret() {
+        let home = tempfile::tempdir().expect("a folder");
+        let path = home.path().join("config.json");
+        for (text, expected) in [
+            (format!("{{\"auths\": {{\"x.io\": {{\"auth\": \"{CANARY}\"}}}}}}"), "is not base64"),
+            (format!("{{\"auths\": \"{CANARY}\"}}"), "line 1"),
+            (format!("{{\"credsStore\": \"../{CANARY}\"}}"), "cannot be a credential helper's name"),
+        ] {
+            write(&path, &text, 0o600);
+            let keyring = Keyring::new(Sources { docker: Some(path.clone()), ..Sources::default() });
+            let error = keyring.find(&repository("x.io")).expect_err("fails");
+            assert!(error.to_string().contains(expected), "{error}");
+            // A helper's name is no secret; a password is.
+            assert!(expected.contains("helper") || !format!("{error}{error:?}").contains(CANARY), "{error:?}");
+        }
+        let keyring = Keyring::new(Sources { chosen: Some(home.path().join("none")), ..Sources::default() });
+        assert!(matches!(keyring.find(&repository("x.io")), Err(AuthError::File { .. })));
+        let keyring = Keyring::new(Sources { inline: Some(Secret::new(CANARY)), ..Sources::default() });
+        let error = keyring.find(&repository("x.io")).expect_err("fails");
+        assert!(!format!("{error}{error:?}").contains(CANARY));
+    }
+
+    #[test]
+    fn logins_are_kept_and_forgotten() {
+        let home = tempfile::tempdir().expect("a folder");
+        let docker = Some(home.path().join(".docker/config.json"));
+        let keyring = || Keyring::new(Sources { docker: docker.clone(), ..Sources::default() });
+        let credential = Credential::Password { user: "u".into(), password: Secret::new(CANARY) };
+        let place = keyring().keep("x.io:5000", &credential).expect("keeps");
+        assert!(place.contains("config.json") && !place.contains(CANARY), "{place}");
+        assert_eq!(keyring().find(&repository("x.io:5000")).expect("looks").credential, credential);
+        keyring().forget("x.io:5000").expect("forgets");
+        assert_eq!(keyring().find(&repository("x.io:5000")).expect("looks").credential, Credential::Anonymous);
+        assert!(matches!(Keyring::default().keep("x.io", &credential), Err(AuthError::Homeless)));
+    }
+}

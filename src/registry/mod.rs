@@ -1,0 +1,41 @@
+//! Registries: pushing images, pulling bases, and everything that goes wrong on the way.
+//!
+//! Follows the OCI distribution specification 1.1 and, for tokens, the distribution project's. The one idea: a registry
+//! is asked before anything is sent, nothing is trusted that has not been hashed, and a tag is written when everything
+//! that it leads to is there.
+//!
+//! ```text
+//! reference   names                      auth/    credentials and where they come from
+//! client      one request, done right    token    challenges and tokens
+//! guard       where we may be sent       upload   one blob, resumed wherever it broke
+//! push        images and tags            pull     manifests and blobs, verified
+//! memo        what a registry is known to have
+//! ```
+//!
+//! It never follows the `urls` of a descriptor, never shows a secret, and never gives one to a host that it was not
+//! kept for.
+
+pub mod auth;
+mod body;
+mod client;
+mod digest;
+pub mod document;
+mod error;
+mod guard;
+mod memo;
+mod pull;
+mod push;
+mod reference;
+mod remote;
+mod retry;
+mod token;
+mod transport;
+mod upload;
+
+pub use client::{Client, ClientConfig, Counters, Patience};
+pub use digest::{AnyDigest, NotADigest};
+pub use error::RegistryError;
+pub use pull::{Glimpse, Pulled};
+pub use push::{Act, Bundle, Delivery, Planned, Pushed, Supply};
+pub use reference::{DOCKER_HUB, InvalidReference, Reference, Repository, TagRequest, is_host, is_tag};
+pub use remote::Registries;

@@ -1,0 +1,676 @@
+//! Images into repositories: what is there is not sent, what is shared is sent once, tags come last.
+//!
+//! For each image: HEAD its manifest by digest; if it is there, only the tags are written. Else its blobs are brought
+//! (known, mounted from a sister repository, or uploaded), then configurations and manifests by digest, children before
+//! their index, then the tags. All images go at once. Where two repositories of a registry want the same blob, the image
+//! that comes first uploads it and the others mount it; a wait is always for an image that comes earlier, so none can be
+//! circular.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use cache::Store;
+use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use tokio::sync::OnceCell;
+
+use super::body::Outgoing;
+use super::client::{Ask, Client};
+use super::digest::AnyDigest;
+use super::document::{Descriptor, Document};
+use super::error::RegistryError;
+use super::memo::{Memo, Remembered};
+use super::reference::{Reference, Repository};
+use super::token::push_scope;
+use super::upload::{Content, Mount, Source};
+use crate::failpoint::failpoint;
+use crate::observe::{Event, Observer};
+use crate::output::NamedImage;
+
+/// An image, or any other artifact, as a registry keeps it.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Its documents, those that others refer to first; the last is what the name stands for.
+    pub documents: Vec<Document>,
+    /// For each document, in the same order, the blobs that it names.
+    pub blobs: Vec<Vec<Descriptor>>,
+}
+
+/// A bundle and where it goes.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The image.
+    pub bundle: Arc<Bundle>,
+    /// The repository.
+    pub repository: Repository,
+    /// The tags; without one the image is there by its digest only.
+    pub tags: Vec<String>,
+}
+
+/// Where the bytes of blobs are.
+#[derive(Debug, Default)]
+pub struct Supply {
+    /// The cache, which also remembers what registries have.
+    pub store: Option<Store>,
+    /// Small blobs in memory.
+    pub bytes: BTreeMap<AnyDigest, Bytes>,
+    /// Blobs in files, in an image layout for instance.
+    pub files: BTreeMap<AnyDigest, PathBuf>,
+    /// Repositories that have a blob: the base's.
+    pub origins: BTreeMap<AnyDigest, Vec<Repository>>,
+}
+
+/// What a push came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// The image with its tag and digest, one for each tag.
+    pub references: Vec<Reference>,
+    /// Its digest.
+    pub digest: AnyDigest,
+    /// Whether the registry had it already.
+    pub known: bool,
+}
+
+/// What would be done with a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The repository.
+    pub repository: Repository,
+    /// The blob or manifest.
+    pub digest: AnyDigest,
+    /// Its bytes.
+    pub size: u64,
+    /// What would be done.
+    pub act: Act,
+}
+
+/// What is done with a blob or manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    /// It is there.
+    Keep,
+    /// It is taken over from another repository, if the registry does that.
+    Mount(String),
+    /// It is sent.
+    Send,
+}
+
+impl Bundle {
+    /// An image that was built.
+    pub fn of(image: &NamedImage) -> Result<Bundle, RegistryError> {
+        let documents =
+            image.platforms.iter().map(|image| &image.manifest).chain(&image.index).map(|document| Document {
+                media_type: document.media_type.into(),
+                digest: document.digest.into(),
+                bytes: document.bytes.clone().into(),
+            });
+        Bundle::read(documents.collect())
+    }
+
+    /// Documents, those that others refer to first.
+    pub fn read(documents: Vec<Document>) -> Result<Bundle, RegistryError> {
+        let blobs = documents
+            .iter()
+            .map(|document| {
+                let wrong = |why| RegistryError::Document { what: document.digest.to_string(), why };
+                Ok(document.read().map_err(wrong)?.blobs)
+            })
+            .collect::<Result<_, RegistryError>>()?;
+        Ok(Bundle { documents, blobs })
+    }
+
+    /// What the name stands for.
+    pub fn top(&self) -> &Document {
+        self.documents.last().expect("a bundle has at least one document")
+    }
+}
+
+impl Supply {
+    /// The configurations of built images, beside the cache.
+    pub fn of(images: &[NamedImage], store: &Store) -> Supply {
+        let configs = images.iter().flat_map(|image| &image.platforms).map(|image| &image.config);
+        let bytes = configs.map(|config| (config.digest.into(), config.bytes.clone().into())).collect();
+        Supply { store: Some(store.clone()), bytes, ..Supply::default() }
+    }
+
+    fn open(&self, descriptor: &Descriptor) -> Result<Option<Source>, RegistryError> {
+        let (digest, size) = (descriptor.digest, descriptor.size);
+        let file = |path: PathBuf, file: std::fs::File| {
+            let found = file.metadata().map_err(|source| RegistryError::File { path, source })?.len();
+            match found == size {
+                true => Ok(Some(Source { digest, size, content: Content::File(Arc::new(file)) })),
+                false => Err(RegistryError::Damaged(digest)),
+            }
+        };
+        if let Some(bytes) = self.bytes.get(&digest) {
+            return Ok(Some(Source { digest, size: bytes.len() as u64, content: Content::Bytes(bytes.clone()) }));
+        }
+        if let Some(path) = self.files.get(&digest) {
+            let opened = std::fs::File::open(path);
+            return file(path.clone(), opened.map_err(|source| RegistryError::File { path: path.clone(), source })?);
+        }
+        if let (Some(store), Some(sha256)) = (&self.store, digest.sha256())
+            && let Some(opened) = store.open(&sha256)?
+        {
+            return file(store.blob_path(&sha256), opened);
+        }
+        let wrong = |why| RegistryError::Document { what: digest.to_string(), why };
+        let embedded = descriptor.embedded().map_err(wrong)?;
+        Ok(embedded.map(|bytes| Source { digest, size, content: Content::Bytes(bytes) }))
+    }
+}
+
+/// A push in progress.
+struct Run<'a> {
+    client: &'a Client,
+    deliveries: &'a [Delivery],
+    supply: &'a Supply,
+    memo: Memo,
+    observer: &'a dyn Observer,
+    /// The deliveries that want a blob, by registry, first one first.
+    wanted: HashMap<(&'a str, AnyDigest), Vec<usize>>,
+    /// Each blob of each repository is brought once.
+    brought: Mutex<HashMap<(Repository, AnyDigest), Arc<OnceCell<()>>>>,
+    /// Deliveries whose manifests are in their repositories.
+    published: Vec<tokio::sync::watch::Sender<bool>>,
+    /// What repositories are known to have.
+    known: Mutex<HashMap<Repository, BTreeSet<AnyDigest>>>,
+    /// Blobs whose presence was claimed and is not true.
+    missing: Mutex<BTreeSet<(Repository, AnyDigest)>>,
+    /// Registries that mount only what a manifest of the source refers to.
+    wants_manifests: Mutex<BTreeSet<String>>,
+    dry: Option<Mutex<Vec<Planned>>>,
+    uploads: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    /// Pushes everything. The first failure ends it; what was sent stays and is found by the next push.
+    pub async fn push(
+        &self,
+        deliveries: &[Delivery],
+        supply: &Supply,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Pushed>, RegistryError> {
+        let run = Run::new(self, deliveries, supply, observer, false);
+        let pushed = try_join_all((0..deliveries.len()).map(|at| run.deliver(at))).await;
+        if let (Err(RegistryError::Damaged(digest)), Some(store)) = (&pushed, &supply.store)
+            && let Some(sha256) = digest.sha256()
+        {
+            store.remove(&sha256)?;
+        }
+        pushed
+    }
+
+    /// Finds out what a push would send, by asking only.
+    pub async fn plan_push(
+        &self,
+        deliveries: &[Delivery],
+        supply: &Supply,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Planned>, RegistryError> {
+        let run = Run::new(self, deliveries, supply, observer, true);
+        try_join_all((0..deliveries.len()).map(|at| run.deliver(at))).await?;
+        let planned = run.dry.map(|dry| dry.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let mut planned = planned.unwrap_or_default();
+        planned.sort_by(|a, b| (&a.repository, a.digest).cmp(&(&b.repository, b.digest)));
+        Ok(planned)
+    }
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        client: &'a Client,
+        deliveries: &'a [Delivery],
+        supply: &'a Supply,
+        observer: &'a dyn Observer,
+        dry: bool,
+    ) -> Run<'a> {
+        let mut wanted: HashMap<(&str, AnyDigest), Vec<usize>> = HashMap::new();
+        for (at, delivery) in deliveries.iter().enumerate() {
+            for blob in delivery.bundle.blobs.iter().flatten() {
+                let who = wanted.entry((delivery.repository.registry.as_str(), blob.digest)).or_default();
+                if who.last() != Some(&at) {
+                    who.push(at);
+                }
+            }
+        }
+        Run {
+            client,
+            deliveries,
+            supply,
+            memo: supply.store.as_ref().map(Memo::new).unwrap_or_default(),
+            observer,
+            wanted,
+            brought: Mutex::default(),
+            published: deliveries.iter().map(|_| tokio::sync::watch::channel(false).0).collect(),
+            known: Mutex::default(),
+            missing: Mutex::default(),
+            wants_manifests: Mutex::default(),
+            dry: dry.then(Mutex::default),
+            uploads: AtomicBool::new(false),
+        }
+    }
+
+    fn planned(&self, repository: &Repository, digest: AnyDigest, size: u64, act: Act) {
+        if let Some(dry) = &self.dry {
+            lock(dry).push(Planned { repository: repository.clone(), digest, size, act });
+        }
+    }
+
+    async fn deliver(&self, at: usize) -> Result<Pushed, RegistryError> {
+        let delivery = &self.deliveries[at];
+        let (repository, top) = (&delivery.repository, delivery.bundle.top());
+        let mut known = self.has_manifest(repository, top.digest).await?;
+        if known {
+            self.observer.on(Event::Present { name: &repository.at(top.digest).to_string() });
+            self.planned(repository, top.digest, top.bytes.len() as u64, Act::Keep);
+            self.published[at].send_replace(true);
+            match self.tag(delivery).await {
+                // It said that it has the manifest, and now it misses what the manifest names.
+                Err(error) if misses(&error) => known = false,
+                done => done?,
+            }
+        }
+        if !known {
+            self.recall(repository).await?;
+            self.publish(at).await?;
+            self.tag(delivery).await?;
+        }
+        if self.dry.is_none() {
+            self.remember(delivery, known)?;
+        }
+        let references: Vec<Reference> = match delivery.tags.is_empty() {
+            true => vec![repository.at(top.digest)],
+            false => delivery.tags.iter().map(|tag| repository.tagged(tag).pinned(top.digest)).collect(),
+        };
+        if self.dry.is_none()
+            && let Some(digest) = top.digest.sha256()
+        {
+            for reference in delivery.tags.iter().map(|tag| repository.tagged(tag)) {
+                self.observer.on(Event::Tagged { reference: &reference.to_string(), digest });
+            }
+        }
+        Ok(Pushed { references, digest: top.digest, known })
+    }
+
+    async fn has_manifest(&self, repository: &Repository, digest: AnyDigest) -> Result<bool, RegistryError> {
+        let _permit = self.client.requests.acquire().await;
+        Ok(self.client.glimpse_for_push(&repository.at(digest)).await?)
+    }
+
+    /// Takes over what the memo says about a repository, if the registry still has what the memo was written for.
+    async fn recall(&self, repository: &Repository) -> Result<(), RegistryError> {
+        let Some(remembered) = self.memo.last(repository) else { return Ok(()) };
+        if self.has_manifest(repository, remembered.top).await? {
+            let mut known = lock(&self.known);
+            let of_repository = known.entry(repository.clone()).or_default();
+            of_repository.extend(remembered.below);
+            of_repository.insert(remembered.top);
+        } else {
+            self.memo.forget(repository)?;
+        }
+        Ok(())
+    }
+
+    fn remember(&self, delivery: &Delivery, known: bool) -> Result<(), RegistryError> {
+        let bundle = &delivery.bundle;
+        let below = bundle.documents.iter().map(|document| document.digest);
+        let blobs = bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign()).map(|blob| blob.digest);
+        let remembered = Remembered { top: bundle.top().digest, below: below.chain(blobs).collect() };
+        self.memo.keep(&delivery.repository, &remembered)?;
+        if !known && self.uploads.load(Ordering::Relaxed) {
+            for blob in bundle.blobs.iter().flatten() {
+                if self.was_brought(&delivery.repository, blob.digest) {
+                    self.memo.holds(&delivery.repository, &blob.digest)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn was_brought(&self, repository: &Repository, digest: AnyDigest) -> bool {
+        let brought = lock(&self.brought);
+        brought.get(&(repository.clone(), digest)).is_some_and(|cell| cell.initialized())
+    }
+
+    fn is_known(&self, repository: &Repository, digest: AnyDigest) -> bool {
+        lock(&self.known).get(repository).is_some_and(|known| known.contains(&digest))
+    }
+
+    /// Brings all blobs and documents of a delivery.
+    async fn publish(&self, at: usize) -> Result<(), RegistryError> {
+        let delivery = &self.deliveries[at];
+        let (repository, bundle) = (&delivery.repository, &delivery.bundle);
+        let last = bundle.documents.len() - 1;
+        let mut needed = Vec::new();
+        for (place, document) in bundle.documents.iter().enumerate() {
+            // Of an index that changed, most images may not have.
+            let there = place != last
+                && (self.is_known(repository, document.digest)
+                    || self.has_manifest(repository, document.digest).await?);
+            let size = document.bytes.len() as u64;
+            self.planned(repository, document.digest, size, if there { Act::Keep } else { Act::Send });
+            if !there {
+                needed.push(place);
+            }
+        }
+        let mut again = true;
+        loop {
+            let blobs: BTreeMap<AnyDigest, &Descriptor> = needed
+                .iter()
+                .flat_map(|place| &bundle.blobs[*place])
+                .filter(|blob| !blob.is_foreign())
+                .map(|blob| (blob.digest, blob))
+                .collect();
+            try_join_all(blobs.values().map(|blob| self.bring(at, repository, blob))).await?;
+            if self.dry.is_some() {
+                break;
+            }
+            failpoint("push-blobs");
+            match self.put_documents(repository, bundle, &needed).await {
+                // A blob that it said it has is not there: what it said is forgotten, and the blob is sent.
+                Err(error) if again && misses(&error) => {
+                    again = false;
+                    self.distrust(repository, blobs.keys().copied(), &error)?;
+                    needed = (0..=last).collect();
+                }
+                done => {
+                    done?;
+                    break;
+                }
+            }
+        }
+        self.published[at].send_replace(true);
+        Ok(())
+    }
+
+    async fn put_documents(
+        &self,
+        repository: &Repository,
+        bundle: &Bundle,
+        needed: &[usize],
+    ) -> Result<(), RegistryError> {
+        // Children of one index have nothing to do with each other; an index waits for them.
+        let index = |place: &&usize| bundle.documents[**place].read().is_ok_and(|said| said.is_index);
+        let (indexes, images): (Vec<&usize>, Vec<&usize>) = needed.iter().partition(index);
+        let put = |place: usize| self.client.put_manifest(repository, &bundle.documents[place], None);
+        try_join_all(images.into_iter().map(|place| put(*place))).await?;
+        failpoint("push-manifests");
+        for place in indexes {
+            put(*place).await?;
+        }
+        failpoint("push-index");
+        Ok(())
+    }
+
+    fn distrust(
+        &self,
+        repository: &Repository,
+        blobs: impl Iterator<Item = AnyDigest>,
+        error: &RegistryError,
+    ) -> Result<(), RegistryError> {
+        self.memo.forget(repository)?;
+        let text = error.to_string();
+        let blobs: Vec<AnyDigest> = blobs.collect();
+        // Most registries say which; of the others all are suspect.
+        let named: Vec<AnyDigest> = blobs.iter().copied().filter(|blob| text.contains(&blob.to_string())).collect();
+        lock(&self.known).remove(repository);
+        let suspects = if named.is_empty() { blobs } else { named };
+        for digest in suspects {
+            lock(&self.brought).remove(&(repository.clone(), digest));
+            lock(&self.missing).insert((repository.clone(), digest));
+        }
+        Ok(())
+    }
+
+    async fn tag(&self, delivery: &Delivery) -> Result<(), RegistryError> {
+        if self.dry.is_some() {
+            return Ok(());
+        }
+        let top = delivery.bundle.top();
+        try_join_all(delivery.tags.iter().map(|tag| self.client.put_manifest(&delivery.repository, top, Some(tag))))
+            .await?;
+        failpoint("push-tags");
+        Ok(())
+    }
+
+    /// Sees to it that a repository has a blob; whoever comes second waits for the first.
+    fn bring(
+        &self,
+        at: usize,
+        repository: &'a Repository,
+        blob: &'a Descriptor,
+    ) -> BoxFuture<'_, Result<(), RegistryError>> {
+        async move {
+            if self.is_known(repository, blob.digest) {
+                self.planned(repository, blob.digest, blob.size, Act::Keep);
+                return Ok(());
+            }
+            let cell = lock(&self.brought).entry((repository.clone(), blob.digest)).or_default().clone();
+            cell.get_or_try_init(|| self.bring_once(at, repository, blob)).await.map(drop)
+        }
+        .boxed()
+    }
+
+    async fn bring_once(
+        &self,
+        at: usize,
+        repository: &'a Repository,
+        blob: &'a Descriptor,
+    ) -> Result<(), RegistryError> {
+        let digest = blob.digest;
+        let missing = lock(&self.missing).contains(&(repository.clone(), digest));
+        if !missing {
+            let permit = self.client.requests.acquire().await;
+            let there = self.client.has_blob(repository, &digest, &push_scope(repository)).await?;
+            drop(permit);
+            if there {
+                self.planned(repository, digest, blob.size, Act::Keep);
+                return Ok(());
+            }
+        }
+        let session = match missing {
+            true => None,
+            false => match self.mount(at, repository, blob).await? {
+                Some(Mount::Done) => return Ok(()),
+                Some(Mount::Session(session)) => Some(session),
+                _ => None,
+            },
+        };
+        if self.dry.is_some() {
+            return Ok(());
+        }
+        let source = match self.supply.open(blob)? {
+            Some(source) => source,
+            None => self.fetch(blob).await?,
+        };
+        let _permit = self.client.transfers.acquire().await;
+        failpoint("push-upload");
+        let name = format!("{repository} {}", &digest.hex()[..12]);
+        self.observer.on(Event::UploadStarted { name: &name, size: blob.size });
+        self.client
+            .upload(repository, &source, session, &|bytes| {
+                self.observer.on(Event::UploadAdvanced { name: &name, bytes });
+            })
+            .await?;
+        self.uploads.store(true, Ordering::Relaxed);
+        self.observer.on(Event::Uploaded { name: &name });
+        failpoint("push-uploaded");
+        Ok(())
+    }
+
+    /// Tries to take a blob over from where it is known to be.
+    async fn mount(
+        &self,
+        at: usize,
+        repository: &'a Repository,
+        blob: &'a Descriptor,
+    ) -> Result<Option<Mount>, RegistryError> {
+        let digest = blob.digest;
+        let registry = repository.registry.as_str();
+        let first = self.wanted.get(&(registry, digest)).and_then(|who| who.first()).copied().unwrap_or(at);
+        let owner = &self.deliveries[first].repository;
+        let mut tried = BTreeSet::from([repository.path.clone()]);
+        let mut left = None;
+        if first < at && owner != repository {
+            if self.dry.is_some() {
+                self.planned(repository, digest, blob.size, Act::Mount(owner.path.clone()));
+                return Ok(Some(Mount::Done));
+            }
+            self.bring(first, owner, blob).await?;
+            let picky = lock(&self.wants_manifests).contains(registry);
+            if picky {
+                self.wait_for(first).await;
+            }
+            tried.insert(owner.path.clone());
+            let published = *self.published[first].borrow();
+            match self.try_mount(repository, &digest, owner).await? {
+                Mount::Session(session) if !picky && !published => {
+                    // Some registries mount only what a manifest of the other repository refers to.
+                    self.wait_for(first).await;
+                    match self.try_mount(repository, &digest, owner).await? {
+                        Mount::Done => {
+                            lock(&self.wants_manifests).insert(registry.to_owned());
+                            self.client.cancel(repository, session).await;
+                            return Ok(Some(Mount::Done));
+                        }
+                        Mount::Session(second) => {
+                            self.client.cancel(repository, second).await;
+                            return Ok(Some(Mount::Session(session)));
+                        }
+                        Mount::No => return Ok(Some(Mount::Session(session))),
+                    }
+                }
+                Mount::Done => return Ok(Some(Mount::Done)),
+                Mount::Session(session) => left = Some(session),
+                Mount::No => {}
+            }
+        }
+        let origins = self.supply.origins.get(&digest).into_iter().flatten();
+        let origins = origins.filter(|it| it.registry == registry).map(|it| it.path.clone());
+        for path in origins.chain(self.memo.holders(registry, &digest)) {
+            if left.is_some() || tried.len() > 3 || !tried.insert(path.clone()) {
+                continue;
+            }
+            if self.dry.is_some() {
+                self.planned(repository, digest, blob.size, Act::Mount(path));
+                return Ok(Some(Mount::Done));
+            }
+            let from = Repository { registry: registry.to_owned(), path };
+            match self.try_mount(repository, &digest, &from).await? {
+                Mount::Done => return Ok(Some(Mount::Done)),
+                Mount::Session(session) => left = Some(session),
+                Mount::No => {}
+            }
+        }
+        if self.dry.is_some() {
+            self.planned(repository, digest, blob.size, Act::Send);
+        }
+        Ok(left.map(Mount::Session))
+    }
+
+    async fn try_mount(
+        &self,
+        repository: &Repository,
+        digest: &AnyDigest,
+        from: &Repository,
+    ) -> Result<Mount, RegistryError> {
+        let _permit = self.client.requests.acquire().await;
+        let mount = self.client.mount(repository, digest, from).await?;
+        if matches!(mount, Mount::Done) {
+            let name = format!("{repository} {}", &digest.hex()[..12]);
+            self.observer.on(Event::Mounted { name: &name, from: &from.path });
+        }
+        Ok(mount)
+    }
+
+    async fn wait_for(&self, delivery: usize) {
+        // The sender lives as long as the run, so this ends when the delivery is published or the whole run fails.
+        let _ = self.published[delivery].subscribe().wait_for(|published| *published).await;
+    }
+
+    /// Brings a blob that is only in another registry into the cache.
+    async fn fetch(&self, blob: &Descriptor) -> Result<Source, RegistryError> {
+        let lost = || RegistryError::Lost(blob.digest);
+        let store = self.supply.store.as_ref().ok_or_else(lost)?;
+        let mut failed = None;
+        for origin in self.supply.origins.get(&blob.digest).into_iter().flatten() {
+            match self.client.blob_to_store(origin, blob, store, self.observer).await {
+                Ok(()) => return self.supply.open(blob)?.ok_or_else(lost),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(lost))
+    }
+}
+
+/// Whether a registry refused a manifest because something that it names is not there.
+fn misses(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Answer { status: 400 | 404, why, .. } => {
+            ["BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "blob unknown", "unknown blob"].iter().any(|code| why.contains(code))
+        }
+        _ => false,
+    }
+}
+
+impl Client {
+    /// Whether a repository has a manifest, asked with the right to push so that one token does for everything.
+    async fn glimpse_for_push(&self, reference: &Reference) -> Result<bool, RegistryError> {
+        let repository = &reference.repository;
+        let what = "look for a manifest";
+        let url = self.url(repository, &format!("{}/manifests/{}", repository.path, reference.version())).await?;
+        let ask = Ask::new(what, Method::HEAD, url, vec![push_scope(repository)])
+            .header(reqwest::header::ACCEPT, super::document::ACCEPT);
+        let answer = self.ask(repository, &ask).await?;
+        match answer.status.as_u16() {
+            200 => Ok(true),
+            404 | 410 => Ok(false),
+            _ => Err(self.failed(repository, what, answer).await),
+        }
+    }
+
+    /// Writes a manifest under its digest or a tag. Returns the subject that the registry says it has noted.
+    pub async fn put_manifest(
+        &self,
+        repository: &Repository,
+        document: &Document,
+        tag: Option<&str>,
+    ) -> Result<Option<AnyDigest>, RegistryError> {
+        let _permit = self.requests.acquire().await;
+        let version = tag.map_or_else(|| document.digest.to_string(), str::to_owned);
+        let what = if tag.is_some() { "write a tag" } else { "push a manifest" };
+        let url = self.url(repository, &format!("{}/manifests/{version}", repository.path)).await?;
+        let mut ask =
+            Ask::new(what, Method::PUT, url, vec![push_scope(repository)]).header(CONTENT_TYPE, &document.media_type);
+        ask.body = Outgoing::Bytes(document.bytes.clone());
+        ask.slow = true;
+        let answer = self.ask(repository, &ask).await?;
+        if !answer.status.is_success() {
+            return Err(self.failed(repository, what, answer).await);
+        }
+        let parsed = |name: &str| {
+            answer
+                .headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .and_then(|text| text.parse::<AnyDigest>().ok())
+        };
+        let subject = parsed("oci-subject");
+        match parsed("docker-content-digest") {
+            Some(said) if said.algorithm() == document.digest.algorithm() && said != document.digest => {
+                let why = format!("it stored the manifest as {said}");
+                Err(RegistryError::Mismatch { registry: repository.registry.clone(), digest: document.digest, why })
+            }
+            _ => Ok(subject),
+        }
+    }
+}

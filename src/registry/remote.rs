@@ -1,0 +1,90 @@
+//! The synchronous edge: the rest of the program waits, here things happen at once.
+
+use std::sync::OnceLock;
+
+use layers::Platform;
+
+use super::auth::{Credential, Found};
+use super::client::{Client, ClientConfig};
+use super::document::Document;
+use super::error::RegistryError;
+use super::pull::{Glimpse, Pulled};
+use super::push::{Delivery, Planned, Pushed, Supply};
+use super::reference::{Reference, Repository};
+use crate::observe::Observer;
+
+/// All registries. Cheap until it is used.
+#[derive(Debug)]
+pub struct Registries {
+    client: Client,
+    runtime: OnceLock<Result<tokio::runtime::Runtime, String>>,
+}
+
+impl Registries {
+    /// Registries that are not connected to yet.
+    pub fn new(config: ClientConfig) -> Registries {
+        Registries { client: Client::new(config), runtime: OnceLock::new() }
+    }
+
+    /// The client, for what is not offered here.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Waits for something that the client does.
+    pub fn wait<T>(&self, work: impl Future<Output = Result<T, RegistryError>>) -> Result<T, RegistryError> {
+        let runtime = self.runtime.get_or_init(|| {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(2).enable_all().build().map_err(|error| error.to_string())
+        });
+        match runtime {
+            Ok(runtime) => runtime.block_on(work),
+            Err(why) => Err(RegistryError::Setup(why.clone())),
+        }
+    }
+
+    /// Finds the credentials of a repository: before the long work, so that a broken helper is noticed early.
+    pub fn credentials(&self, repository: &Repository) -> Result<Found, RegistryError> {
+        Ok(self.client.keyring().find(repository)?)
+    }
+
+    /// Pushes images; see [`Client::push`].
+    pub fn push(
+        &self,
+        deliveries: &[Delivery],
+        supply: &Supply,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Pushed>, RegistryError> {
+        self.wait(self.client.push(deliveries, supply, observer))
+    }
+
+    /// What a push would do; see [`Client::plan_push`].
+    pub fn plan_push(
+        &self,
+        deliveries: &[Delivery],
+        supply: &Supply,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Planned>, RegistryError> {
+        self.wait(self.client.plan_push(deliveries, supply, observer))
+    }
+
+    /// Reads a manifest; see [`Client::manifest`].
+    pub fn manifest(&self, reference: &Reference) -> Result<Document, RegistryError> {
+        self.wait(self.client.manifest(reference))
+    }
+
+    /// Asks for a manifest without its bytes; see [`Client::glimpse`].
+    pub fn glimpse(&self, reference: &Reference) -> Result<Option<Glimpse>, RegistryError> {
+        self.wait(self.client.glimpse(reference))
+    }
+
+    /// Reads an image's documents; see [`Client::image`].
+    pub fn image(&self, reference: &Reference, platform: Platform) -> Result<Pulled, RegistryError> {
+        self.wait(self.client.image(reference, platform))
+    }
+
+    /// Tries whether a registry accepts a credential.
+    pub fn try_login(&self, registry: &str, credential: &Credential) -> Result<(), RegistryError> {
+        self.wait(self.client.try_login(registry, credential))
+    }
+}

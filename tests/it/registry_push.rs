@@ -1,0 +1,370 @@
+//! Pushing: what is sent, in which order, and what is not sent.
+
+use std::collections::BTreeSet;
+
+use layers::Platform;
+
+use crate::registry::{Images, hurried, push, push_with, registry};
+use crate::support::registry::{Act, Mounting, Place, Response};
+use imgbuild::observe::Silent;
+use imgbuild::registry::{Registries, Supply};
+
+const BOTH: [Platform; 2] = Platform::ALL;
+
+#[test]
+fn an_image_arrives_whole_and_its_tag_comes_last() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let image = images.image("app/one", &BOTH, &[b"first layer", b"second layer"]);
+    let pushed = push(&registry, hurried(), &images, std::slice::from_ref(&image)).unwrap();
+    let top = image.top().digest.to_string();
+    assert_eq!(pushed[0].references[0].to_string(), format!("{}/app/one:v1@{top}", registry.host()));
+    assert_eq!(registry.tag("app/one", "v1"), Some(top.clone()));
+    let order: Vec<String> = registry.requests("PUT").iter().map(|it| it.line.replace("/v2/app/one/", "")).collect();
+    let manifests: Vec<&String> = order.iter().skip_while(|line| line.contains("blobs")).collect();
+    assert_eq!(order.len() - manifests.len(), 4, "two layers and two configurations: {order:?}");
+    assert!(manifests[..2].iter().all(|line| !line.contains(&top)), "children first: {order:?}");
+    assert_eq!(*manifests[2], format!("PUT manifests/{top}"));
+    assert_eq!(*manifests[3], "PUT manifests/v1");
+}
+
+#[test]
+fn four_unchanged_images_need_one_request_a_manifest_and_one_a_tag_in_two_round_trips() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let named: Vec<_> =
+        ["base", "core", "rag", "init"].map(|name| images.image(name, &BOTH, &[b"shared", name.as_bytes()])).into();
+    push(&registry, hurried(), &images, &named).unwrap();
+    registry.clear_log();
+    registry.state().kind.latency = std::time::Duration::from_millis(50);
+    let pushed = push(&registry, hurried(), &images, &named).unwrap();
+    assert!(pushed.iter().all(|pushed| pushed.known));
+    let mut lines: Vec<String> = registry.requests("").iter().map(|it| it.line.clone()).collect();
+    lines.sort();
+    let mut expected: Vec<String> = named
+        .iter()
+        .flat_map(|it| {
+            [format!("HEAD /v2/{}/manifests/{}", it.name, it.top().digest), format!("PUT /v2/{}/manifests/v1", it.name)]
+        })
+        .collect();
+    expected.sort();
+    assert_eq!(lines, expected);
+    assert_eq!(registry.round_trips(), 2);
+}
+
+#[test]
+fn several_tags_cost_one_upload() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let image = images.simple("one", &[b"layer"]);
+    let mut deliveries = crate::registry::deliveries(&registry.host(), std::slice::from_ref(&image), "v1");
+    deliveries[0].tags = ["v1", "v1.2", "latest"].map(str::to_owned).into();
+    let supply = Supply::of(std::slice::from_ref(&image), &images.store);
+    let pushed = Registries::new(hurried()).push(&deliveries, &supply, &Silent).unwrap();
+    assert_eq!(pushed[0].references.len(), 3);
+    for tag in ["v1", "v1.2", "latest"] {
+        assert_eq!(registry.check_tag("one", tag), Some(Ok(())), "{tag}");
+    }
+    assert!(registry.state().uploaded.values().all(|count| *count == 1));
+}
+
+#[test]
+fn a_blob_that_images_share_is_uploaded_once_and_mounted_elsewhere() {
+    for mounting in [Mounting::Works, Mounting::Referenced] {
+        let registry = registry(|kind| kind.mounting = mounting);
+        let images = Images::new();
+        let shared = vec![7; 300_000];
+        let named: Vec<_> =
+            (0..20).map(|at| images.simple(&format!("app{at}"), &[&shared, format!("own {at}").as_bytes()])).collect();
+        push(&registry, hurried(), &images, &named).unwrap();
+        assert!(registry.state().uploaded.values().all(|count| *count == 1), "{mounting:?}");
+        let mounted = registry.requests("POST").iter().filter(|it| it.status == 201).count();
+        assert_eq!(mounted, 19, "{mounting:?}");
+    }
+}
+
+#[test]
+fn where_mounting_fails_blobs_are_uploaded() {
+    for mounting in [401, 403, 404, 405, 400].map(Mounting::Status).into_iter().chain([Mounting::Never]) {
+        let registry = registry(|kind| kind.mounting = mounting);
+        let images = Images::new();
+        let named = [images.simple("one", &[b"shared"]), images.simple("two", &[b"shared"])];
+        push(&registry, hurried(), &images, &named).unwrap_or_else(|error| panic!("{mounting:?}: {error}"));
+        let uploads: usize = registry.state().uploaded.values().sum();
+        assert_eq!(uploads, 4, "{mounting:?}");
+    }
+}
+
+#[test]
+fn a_changed_layer_is_all_that_is_sent_and_sisters_mount_it() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let all = |changed: &'static [u8]| -> Vec<_> {
+        let big = vec![1; 500_000];
+        (0..5).map(|at| images.image(&format!("app{at}"), &BOTH, &[&big, changed])).collect()
+    };
+    push(&registry, hurried(), &images, &all(b"before")).unwrap();
+    registry.clear_log();
+    registry.state().uploaded.clear();
+    push(&registry, hurried(), &images, &all(b"after")).unwrap();
+    let state = registry.state();
+    let layer = layers::Digest::of(b"after").to_string();
+    assert_eq!(state.uploaded.get(&layer), Some(&1));
+    assert_eq!(state.uploaded.len(), 1 + 10, "the layer, and two configurations of each image");
+    let received: u64 = state.log.iter().map(|it| it.received).sum();
+    assert!(received < 64 << 10, "{received}");
+    // The memo spares the question for each old layer: none of them is asked for.
+    let old = layers::Digest::of(&vec![1; 500_000]).to_string();
+    assert!(!state.log.iter().any(|it| it.line.contains(&old)));
+}
+
+#[test]
+fn a_memo_that_is_no_longer_true_is_forgotten() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    push(&registry, hurried(), &images, &[images.simple("app", &[b"old", b"one"])]).unwrap();
+    // The registry is emptied behind our back.
+    registry.state().repos.clear();
+    registry.state().blobs.clear();
+    push(&registry, hurried(), &images, &[images.simple("app", &[b"old", b"two"])]).unwrap();
+    assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+    // It still has the manifest that the memo was written for, and not its blobs.
+    let mut state = registry.state();
+    let old = layers::Digest::of(b"old").to_string();
+    state.repos.get_mut("app").unwrap().blobs.remove(&old);
+    state.blobs.remove(&old);
+    state.repos.get_mut("app").unwrap().tags.clear();
+    drop(state);
+    push(&registry, hurried(), &images, &[images.simple("app", &[b"old", b"three"])]).unwrap();
+    assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+}
+
+#[test]
+fn a_registry_that_lies_about_what_it_has_gets_it_nevertheless() {
+    let images = Images::new();
+    let image = images.image("app", &BOTH, &[b"layer"]);
+    let (layer, child, top) =
+        (image.layers[0].0.to_string(), image.platforms[0].manifest.digest.to_string(), image.top().digest.to_string());
+    for lies in [vec![layer.clone()], vec![top.clone()], vec![top.clone(), layer.clone()]] {
+        let registry = registry(|kind| kind.lies = lies.iter().cloned().collect::<BTreeSet<_>>());
+        push(&registry, hurried(), &images, std::slice::from_ref(&image))
+            .unwrap_or_else(|error| panic!("{lies:?}: {error}"));
+        assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{lies:?}");
+    }
+    let _ = child;
+}
+
+#[test]
+fn uploads_go_on_where_the_registry_says() {
+    for place in [Place::Relative, Place::Absolute, Place::Query] {
+        let registry = registry(|kind| kind.place = place.clone());
+        let images = Images::new();
+        push(&registry, hurried(), &images, &[images.simple("app", &[&vec![3; 700_000]])])
+            .unwrap_or_else(|error| panic!("{place:?}: {error}"));
+        assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{place:?}");
+    }
+}
+
+#[test]
+fn chunks_are_sent_where_a_registry_wants_them() {
+    let layer: Vec<u8> = (0..40_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for (smallest, largest, chunks) in [(Some(20 << 20), None, 2), (None, Some(9 << 20), 5), (None, None, 0)] {
+        let registry = registry(|kind| (kind.smallest_chunk, kind.largest_body) = (smallest, largest));
+        let images = Images::new();
+        push(&registry, hurried(), &images, &[images.simple("app", &[&layer])]).unwrap();
+        assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+        let sent = registry.requests("PATCH").iter().filter(|it| it.status == 202).count();
+        assert_eq!(sent, chunks, "{smallest:?} {largest:?}");
+    }
+    let registry = registry(|kind| kind.largest_body = Some(10));
+    let images = Images::new();
+    let error = push(&registry, hurried(), &images, &[images.simple("app", &[&layer])]).unwrap_err();
+    assert!(error.contains("413"), "{error}");
+}
+
+#[test]
+fn a_broken_upload_goes_on_where_the_registry_says_that_it_is() {
+    let layer: Vec<u8> = (0..4_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    for at in [0, 1, 2, 100, 65_536, 1_000_000, 3_999_999] {
+        let registry = registry(|_| {});
+        let images = Images::new();
+        registry.fail_if(
+            |it| it.method == "PUT" && it.header("content-length") == Some("4000000"),
+            0,
+            1,
+            Act::Reset(at),
+        );
+        push(&registry, hurried(), &images, &[images.simple("app", &[&layer])])
+            .unwrap_or_else(|error| panic!("{at}: {error}"));
+        assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{at}");
+        let again: u64 = registry.requests("PATCH").iter().map(|it| it.received).sum();
+        let expected = if at > 1 { 4_000_000 - at } else { 0 };
+        assert_eq!(again, expected, "broken at {at}: only the rest is sent again");
+    }
+    // A line that breaks again and again, and still comes a little further each time.
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let large = |text: &str| text.parse::<u64>().is_ok_and(|length| length > 200_000);
+    registry.fail_if(move |it| it.header("content-length").is_some_and(large), 0, 12, Act::Reset(200_000));
+    push(&registry, hurried(), &images, &[images.simple("app", &[&layer])]).unwrap();
+    assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+    assert!(registry.requests("PATCH").len() >= 10);
+}
+
+#[test]
+fn faults_end_in_success_or_in_a_clear_error_and_never_in_a_wrong_tag() {
+    let error = |status: u16| Response::error(status, "UNKNOWN", "out of order");
+    let after = |status: u16, text: &str| Act::Answer(Response::new(status).with("Retry-After", text));
+    for (name, text, times, act, expected) in [
+        ("a server error at each first request", "", 1, Act::Answer(error(500)), ""),
+        ("500 on HEAD", "HEAD", 3, Act::Answer(error(500)), ""),
+        ("500 for ever", "HEAD", 99, Act::Answer(error(500)), "gave up after 4 failures in a row"),
+        ("502 on upload", "PUT /v2/app/blobs", 2, Act::Answer(Response::new(502)), ""),
+        ("an upload that is committed, and the answer lost", "PUT /v2/app/blobs", 2, Act::Swallow, ""),
+        ("an upload that is committed, and 500", "PUT /v2/app/blobs", 1, Act::DoneBut(error(500)), ""),
+        ("a manifest that is committed, and 500", "PUT /v2/app/manifests/sha", 1, Act::DoneBut(error(500)), ""),
+        ("a tag that is committed, and the answer lost", "PUT /v2/app/manifests/v1", 1, Act::Swallow, ""),
+        ("429 with seconds", "POST", 1, after(429, "1"), ""),
+        ("503 with a date that has passed", "POST", 1, after(503, "Sun, 06 Nov 1994 08:49:37 GMT"), ""),
+        ("429 with an hour", "POST", 1, after(429, "3600"), "asks to wait 3600 s"),
+        ("429 for centuries", "POST", 1, after(429, "99999999999999999999"), "asks to wait 4294967295 s"),
+        ("an upload that is forgotten", "PUT /v2/app/blobs", 1, Act::Answer(error(404)), ""),
+        ("an upload that is forgotten each time", "PUT /v2/app/blobs", 99, Act::Answer(error(404)), "gave up"),
+        ("a stall of the answer", "PUT /v2/app/manifests/sha", 1, Act::Stall(std::time::Duration::from_secs(1)), ""),
+        (
+            "a digest that is refused",
+            "PUT /v2/app/blobs",
+            1,
+            Act::Answer(Response::error(400, "DIGEST_INVALID", "no")),
+            "",
+        ),
+        (
+            "no Location",
+            "POST",
+            1,
+            Act::Headers(vec![("Location", String::new())]),
+            "does not say where the upload goes on",
+        ),
+        (
+            "a Location that is none",
+            "POST",
+            1,
+            Act::Headers(vec![("Location", "http://".into())]),
+            "no usable `Location`",
+        ),
+        (
+            "a manifest under another digest",
+            "PUT /v2/app/manifests/sha",
+            1,
+            Act::Headers(vec![("Docker-Content-Digest", format!("sha256:{}", "0".repeat(64)))]),
+            "it stored the manifest as",
+        ),
+        (
+            "a denied tag",
+            "PUT /v2/app/manifests/v1",
+            9,
+            Act::Answer(Response::error(403, "DENIED", "immutable tag")),
+            "refuses to write a tag in app as anonymous: it answered 403 Forbidden: DENIED: immutable tag",
+        ),
+        (
+            "an invalid manifest",
+            "PUT /v2/app/manifests/sha",
+            9,
+            Act::Answer(Response::error(400, "MANIFEST_INVALID", "no")),
+            "cannot push a manifest",
+        ),
+        ("a teapot", "HEAD", 9, Act::Answer(Response::new(418)), "it answered 418"),
+        (
+            "HTML",
+            "HEAD",
+            9,
+            Act::Answer(Response::new(405).body("<html>canary</html>")),
+            "it answered 405 Method Not Allowed",
+        ),
+    ] {
+        let registry = registry(|_| {});
+        let images = Images::new();
+        registry.fail(text, 0, times, act);
+        let image = images.simple("app", &[b"layer one", b"layer two"]);
+        let pushed = push(&registry, hurried(), &images, std::slice::from_ref(&image));
+        match (expected, pushed) {
+            ("", Ok(_)) => assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{name}"),
+            ("", Err(error)) => panic!("{name}: {error}"),
+            (expected, Err(error)) => assert!(error.contains(expected), "{name}: {error}"),
+            (_, Ok(_)) => panic!("{name}: succeeded"),
+        }
+        // Whatever happened, the next push makes it whole, once the registry is well again.
+        registry.state().log.clear();
+        registry.fail("nothing", 0, 0, Act::Swallow);
+        if times < 9 {
+            push(&registry, hurried(), &images, &[image]).unwrap_or_else(|error| panic!("{name}, again: {error}"));
+            assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{name}, again");
+        }
+    }
+}
+
+#[test]
+fn a_registry_that_says_nothing_is_given_up() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    registry.fail("HEAD", 0, 99, Act::Stall(std::time::Duration::from_secs(30)));
+    let mut config = hurried();
+    config.patience.idle = std::time::Duration::from_millis(100);
+    let error = push(&registry, config, &images, &[images.simple("app", &[b"x"])]).unwrap_err();
+    assert!(error.contains("nothing came for too long; gave up after 4 failures in a row"), "{error}");
+}
+
+#[test]
+fn a_damaged_blob_never_arrives_and_leaves_the_cache() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let layer = vec![5; 900_000];
+    let image = images.simple("app", &[&layer]);
+    let path = images.store.blob_path(&image.layers[0].0);
+    let mut damaged = layer.clone();
+    damaged[450_000] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, &damaged).unwrap();
+    let error = push(&registry, hurried(), &images, std::slice::from_ref(&image)).unwrap_err();
+    assert!(error.contains("is damaged in the cache; it was removed, build again"), "{error}");
+    assert!(!path.exists());
+    assert_eq!(registry.tag("app", "v1"), None);
+    let error = push(&registry, hurried(), &images, &[image]).unwrap_err();
+    assert!(error.contains("is neither in the cache nor in a registry"), "{error}");
+}
+
+#[test]
+fn a_dry_run_asks_and_sends_nothing() {
+    use imgbuild::registry::Act::{Keep, Mount, Send};
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let old = images.simple("one", &[b"shared"]);
+    push(&registry, hurried(), &images, &[old]).unwrap();
+    registry.clear_log();
+    let named = [images.simple("one", &[b"shared", b"new"]), images.simple("two", &[b"shared", b"new"])];
+    let deliveries = crate::registry::deliveries(&registry.host(), &named, "v2");
+    let supply = Supply::of(&named, &images.store);
+    let planned = Registries::new(hurried()).plan_push(&deliveries, &supply, &Silent).unwrap();
+    assert!(registry.requests("").iter().all(|it| it.line.starts_with("HEAD")), "{:?}", registry.requests(""));
+    let of = |path: &str, bytes: &[u8]| {
+        let digest = layers::Digest::of(bytes).into();
+        planned.iter().find(|it| it.repository.path == path && it.digest == digest).map(|it| it.act.clone())
+    };
+    assert_eq!(of("one", b"shared"), Some(Keep));
+    assert_eq!(of("one", b"new"), Some(Send));
+    assert_eq!(of("two", b"shared"), Some(Mount("one".into())));
+    assert_eq!(of("two", b"new"), Some(Mount("one".into())));
+    assert_eq!(registry.tag("one", "v2"), None);
+}
+
+#[test]
+fn one_client_pushes_many_times() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let registries = Registries::new(hurried());
+    for tag in ["v1", "v2"] {
+        push_with(&registries, &registry, &images, &[images.simple("app", &[tag.as_bytes()])], tag).unwrap();
+    }
+    assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+    assert_eq!(registry.check_tag("app", "v2"), Some(Ok(())));
+}
