@@ -1,13 +1,16 @@
 //! imgbuild: container images as Rust code. This library is the engine and the command line; definitions are made of
 //! [`layers`].
 
+pub mod cli;
 pub mod config;
 pub mod debian;
 pub mod engine;
+pub mod error;
 mod failpoint;
 pub mod fetch;
 pub mod names;
 pub mod observe;
+pub mod ops;
 pub mod output;
 pub mod parallel;
 pub mod pin;

@@ -102,7 +102,7 @@ pub struct LayerPart {
 }
 
 /// The base that an image stands on.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BaseParts {
     /// Its configuration document.
     pub config: Map<String, Value>,

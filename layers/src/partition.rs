@@ -55,9 +55,10 @@ pub fn partition(units: &[Unit], previous: &[Vec<String>], grain: Grain) -> Vec<
     let size_of = |group: &[String]| {
         group.iter().filter_map(|name| by_name.get(name.as_str())).map(|unit| unit.size).sum::<u64>()
     };
-    // Fullest use of buckets and a stable result: by class, then by name.
+    // Layers that most stages share come first, so that images also share the chain of layers below them.
     let mut newcomers: Vec<&Unit> = units.iter().filter(|unit| !placed.contains(unit.name.as_str())).collect();
-    newcomers.sort_by(|a, b| (&a.users, &a.name).cmp(&(&b.users, &b.name)));
+    let order = |unit: &Unit| (std::cmp::Reverse(unit.users.len()), unit.users.clone(), unit.name.clone());
+    newcomers.sort_by_cached_key(|unit| order(unit));
     for unit in newcomers {
         let room = |(users, group): &(BTreeSet<usize>, Vec<String>)| {
             let size = size_of(group);
@@ -100,7 +101,7 @@ mod tests {
             unit("b", 300_000, &[0, 1]),
             unit("only0", 10, &[0]),
         ];
-        assert_eq!(text(&partition(&units, &[], Grain::FINE)), "only0 a+b big");
+        assert_eq!(text(&partition(&units, &[], Grain::FINE)), "a+b big only0");
     }
 
     #[test]

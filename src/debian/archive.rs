@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::sync::Mutex;
 
+use cache::Store;
 use layers::Digest;
 use layers::format::{FormatError, Limits, decompress};
 
@@ -10,6 +12,7 @@ use super::openpgp::{Keyring, SignatureError};
 use super::packages::{self, Package, PackagesError};
 use super::release::{Release, ReleaseError};
 use crate::fetch::{FetchError, Http, Url, shown};
+use crate::parallel::in_parallel;
 
 /// Why a suite cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +20,9 @@ pub enum ArchiveError {
     /// A download.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] cache::CacheError),
     /// No mirror has the suite.
     #[error("suite `{suite}` is on none of the mirrors:{}", tried.iter().map(|line| format!("\n  {line}")).collect::<String>())]
     Nowhere {
@@ -106,6 +112,8 @@ pub struct Wanted<'a> {
     pub origin: Option<&'a str>,
     /// What a suite of another origin means.
     pub foreign: Foreign,
+    /// Keeps index files between locks.
+    pub store: Option<&'a Store>,
     /// The date of the Release that was seen last, seconds since 1970.
     pub seen: Option<i64>,
     /// Seconds since 1970.
@@ -190,8 +198,8 @@ fn read_packages(
     release_url: &Url,
     release: &Release,
 ) -> Result<BTreeMap<String, Vec<Package>>, ArchiveError> {
-    let mut all = BTreeMap::new();
-    for architecture in wanted.architectures {
+    let all = Mutex::new(BTreeMap::new());
+    in_parallel(wanted.architectures.len(), wanted.architectures, |architecture| {
         let mut packages = Vec::new();
         for component in wanted.components {
             let stem = format!("{component}/binary-{architecture}/Packages");
@@ -205,19 +213,8 @@ fn read_packages(
             let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
             let plain = format!("dists/{}/{name}", wanted.suite);
             let by_hash = format!("dists/{}/{folder}/by-hash/SHA256/{}", wanted.suite, digest.hex());
-            let mut bytes = None;
-            for path in [release.by_hash.then_some(by_hash), Some(plain)].into_iter().flatten() {
-                let url = join(base, &path)?;
-                if let Some(document) = http.get(&url, None, size)? {
-                    let found = Digest::of(&document.bytes);
-                    if found != digest || document.bytes.len() as u64 != size {
-                        return Err(ArchiveError::Hash { url: shown(&url), expected: digest, found });
-                    }
-                    bytes = Some((url, document.bytes));
-                    break;
-                }
-            }
-            let Some((url, bytes)) = bytes else {
+            let paths: Vec<String> = [release.by_hash.then_some(by_hash), Some(plain)].into_iter().flatten().collect();
+            let Some((url, bytes)) = index_file(http, wanted, base, &paths, (digest, size))? else {
                 return Err(ArchiveError::Unlisted { url: shown(release_url), name });
             };
             let url = shown(&url);
@@ -232,9 +229,38 @@ fn read_packages(
         }
         packages::check_consistent(&packages)
             .map_err(|source| ArchiveError::Packages { url: shown(release_url), source })?;
-        all.insert((*architecture).to_owned(), packages);
+        all.lock().expect("no thread panics while it holds this").insert((*architecture).to_owned(), packages);
+        Ok(())
+    })?;
+    Ok(all.into_inner().expect("no thread panics while it holds this"))
+}
+
+/// An index file, verified: from the store where an earlier lock has left it, else from the first path that has it.
+fn index_file(
+    http: &Http,
+    wanted: &Wanted<'_>,
+    base: &Url,
+    paths: &[String],
+    (digest, size): (Digest, u64),
+) -> Result<Option<(Url, Vec<u8>)>, ArchiveError> {
+    if let (Some(store), Some(first)) = (wanted.store, paths.first())
+        && let Some(bytes) = store.read(&digest)?
+    {
+        return Ok(Some((join(base, first)?, bytes)));
     }
-    Ok(all)
+    for path in paths {
+        let url = join(base, path)?;
+        let Some(document) = http.get(&url, None, size)? else { continue };
+        let found = Digest::of(&document.bytes);
+        if found != digest || document.bytes.len() as u64 != size {
+            return Err(ArchiveError::Hash { url: shown(&url), expected: digest, found });
+        }
+        if let Some(store) = wanted.store {
+            store.put(&document.bytes)?;
+        }
+        return Ok(Some((url, document.bytes)));
+    }
+    Ok(None)
 }
 
 /// A URL below a mirror.

@@ -17,6 +17,9 @@ use super::elf::{AARCH64, ElfFacts, X86_64};
 use super::{follow, ldcache};
 use crate::engine::tree::{Tree, TreeError};
 
+/// The version of its rules.
+pub const VERSION: u32 = 1;
+
 /// A need that nothing fulfils.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Missing {

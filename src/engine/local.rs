@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cache::Store;
@@ -98,6 +99,9 @@ pub struct Subject<'a> {
     pub platform: Platform,
 }
 
+/// Downloads in flight at once: polite to mirrors, and enough to fill a line.
+const DOWNLOADS: usize = 8;
+
 type FragmentMap = HashMap<Key, Arc<Fragment>>;
 
 impl Local<'_> {
@@ -117,8 +121,30 @@ impl Local<'_> {
         }
         // The longest first, so that no core is left with a giant at the end.
         missing.sort_by_key(|(archive, _)| (std::cmp::Reverse(archive.size), archive.digest));
-        in_parallel(self.jobs, &missing, |(archive, conversion)| {
-            self.unpack(archive, conversion, &Drops::new()).map(drop)
+        // Downloads wait for the network and conversions for a core: the former run ahead, and whoever needs a file that
+        // is on its way waits for it.
+        let failed = AtomicBool::new(false);
+        let stop = |error: EngineError| {
+            failed.store(true, Ordering::Relaxed);
+            error
+        };
+        std::thread::scope(|scope| {
+            let ahead = scope.spawn(|| {
+                in_parallel(DOWNLOADS, &missing, |(archive, _)| {
+                    if failed.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    self.supply.supply(archive).map(drop).map_err(stop)
+                })
+            });
+            let converted = in_parallel(self.jobs, &missing, |(archive, conversion)| {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                self.unpack(archive, conversion, &Drops::new()).map(drop).map_err(stop)
+            });
+            let downloaded = ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            downloaded.and(converted)
         })
     }
 

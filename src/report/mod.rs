@@ -1,5 +1,5 @@
 //! What a person or a program sees of the work, on stderr: a moving picture on a terminal, a line a step elsewhere,
-//! events as JSON, or next to nothing. stdout is for results and written to by [`print`] alone.
+//! events as JSON, or next to nothing.
 //!
 //! Nothing here fails: who closes stderr does not want to hear, and the work goes on.
 
@@ -84,19 +84,6 @@ impl<W: Write + Send> Observer for Quiet<W> {
     }
 }
 
-/// Writes a line of results to stdout.
-///
-/// # Errors
-/// If stdout cannot be written. A reader who has gone (`| head`) is no error: he has what he wanted.
-pub fn print(line: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
-}
-
 /// Text without what could steer a terminal: some of it comes from servers and archives.
 fn clean(text: &str) -> Cow<'_, str> {
     if text.chars().any(char::is_control) {
@@ -107,7 +94,7 @@ fn clean(text: &str) -> Cow<'_, str> {
 }
 
 /// A size for people: three digits, powers of ten.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     if bytes < 1000 {
         return format!("{bytes} B");
     }

@@ -157,6 +157,7 @@ fn read(bases: &[Url], keyring: &Keyring, foreign: Foreign, seen: Option<i64>) -
         keyring,
         origin: Some("Debian"),
         foreign,
+        store: None,
         seen,
         now: now(),
     };

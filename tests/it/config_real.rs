@@ -27,6 +27,7 @@ fn real_vendored_keys_verify_the_three_suites() {
             keyring: &keyring,
             origin: Some("Debian"),
             foreign: config.foreign(suite).unwrap(),
+            store: None,
             seen: None,
             now,
         };

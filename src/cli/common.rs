@@ -1,0 +1,188 @@
+//! Flags that all commands share, and what they come to.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cache::Store;
+use clap::{Args, ValueHint};
+use layers::{Plan, Platform};
+
+use super::{Program, Stop};
+use crate::config::{Config, Environment};
+use crate::error::Failure;
+use crate::fetch::{Http, HttpConfig};
+use crate::observe::Observer;
+use crate::ops::Bench;
+use crate::ops::project::Project;
+use crate::pin::{Context, StatCache};
+use crate::report::{self, Progress, Screen};
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Globals {
+    /// Another catalogue: a catalogue crate's folder, a program that prints a plan, or a plan's JSON file
+    #[arg(long, global = true, value_name = "DIR|BINARY|PLAN.json", value_hint = ValueHint::AnyPath)]
+    pub catalogue: Option<PathBuf>,
+    /// The build context that `files(...)` and lock files of Python are read from
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub context: Option<PathBuf>,
+    /// The lock [default: images.lock beside the catalogue]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub lock_file: Option<PathBuf>,
+    /// The configuration [default: imgbuild.toml here or in a folder above]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// The cache [default: imgbuild in the user's cache folder]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub cache_dir: Option<PathBuf>,
+    /// Threads [default: one a core]
+    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
+    /// How progress is shown on stderr
+    #[arg(long, global = true, value_name = "MODE", default_value = "auto")]
+    pub progress: Progress,
+    /// Use the cache alone: no request leaves this machine
+    #[arg(long, global = true)]
+    pub offline: bool,
+}
+
+/// A program with its flags.
+pub(crate) struct Invocation {
+    pub(crate) program: Program,
+    pub(crate) globals: Globals,
+}
+
+/// What a command works with.
+pub(crate) struct Setup {
+    pub(crate) project: Project,
+    pub(crate) config: Config,
+    http: Http,
+    store: Store,
+    context: Context,
+    observer: Box<dyn Observer>,
+    jobs: usize,
+    now: i64,
+}
+
+impl Invocation {
+    /// Reads the configuration.
+    pub(crate) fn config(&self) -> Result<Config, Stop> {
+        let directory = std::env::current_dir()
+            .map_err(|error| Failure::usage(format!("the working directory cannot be read: {error}")))?;
+        let environment = Environment::new(std::env::vars_os(), directory);
+        Ok(Config::load(&environment, self.globals.config.as_deref())?)
+    }
+
+    /// Lays the plan out.
+    pub(crate) fn project(&self, config: &Config) -> Result<Project, Stop> {
+        let globals = &self.globals;
+        if let Some(at) = &globals.catalogue {
+            return Ok(Project::of_catalogue(at, globals.context.clone(), globals.lock_file.clone())?);
+        }
+        let Some(catalogue) = &self.program.catalogue else {
+            return Err(Failure::usage("there is no catalogue").hint("name one with `--catalogue`").into());
+        };
+        let plan: Plan = catalogue.plan();
+        plan.check().map_err(Failure::from)?;
+        // Relative paths stay short in messages and in plans.
+        let root = config.path().and_then(Path::parent).filter(|root| *root != config.environment().directory());
+        let root = root.unwrap_or(Path::new(""));
+        let home = tidy(root, &self.program.home);
+        Ok(Project {
+            plan,
+            lock_path: globals.lock_file.clone().unwrap_or_else(|| home.join("images.lock")),
+            context: globals.context.clone().unwrap_or_else(|| tidy(root, &self.program.context)),
+            home,
+        })
+    }
+
+    /// Opens everything that work needs.
+    pub(crate) fn setup(&self) -> Result<Setup, Stop> {
+        let config = self.config()?;
+        let project = self.project(&config)?;
+        let store = Store::open_at(&config.cache_dir(self.globals.cache_dir.as_deref())?)?;
+        let jobs = config.jobs(self.globals.jobs.map(usize::from))?;
+        let http = Http::new(HttpConfig { offline: self.globals.offline, ..config.http()? });
+        let stats = StatCache::load(store.root().join("stat-v1"));
+        let context = Context::open(&project.context, stats, jobs)?;
+        let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
+        let observer = report::choose(self.globals.progress, screen);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+        Ok(Setup { project, config, http, store, context, observer, jobs, now })
+    }
+}
+
+impl Setup {
+    pub(crate) fn bench(&self) -> Bench<'_> {
+        Bench {
+            project: &self.project,
+            config: &self.config,
+            http: &self.http,
+            store: &self.store,
+            context: &self.context,
+            observer: self.observer.as_ref(),
+            jobs: self.jobs,
+            now: self.now,
+        }
+    }
+
+    /// Saves what was learnt about the context's files, and ends the display of progress.
+    pub(crate) fn close(self) {
+        self.context.save_stats();
+    }
+}
+
+fn tidy(root: &Path, relative: &str) -> PathBuf {
+    match (relative, root.as_os_str().is_empty()) {
+        (".", true) => PathBuf::from("."),
+        (".", false) => root.to_path_buf(),
+        _ => root.join(relative),
+    }
+}
+
+/// Parses `--platform`: names separated by commas, given any number of times; sorted and unique.
+pub(crate) fn platforms(given: &[Platform]) -> Result<Vec<Platform>, Failure> {
+    if given.is_empty() {
+        let host = std::env::consts::ARCH;
+        let platform = host.parse().or_else(|_| format!("linux/{host}").parse::<Platform>());
+        return platform.map(|platform| vec![platform]).map_err(|_| {
+            Failure::usage(format!("images cannot be built for this machine's architecture `{host}`"))
+                .hint("choose a platform with `--platform linux/amd64` or `--platform linux/arm64`")
+        });
+    }
+    let mut platforms = given.to_vec();
+    platforms.sort();
+    platforms.dedup();
+    Ok(platforms)
+}
+
+/// Parses `--label name=value`.
+pub(crate) fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    given
+        .iter()
+        .map(|text| match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+            _ => Err(Failure::usage(format!("`{text}` is not a label: write `--label NAME=VALUE`"))),
+        })
+        .collect()
+}
+
+/// `SOURCE_DATE_EPOCH`, seconds since 1970 (reproducible-builds.org).
+pub(crate) fn source_date_epoch() -> Result<Option<i64>, Failure> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
+    let parsed = text.to_str().and_then(|text| text.trim().parse::<i64>().ok()).filter(|seconds| *seconds >= 0);
+    match parsed {
+        Some(seconds) => Ok(Some(seconds)),
+        None => Err(Failure::usage(format!(
+            "SOURCE_DATE_EPOCH is `{}`, not a number of seconds since 1970",
+            text.to_string_lossy()
+        ))),
+    }
+}
+
+/// Whether the lock may not change: `--locked`, or a CI machine (`CI=true`).
+pub(crate) fn locked(flag: bool) -> bool {
+    flag || std::env::var_os("CI").is_some_and(|value| value == "true" || value == "1")
+}

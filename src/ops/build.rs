@@ -1,0 +1,320 @@
+//! `build`: from names to images in the store.
+//!
+//! ```text
+//! names ─▶ stages ─ lower(lock) ─▶ resolved ─▶ image key ─ ledger ─▶ hit: the record
+//!                                                   │
+//!                                                   └─ miss: fragments ─▶ walk ─▶ assemble ─▶ record
+//! record ─▶ configuration, manifest, index
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+
+use layers::encode::EPOCH;
+use layers::lock::Lock;
+use layers::lower::{Resolved, lower};
+use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
+use layers::source::Python;
+use layers::{Key, PlannedImage, Platform, StageId};
+use serde::Serialize;
+
+use super::key::{ImageRecord, image_key};
+use super::supply::Mirrors;
+use super::{Bench, lock, wheels};
+use crate::engine::EngineError;
+use crate::engine::local::{Local, Subject, Walked};
+use crate::error::Failure;
+use crate::observe::Event;
+use crate::output::NamedImage;
+use crate::parallel::in_parallel;
+
+/// What is to be built.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Image names; all where empty.
+    pub images: Vec<String>,
+    /// Platforms, sorted, at least one.
+    pub platforms: Vec<Platform>,
+    /// Labels that win over the definition's.
+    pub labels: BTreeMap<String, String>,
+    /// `SOURCE_DATE_EPOCH`, seconds since 1970; else the lock's date.
+    pub created: Option<i64>,
+    /// Nothing may be recorded or resolved anew.
+    pub locked: bool,
+}
+
+/// An image that is in the store.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// Its documents and blobs.
+    pub image: NamedImage,
+    /// One entry a platform.
+    pub platforms: Vec<BuiltPlatform>,
+    /// Whether nothing had to be done.
+    pub cached: bool,
+}
+
+/// A layer of a built image.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuiltLayer {
+    /// Compressed digest.
+    pub digest: layers::Digest,
+    /// Uncompressed digest.
+    pub diff_id: layers::DiffId,
+    /// Compressed bytes.
+    pub size: u64,
+    /// One line about it.
+    pub created_by: String,
+}
+
+/// An image for one platform.
+#[derive(Debug, Clone)]
+pub struct BuiltPlatform {
+    /// The platform.
+    pub platform: Platform,
+    /// The base's layers: digest and compressed bytes.
+    pub base_layers: Vec<(layers::Digest, u64)>,
+    /// Its own layers, bottom first.
+    pub layers: Vec<BuiltLayer>,
+    /// Debian packages in it: name, version, architecture.
+    pub packages: Vec<(String, String, String)>,
+}
+
+/// One image for one platform on its way.
+struct Wanted<'a> {
+    name: &'a str,
+    image: &'a PlannedImage,
+    platform: Platform,
+    resolved: Resolved,
+    key: (Key, String),
+    record: Option<ImageRecord>,
+}
+
+/// Builds images; what a mirror no longer has is locked anew, unless the request is `locked`.
+pub fn build(bench: &Bench<'_>, request: &Request) -> Result<Vec<Built>, Failure> {
+    let missing = || {
+        Failure::work(format!("there is no lock at `{}`", bench.project.lock_path.display()))
+            .hint("run `imgbuild lock`")
+    };
+    let mut locked = bench.project.read_lock()?.ok_or_else(missing)?;
+    loop {
+        match build_once(bench, request, locked.clone()) {
+            Ok(built) => return Ok(built),
+            Err(Trouble::Failure(failure)) => return Err(failure),
+            Err(Trouble::Engine(error)) => match gone(&error).and_then(|digest| packages_of(&locked, digest)) {
+                Some(names) => locked = lock::replace_gone(bench, &locked, &names, request.locked, error)?,
+                None => return Err(error.into()),
+            },
+        }
+    }
+}
+
+enum Trouble {
+    Failure(Failure),
+    Engine(EngineError),
+}
+
+impl<E: Into<Failure>> From<E> for Trouble {
+    fn from(error: E) -> Trouble {
+        Trouble::Failure(error.into())
+    }
+}
+
+/// The archive that every mirror says it does not have.
+fn gone(error: &EngineError) -> Option<layers::Digest> {
+    match error {
+        EngineError::Gone { digest, .. } => Some(*digest),
+        EngineError::At { source, .. } => gone(source),
+        _ => None,
+    }
+}
+
+/// The Debian packages whose .deb has this digest.
+fn packages_of(lock: &Lock, digest: layers::Digest) -> Option<Vec<String>> {
+    let mut names: Vec<String> = lock
+        .debian
+        .values()
+        .flatten()
+        .filter(|package| package.sha256 == digest)
+        .map(|package| package.name.clone())
+        .collect();
+    names.sort();
+    names.dedup();
+    (!names.is_empty()).then_some(names)
+}
+
+fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<Vec<Built>, Trouble> {
+    let images = bench.project.images(&request.images)?;
+    let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
+    wheels::adopt_context(bench, &mut locked, &tops, &request.platforms, !request.locked)?;
+    let plan = &bench.project.plan;
+    let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let mut wanted = Vec::new();
+    for (name, image) in &images {
+        for &platform in &request.platforms {
+            let resolved = lower(plan, image.stage, &locked, platform, &lock_file)?;
+            let key = image_key(bench, plan, &locked, platform, &resolved)?;
+            let record = match bench.store.find(&key.0)? {
+                Some(bytes) => serde_json::from_slice::<ImageRecord>(&bytes).ok(),
+                None => None,
+            };
+            let record = match record {
+                Some(record) if record.is_whole(bench.store)? => Some(record),
+                _ => None,
+            };
+            wanted.push(Wanted { name, image, platform, resolved, key, record });
+        }
+    }
+    let cached: Vec<bool> = wanted.iter().map(|it| it.record.is_some()).collect();
+    make(bench, &locked, &mut wanted)?;
+    let created = request.created.or(locked.date()).unwrap_or(EPOCH);
+    let mut built = Vec::with_capacity(images.len());
+    for (name, image) in &images {
+        let mine: Vec<(usize, &Wanted<'_>)> = wanted.iter().enumerate().filter(|(_, it)| it.name == *name).collect();
+        let all_cached = mine.iter().all(|(at, _)| cached[*at]);
+        let image = finish(bench, request, name, image, mine.into_iter().map(|(_, it)| it), created, all_cached)?;
+        bench.observer.on(Event::ImageFinished { name, digest: image.image.top().digest, cached: all_cached });
+        built.push(image);
+    }
+    Ok(built)
+}
+
+/// Makes the layers of everything that has no record yet.
+fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(), Trouble> {
+    let missing: Vec<usize> = (0..wanted.len()).filter(|at| wanted[*at].record.is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let supply = Mirrors::new(bench.config, bench.http, bench.store, bench.observer);
+    let engine = Local {
+        store: bench.store,
+        observer: bench.observer,
+        supply: &supply,
+        context: bench.context,
+        catalogue_dir: bench.project.home.clone(),
+        jobs: bench.jobs,
+    };
+    let stages: Vec<&Resolved> = missing.iter().map(|&at| &wanted[at].resolved).collect();
+    engine.fragments(&stages).map_err(Trouble::Engine)?;
+    let walked: Mutex<HashMap<usize, Walked>> = Mutex::new(HashMap::new());
+    in_parallel(bench.jobs, &missing, |&at| {
+        let it = &wanted[at];
+        let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
+        let done = engine.walk(subject, &it.resolved)?;
+        walked.lock().expect("no thread panics while it holds this").insert(at, done);
+        Ok(())
+    })
+    .map_err(Trouble::Engine)?;
+    let mut walked = walked.into_inner().expect("no thread panics while it holds this");
+    for &at in &missing {
+        let it = &wanted[at];
+        let base = walked[&at].base.as_ref().map_or(0, |base| base.parts.layers.len());
+        let layers = base + walked[&at].jobs.len();
+        if layers > usize::from(it.image.layer_budget) {
+            let image = it.name.to_owned();
+            return Err(Trouble::Engine(EngineError::Budget { image, layers, budget: it.image.layer_budget }));
+        }
+    }
+    let jobs: Vec<_> = missing.iter().flat_map(|at| &walked[at].jobs).collect();
+    let records = engine.assemble(&jobs).map_err(Trouble::Engine)?;
+    for at in missing {
+        let walked = walked.remove(&at).expect("it was walked");
+        let it = &mut wanted[at];
+        let record = ImageRecord {
+            layers: walked.jobs.iter().map(|job| records[&job.key].clone()).collect(),
+            packages: walked.packages,
+            base: walked.base.map(|base| (base.manifest, base.parts)),
+        };
+        bench.store.keep(&it.key.0, &it.key.1, &record)?;
+        it.record = Some(record);
+    }
+    Ok(())
+}
+
+/// Writes the documents of an image.
+fn finish<'a>(
+    bench: &Bench<'_>,
+    request: &Request,
+    name: &str,
+    image: &PlannedImage,
+    wanted: impl Iterator<Item = &'a Wanted<'a>>,
+    created: i64,
+    cached: bool,
+) -> Result<Built, Trouble> {
+    let mut images: Vec<BuiltImage> = Vec::new();
+    let mut platforms = Vec::new();
+    let mut blobs: Vec<(layers::Digest, u64)> = Vec::new();
+    for it in wanted {
+        let record = it.record.as_ref().expect("every image has its record by now");
+        let mut labels: BTreeMap<String, String> = BTreeMap::new();
+        let label = |labels: &mut BTreeMap<String, String>, key: &str, value: String| {
+            labels.insert(format!("org.opencontainers.image.{key}"), value);
+        };
+        label(&mut labels, "created", oci::rfc3339(created));
+        if !image.description.is_empty() {
+            label(&mut labels, "description", image.description.clone());
+        }
+        if let (Some((digest, _)), Some(layout)) = (&record.base, &it.resolved.base) {
+            label(&mut labels, "base.name", layout.name.clone().unwrap_or_else(|| layout.path.clone()));
+            label(&mut labels, "base.digest", digest.to_string());
+        }
+        // What a definition says wins over what is derived, and the request over both.
+        labels.retain(|key, _| !image.config.labels.contains_key(key));
+        labels.extend(request.labels.clone());
+        let parts = ImageParts {
+            platform: it.platform,
+            created: oci::rfc3339(created),
+            config: &image.config,
+            labels,
+            base: record.base.as_ref().map(|(_, parts)| parts.clone()),
+            layers: record
+                .layers
+                .iter()
+                .zip(&it.resolved.layers)
+                .map(|(layer, planned)| LayerPart {
+                    digest: layer.digest,
+                    size: layer.size,
+                    diff_id: layer.diff_id,
+                    media_type: oci::LAYER_GZIP.into(),
+                    created_by: planned.label.clone(),
+                })
+                .collect(),
+        };
+        let base_layers: Vec<(layers::Digest, u64)> =
+            parts.base.iter().flat_map(|base| &base.layers).map(|layer| (layer.digest, layer.size)).collect();
+        for blob in base_layers.iter().copied().chain(record.layers.iter().map(|layer| (layer.digest, layer.size))) {
+            if !blobs.contains(&blob) {
+                blobs.push(blob);
+            }
+        }
+        platforms.push(BuiltPlatform {
+            platform: it.platform,
+            base_layers,
+            layers: parts
+                .layers
+                .iter()
+                .map(|layer| BuiltLayer {
+                    digest: layer.digest,
+                    diff_id: layer.diff_id,
+                    size: layer.size,
+                    created_by: layer.created_by.clone(),
+                })
+                .collect(),
+            packages: record.packages.clone(),
+        });
+        images.push(parts.build());
+    }
+    for document in images.iter().flat_map(|image| [&image.config, &image.manifest]) {
+        bench.store.put(&document.bytes)?;
+    }
+    let index: Option<Document> = (images.len() > 1).then(|| oci::index(&images));
+    if let Some(index) = &index {
+        bench.store.put(&index.bytes)?;
+    }
+    Ok(Built {
+        image: NamedImage { name: name.to_owned(), platforms: images, index, layers: blobs },
+        platforms,
+        cached,
+    })
+}

@@ -1,0 +1,36 @@
+//! What commands do: no terminal, no environment, no flags in sight.
+
+pub mod build;
+pub mod key;
+pub mod lock;
+pub mod project;
+pub mod supply;
+pub mod wheels;
+
+use cache::Store;
+
+use crate::config::Config;
+use crate::fetch::Http;
+use crate::observe::Observer;
+use crate::pin::Context;
+use project::Project;
+
+/// Everything that work is done with.
+pub struct Bench<'a> {
+    /// What is defined, and where its lock and context are.
+    pub project: &'a Project,
+    /// Hosts and settings.
+    pub config: &'a Config,
+    /// The network.
+    pub http: &'a Http,
+    /// The cache.
+    pub store: &'a Store,
+    /// The build context.
+    pub context: &'a Context,
+    /// Who hears of progress.
+    pub observer: &'a dyn Observer,
+    /// Threads.
+    pub jobs: usize,
+    /// Seconds since 1970.
+    pub now: i64,
+}

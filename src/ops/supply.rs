@@ -1,0 +1,138 @@
+//! Archives by digest, from wherever the machine's configuration says they may be had.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use layers::lock::DEBIAN;
+use layers::op::{Archive, Origin};
+
+use crate::config::Config;
+use crate::debian::archive::join;
+use crate::engine::EngineError;
+use crate::engine::local::Supply;
+use crate::error::Failure;
+use crate::fetch::{Download, FetchError, Http, Url, parse_url};
+use crate::observe::{Event, Observer};
+use crate::python::index::{Found, Index, Indexes};
+use crate::python::{PythonError, Wheel};
+
+/// The mirrors of the configuration.
+pub struct Mirrors<'a> {
+    config: &'a Config,
+    http: &'a Http,
+    store: &'a cache::Store,
+    observer: &'a dyn Observer,
+    debian: OnceLock<Result<Vec<Url>, String>>,
+}
+
+impl<'a> Mirrors<'a> {
+    /// Mirrors that bring files into `store`.
+    pub fn new(config: &'a Config, http: &'a Http, store: &'a cache::Store, observer: &'a dyn Observer) -> Mirrors<'a> {
+        Mirrors { config, http, store, observer, debian: OnceLock::new() }
+    }
+
+    fn urls(&self, archive: &Archive) -> Result<Vec<Url>, EngineError> {
+        let gone = |why: String| EngineError::Gone { name: archive.name.clone(), digest: archive.digest, why };
+        match &archive.origin {
+            Origin::Pool { archive: repository, path } => {
+                let bases = if repository == DEBIAN {
+                    let bases = self.debian.get_or_init(|| debian_bases(self.config).map_err(|error| error.message));
+                    let mut bases = bases.clone().map_err(gone)?;
+                    // Security updates lie in an archive of their own; what is likely is asked first.
+                    let security = path.starts_with("pool/updates/");
+                    bases.sort_by_key(|base| base.path().contains("security") != security);
+                    bases
+                } else {
+                    self.config.repository(repository).map_err(|error| gone(error.to_string()))?
+                };
+                Ok(bases.iter().map(|base| join(base, path)).collect::<Result<_, FetchError>>()?)
+            }
+            Origin::Index { distribution } => {
+                let wheel = Wheel {
+                    name: distribution.clone(),
+                    version: String::new(),
+                    file: archive.name.clone(),
+                    sha256: archive.digest,
+                    size: archive.size,
+                    url: None,
+                };
+                let found = find_wheel(self.config, self.http, &wheel).map_err(|error| gone(error.message))?;
+                if let Some(why) = found.yanked {
+                    let reason = if why.is_empty() { String::new() } else { format!(": {why}") };
+                    self.observer.on(Event::Warning(&format!("`{}` was yanked from its index{reason}", archive.name)));
+                }
+                Ok(vec![parse_url(&found.url)?])
+            }
+            Origin::Url(url) => Ok(vec![parse_url(url)?]),
+        }
+    }
+}
+
+/// Where Debian's own archive may be had, updates and security included.
+pub fn debian_bases(config: &Config) -> Result<Vec<Url>, Failure> {
+    let mut bases: Vec<Url> = Vec::new();
+    for suite in ["trixie", "trixie-security"] {
+        for base in config.debian_bases(suite)? {
+            if !bases.contains(&base) {
+                bases.push(base);
+            }
+        }
+    }
+    Ok(bases)
+}
+
+/// Where a wheel is, asked of the configured indexes.
+pub fn find_wheel(config: &Config, http: &Http, wheel: &Wheel) -> Result<Found, Failure> {
+    match config.python_pins()?.get(&wheel.name) {
+        Some(pinned) => Ok(Indexes::new(&[pinned.to_string()], &Documents(http))?.find(wheel)?),
+        None => with_indexes(config, http, |indexes| indexes.find(wheel)),
+    }
+}
+
+/// Asks the configured indexes something.
+pub fn with_indexes<T>(
+    config: &Config,
+    http: &Http,
+    ask: impl FnOnce(&Indexes<'_>) -> Result<T, PythonError>,
+) -> Result<T, Failure> {
+    let roots: Vec<String> = config.indexes()?.iter().map(Url::to_string).collect();
+    let documents = Documents(http);
+    Ok(ask(&Indexes::new(&roots, &documents)?)?)
+}
+
+/// The largest page of a project, bytes.
+const PAGE_LIMIT: u64 = 64 << 20;
+
+struct Documents<'a>(&'a Http);
+
+impl Index for Documents<'_> {
+    fn get(&self, url: &str, accept: &str) -> Result<Option<Vec<u8>>, String> {
+        let url = parse_url(url).map_err(|error| error.to_string())?;
+        let document = self.0.get(&url, Some(accept), PAGE_LIMIT).map_err(|error| error.to_string())?;
+        Ok(document.map(|document| document.bytes))
+    }
+}
+
+impl Supply for Mirrors<'_> {
+    fn supply(&self, archive: &Archive) -> Result<PathBuf, EngineError> {
+        let there = self.store.has(&archive.digest)?;
+        if there.is_some_and(|found| archive.size.is_none_or(|size| size == found)) {
+            return Ok(self.store.blob_path(&archive.digest));
+        }
+        if self.http.offline() {
+            return Err(FetchError::Offline { name: archive.name.clone() }.into());
+        }
+        let wanted = Download {
+            name: archive.name.clone(),
+            urls: self.urls(archive)?,
+            digest: archive.digest,
+            size: archive.size,
+        };
+        match self.http.download(&wanted, self.store, self.observer) {
+            Err(FetchError::Mirrors { name, tried, gone: true }) => {
+                Err(EngineError::Gone { name, digest: archive.digest, why: tried.join("; ") })
+            }
+            other => Ok(other?),
+        }
+    }
+}
