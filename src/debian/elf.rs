@@ -34,6 +34,9 @@ pub const X86_64: u16 = 62;
 /// `e_machine` of AArch64.
 pub const AARCH64: u16 = 183;
 
+/// The first bytes of an ELF file.
+pub const MAGIC: &[u8; 4] = b"\x7fELF";
+
 const MAX_DYNAMIC: usize = 16_384;
 const MAX_NEEDED: usize = 2_048;
 const MAX_TEXT: usize = 4_096;
@@ -51,22 +54,36 @@ const DT_SONAME: u64 = 14;
 const DT_RPATH: u64 = 15;
 const DT_RUNPATH: u64 = 29;
 
-/// A byte slice with the class and the byte order that the identification declares.
+/// Bytes that can be read from anywhere: a library of gigabytes need not be in memory for its facts.
+pub trait Bytes {
+    /// Fills `out` from `at` on as far as there are bytes; returns how many there were, 0 also where they cannot be read.
+    fn read_at(&self, at: u64, out: &mut [u8]) -> usize;
+}
+
+impl Bytes for &[u8] {
+    fn read_at(&self, at: u64, out: &mut [u8]) -> usize {
+        let rest = usize::try_from(at).ok().and_then(|at| self.get(at..)).unwrap_or_default();
+        let count = rest.len().min(out.len());
+        out[..count].copy_from_slice(&rest[..count]);
+        count
+    }
+}
+
+/// Bytes with the class and the byte order that the identification declares.
 #[derive(Clone, Copy)]
 struct Words<'a> {
-    bytes: &'a [u8],
+    bytes: &'a dyn Bytes,
     wide: bool,
     little: bool,
 }
 
-impl<'a> Words<'a> {
-    fn slice(&self, at: u64, length: usize) -> Option<&'a [u8]> {
-        let at = usize::try_from(at).ok()?;
-        self.bytes.get(at..at.checked_add(length)?)
-    }
-
+impl Words<'_> {
     fn number(&self, at: u64, length: usize) -> Option<u64> {
-        let bytes = self.slice(at, length)?;
+        let mut bytes = [0; 8];
+        let bytes = &mut bytes[..length];
+        if self.bytes.read_at(at, bytes) != length {
+            return None;
+        }
         let fold = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
         Some(if self.little { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
     }
@@ -86,10 +103,21 @@ impl<'a> Words<'a> {
 
     /// A NUL-terminated text of at most [`MAX_TEXT`] bytes.
     fn text(&self, at: u64) -> Option<String> {
-        let rest = self.bytes.get(usize::try_from(at).ok()?..)?;
-        let rest = &rest[..rest.len().min(MAX_TEXT + 1)];
-        let end = rest.iter().position(|&byte| byte == 0)?;
-        std::str::from_utf8(&rest[..end]).ok().map(str::to_owned)
+        let mut text = Vec::new();
+        while text.len() <= MAX_TEXT {
+            let mut piece = [0; 128];
+            let length = self.bytes.read_at(at.checked_add(text.len() as u64)?, &mut piece);
+            let piece = &piece[..length.min(MAX_TEXT + 1 - text.len())];
+            if let Some(end) = piece.iter().position(|&byte| byte == 0) {
+                text.extend_from_slice(&piece[..end]);
+                return String::from_utf8(text).ok();
+            }
+            if piece.is_empty() {
+                return None;
+            }
+            text.extend_from_slice(piece);
+        }
+        None
     }
 }
 
@@ -103,15 +131,21 @@ struct Segment {
 /// Reads the facts of an ELF file of either class and byte order; `None` where the bytes are not an ELF file or a
 /// malformed one. Never panics, and its cost is bounded whatever counts the file declares.
 pub fn facts(bytes: &[u8]) -> Option<ElfFacts> {
-    if bytes.get(..4)? != b"\x7fELF" {
+    facts_of(&bytes)
+}
+
+/// As [`facts`], for bytes that are not all in memory.
+pub fn facts_of(bytes: &dyn Bytes) -> Option<ElfFacts> {
+    let mut identification = [0; 6];
+    if bytes.read_at(0, &mut identification) != 6 || !identification.starts_with(MAGIC) {
         return None;
     }
-    let wide = match bytes.get(4)? {
+    let wide = match identification[4] {
         1 => false,
         2 => true,
         _ => return None,
     };
-    let little = match bytes.get(5)? {
+    let little = match identification[5] {
         1 => true,
         2 => false,
         _ => return None,

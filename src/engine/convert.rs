@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use cache::Store;
-use layers::encode::{EPOCH, Entry, Kind};
+use layers::encode::{DeflateStream, EPOCH, Entry, Kind};
 use layers::format::deb::Deb;
 use layers::format::wheel::{self, Scheme, Wheel, WheelName};
 use layers::format::{FormatError, Limits, decompress, tar, zip};
@@ -19,7 +19,7 @@ use layers::{Digest, ImagePath};
 
 use super::EngineError;
 use super::index::{Fragment, PackageFacts};
-use super::made::{Content, Made, Spool};
+use super::made::{Content, Deflated, Made, ReadStream, Spool};
 use crate::debian::{effects, scripts};
 
 /// Paths that are left out of one package because another one replaces them.
@@ -54,7 +54,8 @@ pub fn convert(
             unpack_tar(reader, &place, made).map_err(failed)
         }
         Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner } => {
-            unpack_zip(file, &Place { to, strip: *strip_components, owner: Some(*owner) }).map_err(failed)
+            unpack_zip(file, &archive.name, &Place { to, strip: *strip_components, owner: Some(*owner) })
+                .map_err(failed)
         }
         Conversion::File { to, mode, owner } => {
             let size = file.metadata()?.len();
@@ -216,9 +217,13 @@ fn wheel(file: File, name: &str, venv: &ImagePath, python: &str) -> Result<Made<
         let (size, content) = match file.content {
             wheel::Content::Bytes(bytes) => (bytes.len() as u64, Content::Bytes(bytes)),
             wheel::Content::Entry(index) => {
-                let size = wheel.borrow_mut().archive().entries()[index].size;
-                let wheel = wheel.clone();
-                (size, Content::Open(Box::new(move || read_whole(size, |out| wheel.borrow_mut().copy_to(index, out)))))
+                let (size, stream) = {
+                    let mut wheel = wheel.borrow_mut();
+                    let entry = &wheel.archive().entries()[index];
+                    (entry.size, transplantable(entry))
+                };
+                let packed = PackedFile { archive: name.to_owned(), zip: wheel.clone(), index };
+                (size, packed.content(size, stream))
             }
         };
         made.push(Entry::new(file.path, Kind::File { size }, file.mode, file.mtime), content);
@@ -226,7 +231,7 @@ fn wheel(file: File, name: &str, venv: &ImagePath, python: &str) -> Result<Made<
     Ok(made)
 }
 
-fn unpack_zip(file: File, place: &Place<'_>) -> Result<Made<'static>, FormatError> {
+fn unpack_zip(file: File, name: &str, place: &Place<'_>) -> Result<Made<'static>, FormatError> {
     let archive = zip::Archive::open(BufReader::with_capacity(256 << 10, file), &Limits::default())?;
     let entries = archive.entries().to_vec();
     let archive = Rc::new(RefCell::new(archive));
@@ -240,26 +245,91 @@ fn unpack_zip(file: File, place: &Place<'_>) -> Result<Made<'static>, FormatErro
         if let Some(owner) = place.owner {
             (entry.uid, entry.gid) = (owner.uid, owner.gid);
         }
-        let (archive, size) = (archive.clone(), found.size);
-        let open = move || read_whole(size, |out| archive.borrow_mut().copy_to(index, out));
-        made.push(entry, if is_dir { Content::None } else { Content::Open(Box::new(open)) });
+        if is_dir {
+            made.push(entry, Content::None);
+            continue;
+        }
+        let packed = PackedFile { archive: name.to_owned(), zip: archive.clone(), index };
+        made.push(entry, packed.content(found.size, transplantable(&found)));
     }
     Ok(made)
+}
+
+/// A file of a zip archive whose deflate stream is worth keeping.
+fn transplantable(entry: &zip::ZipEntry) -> Option<DeflateStream> {
+    match entry.method {
+        zip::Method::Deflated => DeflateStream::worthwhile(entry.size, entry.compressed_size, entry.crc32),
+        zip::Method::Stored => None,
+    }
+}
+
+/// A zip archive, or a wheel that checks its files against its RECORD as well.
+trait Zip {
+    fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError>;
+    fn archive(&mut self) -> &mut zip::Archive<BufReader<File>>;
+}
+
+impl Zip for zip::Archive<BufReader<File>> {
+    fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError> {
+        zip::Archive::copy_to(self, index, out)
+    }
+
+    fn archive(&mut self) -> &mut zip::Archive<BufReader<File>> {
+        self
+    }
+}
+
+impl Zip for Wheel<BufReader<File>> {
+    fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError> {
+        Wheel::copy_to(self, index, out)
+    }
+
+    fn archive(&mut self) -> &mut zip::Archive<BufReader<File>> {
+        Wheel::archive(self)
+    }
+}
+
+/// One file of an open zip archive.
+struct PackedFile<Z> {
+    archive: String,
+    zip: Rc<RefCell<Z>>,
+    index: usize,
+}
+
+impl<Z: Zip + 'static> PackedFile<Z> {
+    fn content(mut self, size: u64, stream: Option<DeflateStream>) -> Content<'static> {
+        match stream {
+            Some(stream) => Content::Deflated(stream, Box::new(self)),
+            None => Content::Open(Box::new(move || read_whole(size, |out| self.inflate(out)))),
+        }
+    }
+}
+
+impl<Z: Zip> Deflated for PackedFile<Z> {
+    fn inflate(&mut self, out: &mut dyn Write) -> Result<(), EngineError> {
+        let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
+        self.zip.borrow_mut().copy_to(self.index, out).map(drop).map_err(failed)
+    }
+
+    fn stream(&mut self, read: &mut ReadStream<'_>) -> Result<(), EngineError> {
+        let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
+        let mut zip = self.zip.borrow_mut();
+        read(&mut zip.archive().raw(self.index).map_err(failed)?)
+    }
 }
 
 /// Content that can only be written, for a reader: small files in memory, large ones through a temporary file.
 fn read_whole(
     size: u64,
-    copy: impl FnOnce(&mut dyn Write) -> Result<u64, FormatError>,
+    copy: impl FnOnce(&mut dyn Write) -> Result<(), EngineError>,
 ) -> Result<Box<dyn Read>, EngineError> {
-    let failed = |source| EngineError::Format { archive: "archive".into(), source };
     if size <= Spool::MEMORY as u64 {
         let mut bytes = Vec::with_capacity(size as usize);
-        copy(&mut bytes).map_err(failed)?;
+        copy(&mut bytes)?;
         return Ok(Box::new(io::Cursor::new(bytes)));
     }
     let mut file = tempfile::tempfile()?;
-    copy(&mut file).map_err(failed)?;
+    copy(&mut file)?;
     file.rewind()?;
     Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
 }
@@ -322,4 +392,66 @@ fn replaces(one: &PackageFacts, other: &PackageFacts) -> bool {
         let name = relation.trim().split([' ', '(', ':']).next().unwrap_or_default();
         name == other.name && crate::debian::relation_holds(relation, &other.version)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use layers::op::Origin;
+
+    use super::super::tree::Tree as _;
+    use super::super::view::View;
+    use super::*;
+
+    /// A zip as Python's zipfile writes it: small and large files, deflated and stored, and a program.
+    fn zip(folder: &Path) -> std::path::PathBuf {
+        let script = "import sys, zipfile\n\
+            z = zipfile.ZipFile(sys.argv[1], 'w', zipfile.ZIP_DEFLATED)\n\
+            z.writestr('a/large', b'0123456789abcdef' * 4096)\n\
+            z.writestr('a/small', b'small')\n\
+            z.writestr('b/huge', bytes(range(256)) * 40000)\n\
+            z.writestr('b/stored', bytes(range(256)) * 256, zipfile.ZIP_STORED)\n\
+            z.write('/bin/true', 'bin/true')\n\
+            z.close()\n";
+        let path = folder.join("x.zip");
+        let done = Command::new("python3").args(["-c", script]).arg(&path).status().expect("python3 is installed");
+        assert!(done.success());
+        path
+    }
+
+    #[test]
+    fn a_zips_large_files_are_transplanted_and_read_back_as_they_were() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(&folder.path().join("cache")).expect("opens");
+        let path = zip(folder.path());
+        let archive = Archive {
+            name: "x.zip".into(),
+            digest: Digest::of(b"x"),
+            size: None,
+            origin: Origin::Url("https://example.org/x.zip".into()),
+        };
+        let to = ImagePath::new("/opt").expect("a path");
+        let unpack = Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } };
+        let made = convert(&path, &archive, &unpack, &Drops::new(), &store).expect("converts");
+        let fragment = made.write(&store).expect("writes");
+        // A batch, then a header and a stream for each of three files, then the last padding.
+        assert_eq!(fragment.layout.members.len(), 7, "{:?}", fragment.layout);
+        let elf: Vec<&str> =
+            fragment.elf.iter().map(|(at, _)| fragment.entries[*at as usize].entry.path.as_str()).collect();
+        assert_eq!(elf, ["/opt/bin/true"]);
+
+        let open = |digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
+            Ok(Box::new(store.open(digest).map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?))
+        };
+        let mut view = View::new(&open);
+        view.apply(&[], &[Arc::new(fragment)]).expect("applies");
+        let read = |name: &str| view.read(&ImagePath::new(name).expect("a path")).expect("reads");
+        assert!(read("/opt/a/large") == b"0123456789abcdef".repeat(4096));
+        assert!(read("/opt/a/small") == b"small");
+        let all: Vec<u8> = (0..=255).collect();
+        assert!(read("/opt/b/huge") == all.repeat(40000));
+        assert!(read("/opt/b/stored") == all.repeat(256));
+        assert!(read("/opt/bin/true") == std::fs::read("/bin/true").expect("readable"));
+    }
 }

@@ -248,7 +248,7 @@ impl Local<'_> {
             let Some(bytes) = self.store.open(&fragment.blob)? else {
                 return Err(layers::encode::EncodeError::Damaged("it is gone").into());
             };
-            writer.fragment(&fragment.layout, &mut io::BufReader::with_capacity(256 << 10, bytes))?;
+            writer.fragment(&fragment.layout, &fragment.blob, &mut io::BufReader::with_capacity(256 << 10, bytes))?;
         }
         let (blob, digests) = writer.finish()?;
         blob.finish_as(&digests.digest)?;

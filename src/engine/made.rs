@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt as _;
 
 use cache::Store;
 use layers::ImagePath;
-use layers::encode::{Entry, FragmentWriter, Kind};
+use layers::encode::{DeflateStream, Entry, FragmentWriter, Kind};
 
 use super::EngineError;
 use super::index::{Fragment, Indexed, PackageFacts};
@@ -24,9 +25,24 @@ pub enum Content<'a> {
         /// Length, bytes.
         size: u64,
     },
+    /// Lies deflated in its archive, and its stream is transplanted.
+    Deflated(DeflateStream, Box<dyn Deflated + 'a>),
     /// Opened when its turn comes.
     Open(Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>, EngineError> + 'a>),
 }
+
+/// A file that lies deflated in its archive.
+pub trait Deflated {
+    /// Writes the content, checked against everything that the archive says about it, and that its stream ends exactly where
+    /// the archive says.
+    fn inflate(&mut self, out: &mut dyn Write) -> Result<(), EngineError>;
+
+    /// Opens the deflate stream itself.
+    fn stream(&mut self, read: &mut ReadStream<'_>) -> Result<(), EngineError>;
+}
+
+/// Takes an open deflate stream.
+pub type ReadStream<'a> = dyn FnMut(&mut dyn Read) -> Result<(), EngineError> + 'a;
 
 /// Holds the files of one archive while they are sorted: in memory up to a limit, then in an unnamed temporary file, so
 /// that an archive of any size needs bounded memory.
@@ -59,6 +75,11 @@ impl Spool {
         self.length
     }
 
+    /// The bytes from `offset` on.
+    fn part(&self, offset: u64, size: u64) -> Part<'_> {
+        Part { spool: self, offset, size }
+    }
+
     fn reader(&mut self, offset: u64, size: u64) -> io::Result<Box<dyn Read + '_>> {
         match &mut self.file {
             Some(file) => {
@@ -71,6 +92,64 @@ impl Spool {
                 Ok(Box::new(bytes))
             }
         }
+    }
+}
+
+struct Part<'a> {
+    spool: &'a Spool,
+    offset: u64,
+    size: u64,
+}
+
+impl elf::Bytes for Part<'_> {
+    fn read_at(&self, at: u64, out: &mut [u8]) -> usize {
+        let count = self.size.saturating_sub(at).min(out.len() as u64) as usize;
+        let (at, out) = (self.offset + at.min(self.size), &mut out[..count]);
+        let read = match &self.spool.file {
+            Some(file) => file.read_exact_at(out, at).is_ok(),
+            None => self.spool.memory.as_slice().read_at(at, out) == count,
+        };
+        if read { count } else { 0 }
+    }
+}
+
+/// Keeps content that begins as an ELF file does, and forgets all other.
+struct ElfProbe {
+    start: Vec<u8>,
+    spool: Spool,
+}
+
+impl ElfProbe {
+    /// Larger files go to disk.
+    const MEMORY: usize = 8 << 20;
+
+    fn new(store: &Store) -> ElfProbe {
+        ElfProbe { start: Vec::new(), spool: Spool::new(store.scratch(), ElfProbe::MEMORY) }
+    }
+
+    fn facts(&self) -> Option<elf::ElfFacts> {
+        elf::facts_of(&self.spool.part(0, self.spool.length()))
+    }
+}
+
+impl Write for ElfProbe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.start.len() < elf::MAGIC.len() {
+            let count = bytes.len().min(elf::MAGIC.len() - self.start.len());
+            self.start.extend_from_slice(&bytes[..count]);
+            if self.start == elf::MAGIC {
+                self.spool.write_all(&self.start)?;
+            }
+            return Ok(count);
+        }
+        if self.start == elf::MAGIC {
+            self.spool.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -92,6 +171,20 @@ impl Write for Spool {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Shows what is read to a probe.
+struct Teed<'a> {
+    inner: Box<dyn Read + 'a>,
+    probe: &'a mut ElfProbe,
+}
+
+impl Read for Teed<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(out)?;
+        self.probe.write_all(&out[..count])?;
+        Ok(count)
     }
 }
 
@@ -133,36 +226,41 @@ impl<'a> Made<'a> {
         let mut writer = FragmentWriter::new(store.writer()?);
         let mut entries = Vec::with_capacity(self.entries.len());
         let mut facts = Vec::new();
+        let mut transplants = Vec::new();
         let mut spool = self.spool;
-        for (entry, content) in self.entries {
-            let mut opened: Box<dyn Read + '_> = match content {
-                Content::None => Box::new(io::empty()),
-                Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
-                Content::Spooled { offset, size } => match &mut spool {
-                    Some(spool) => spool.reader(offset, size)?,
-                    None => Box::new(io::empty()),
-                },
-                Content::Open(open) => open()?,
-            };
-            let offset = match entry.kind {
-                Kind::File { size } if size >= 64 => {
-                    let mut magic = [0; 4];
-                    opened.read_exact(&mut magic)?;
-                    if &magic == b"\x7fELF" {
-                        let mut bytes = magic.to_vec();
-                        opened.read_to_end(&mut bytes)?;
-                        if let Some(found) = elf::facts(&bytes) {
-                            facts.push((entries.len() as u32, found));
-                        }
-                        writer.add(&entry, &mut bytes.as_slice())?
-                    } else {
-                        writer.add(&entry, &mut magic.as_slice().chain(opened))?
-                    }
+        for (at, (entry, content)) in self.entries.into_iter().enumerate() {
+            let mut offset = 0;
+            match content {
+                Content::Deflated(stream, file) => transplants.push((at, stream, file)),
+                Content::None => offset = writer.add(&entry, &mut io::empty())?,
+                Content::Bytes(bytes) => {
+                    facts.extend(elf::facts(&bytes).map(|found| (at as u32, found)));
+                    offset = writer.add(&entry, &mut bytes.as_slice())?;
                 }
-                _ => writer.add(&entry, &mut opened)?,
-            };
+                Content::Spooled { offset: start, size } => {
+                    let held = spool.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+                    facts.extend(elf::facts_of(&held.part(start, size)).map(|found| (at as u32, found)));
+                    offset = writer.add(&entry, &mut held.reader(start, size)?)?;
+                }
+                Content::Open(open) => {
+                    let mut probe = ElfProbe::new(store);
+                    offset = writer.add(&entry, &mut Teed { inner: open()?, probe: &mut probe })?;
+                    facts.extend(probe.facts().map(|found| (at as u32, found)));
+                }
+            }
             entries.push(Indexed { entry, offset });
         }
+        for (at, stream, mut file) in transplants {
+            let mut probe = ElfProbe::new(store);
+            file.inflate(&mut probe)?;
+            facts.extend(probe.facts().map(|found| (at as u32, found)));
+            let indexed = &mut entries[at];
+            file.stream(&mut |bytes| {
+                indexed.offset = writer.transplant(&indexed.entry, stream, bytes)?;
+                Ok(())
+            })?;
+        }
+        facts.sort_unstable_by_key(|(at, _)| *at);
         let (blob, layout) = writer.finish()?;
         let blob = blob.finish()?;
         Ok(Fragment {

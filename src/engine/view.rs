@@ -1,10 +1,10 @@
 //! The merged file system of a stage under construction.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read};
+use std::io::{self, BufRead as _, Read};
 use std::sync::Arc;
 
-use layers::encode::{Entry, Kind, inflate_member};
+use layers::encode::{Entry, Kind, TarReader};
 use layers::{Digest, ImagePath};
 
 use super::index::Fragment;
@@ -245,38 +245,19 @@ impl<'a> View<'a> {
             io::copy(&mut bytes.by_ref().take(u64::from(member.compressed)), &mut io::sink())
                 .map_err(|error| fail(error.to_string()))?;
         }
-        let skip = usize::try_from(indexed.offset.saturating_sub(start)).unwrap_or(usize::MAX);
-        let members = first.into_iter().chain(members);
-        let reader = MemberReader { bytes, members, tar: Vec::new(), at: 0, skip };
-        Ok(Box::new(reader.take(size)))
-    }
-}
-
-/// Reads the tar of a run of gzip members.
-struct MemberReader<R, M> {
-    bytes: R,
-    members: M,
-    tar: Vec<u8>,
-    at: usize,
-    skip: usize,
-}
-
-impl<R: Read, M: Iterator<Item = layers::encode::Member>> Read for MemberReader<R, M> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.tar.len() {
-            let Some(member) = self.members.next() else { return Ok(0) };
-            let mut compressed = vec![0; member.compressed as usize];
-            self.bytes.read_exact(&mut compressed)?;
-            self.tar.resize(member.tar as usize, 0);
-            inflate_member(&compressed, &mut self.tar)
-                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a cached fragment is damaged"))?;
-            self.at = self.skip.min(self.tar.len());
-            self.skip -= self.at;
+        let mut skip = indexed.offset.saturating_sub(start);
+        let members: Vec<_> = first.into_iter().chain(members).collect();
+        let mut reader = TarReader::new(bytes, members.into_iter());
+        while skip > 0 {
+            let held = reader.fill_buf().map_err(|error| fail(error.to_string()))?.len() as u64;
+            if held == 0 {
+                return Err(fail("its fragment is shorter than its index says".into()));
+            }
+            let count = held.min(skip);
+            reader.consume(count as usize);
+            skip -= count;
         }
-        let count = out.len().min(self.tar.len() - self.at);
-        out[..count].copy_from_slice(&self.tar[self.at..self.at + count]);
-        self.at += count;
-        Ok(count)
+        Ok(Box::new(reader.take(size)))
     }
 }
 

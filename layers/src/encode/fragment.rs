@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::EncodeError;
 use super::entry::{Entry, Kind};
-use super::gzip::{MEMBER_SIZE, MemberEncoder};
+use super::gzip::{self, MEMBER_SIZE, MemberEncoder};
 use super::tar::{padding, write_header};
 use crate::path::ImagePath;
 
@@ -31,13 +31,38 @@ pub struct FragmentLayout {
     pub size: u64,
 }
 
-/// Writes a fragment: entries sorted by path, each with its content.
+/// A file's content as a raw deflate stream (RFC 1951).
+///
+/// The writer copies it unseen: who calls has inflated it, and found that it ends exactly at its length, after one final
+/// block, and that the content's CRC-32 and length are these. That is part of the layer format's version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeflateStream {
+    /// Length of the stream, bytes.
+    pub compressed: u32,
+    /// CRC-32 of the content.
+    pub crc32: u32,
+}
+
+impl DeflateStream {
+    /// A stream that is transplanted rather than compressed anew: `None` where the content is small (its neighbours help to
+    /// compress it) or too large for a member.
+    pub fn worthwhile(size: u64, compressed: u64, crc32: u32) -> Option<DeflateStream> {
+        let fits = u32::try_from(size).is_ok() && compressed < u64::from(u32::MAX - gzip::AROUND);
+        (fits && size >= gzip::TRANSPLANT_SIZE).then(|| DeflateStream { compressed: compressed as u32, crc32 })
+    }
+}
+
+/// Writes a fragment: entries sorted by path, each with its content; then those whose deflate stream is transplanted,
+/// sorted as well. Apart, because every transplanted stream ends the member before it.
 pub struct FragmentWriter<W> {
     out: W,
     encoder: MemberEncoder,
     pending: Vec<u8>,
     layout: FragmentLayout,
+    written: u64,
     last: Option<ImagePath>,
+    transplanting: bool,
+    paths: BTreeSet<ImagePath>,
     files: BTreeSet<ImagePath>,
 }
 
@@ -49,7 +74,10 @@ impl<W: Write> FragmentWriter<W> {
             encoder: MemberEncoder::new(),
             pending: Vec::with_capacity(MEMBER_SIZE),
             layout: FragmentLayout::default(),
+            written: 0,
             last: None,
+            transplanting: false,
+            paths: BTreeSet::new(),
             files: BTreeSet::new(),
         }
     }
@@ -57,11 +85,10 @@ impl<W: Write> FragmentWriter<W> {
     /// Adds an entry and, for a regular file, exactly its size in bytes of `content`.
     /// Returns where the content starts in the fragment's tar, in bytes.
     pub fn add(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<u64, EncodeError> {
-        match &self.last {
-            Some(last) if *last == entry.path => return Err(EncodeError::Duplicate(entry.path.clone())),
-            Some(last) if *last > entry.path => return Err(EncodeError::Order(entry.path.clone())),
-            _ => {}
+        if self.transplanting {
+            return Err(EncodeError::Order(entry.path.clone()));
         }
+        self.enter(entry)?;
         match &entry.kind {
             Kind::Dir => return Err(EncodeError::Directory(entry.path.clone())),
             Kind::Hardlink { target } if !self.files.contains(target) => {
@@ -72,7 +99,6 @@ impl<W: Write> FragmentWriter<W> {
             }
             _ => {}
         }
-        self.last = Some(entry.path.clone());
         let mut header = Vec::with_capacity(512);
         write_header(&mut header, entry);
         self.push(&header)?;
@@ -84,16 +110,60 @@ impl<W: Write> FragmentWriter<W> {
         Ok(start)
     }
 
+    /// Adds a regular file whose content is a deflate stream already. Returns where the content starts in the fragment's
+    /// tar, bytes.
+    pub fn transplant(
+        &mut self,
+        entry: &Entry,
+        stream: DeflateStream,
+        bytes: &mut dyn Read,
+    ) -> Result<u64, EncodeError> {
+        if !std::mem::replace(&mut self.transplanting, true) {
+            self.last = None;
+        }
+        self.enter(entry)?;
+        let Kind::File { size } = entry.kind else { return Err(EncodeError::Stream(entry.path.clone())) };
+        let tar = u32::try_from(size).map_err(|_| EncodeError::Stream(entry.path.clone()))?;
+        let mut header = Vec::with_capacity(512);
+        write_header(&mut header, entry);
+        self.push(&header)?;
+        self.flush()?;
+        let start = self.position();
+        self.out.write_all(&gzip::header())?;
+        let copied = std::io::copy(&mut bytes.take(u64::from(stream.compressed)), &mut self.out)?;
+        if copied != u64::from(stream.compressed) {
+            return Err(EncodeError::Stream(entry.path.clone()));
+        }
+        self.out.write_all(&gzip::trailer(stream.crc32, tar))?;
+        self.layout.members.push(Member { compressed: stream.compressed + gzip::AROUND, tar });
+        self.written += size;
+        self.push(&[0; 512][..padding(size)])?;
+        Ok(start)
+    }
+
+    /// Checks that an entry may come next.
+    fn enter(&mut self, entry: &Entry) -> Result<(), EncodeError> {
+        let path = &entry.path;
+        if !self.paths.insert(path.clone()) {
+            return Err(EncodeError::Duplicate(path.clone()));
+        }
+        if self.last.as_ref().is_some_and(|last| last > path) {
+            return Err(EncodeError::Order(path.clone()));
+        }
+        self.last = Some(path.clone());
+        Ok(())
+    }
+
     /// Finishes the last member.
     pub fn finish(mut self) -> Result<(W, FragmentLayout), EncodeError> {
         self.flush()?;
-        self.layout.tar_size = self.layout.members.iter().map(|member| u64::from(member.tar)).sum();
+        self.layout.tar_size = self.written;
         self.layout.size = self.layout.members.iter().map(|member| u64::from(member.compressed)).sum();
         Ok((self.out, self.layout))
     }
 
     fn position(&self) -> u64 {
-        (self.layout.members.len() * MEMBER_SIZE + self.pending.len()) as u64
+        self.written + self.pending.len() as u64
     }
 
     fn copy(&mut self, path: &ImagePath, size: u64, content: &mut dyn Read) -> Result<(), EncodeError> {
@@ -147,6 +217,7 @@ impl<W: Write> FragmentWriter<W> {
         let member = self.encoder.encode(&self.pending);
         self.out.write_all(member)?;
         self.layout.members.push(Member { compressed: member.len() as u32, tar: self.pending.len() as u32 });
+        self.written += self.pending.len() as u64;
         self.pending.clear();
         Ok(())
     }

@@ -1,10 +1,43 @@
 //! Gzip members (RFC 1952) with nothing in them that varies: no name, no time, one compressor at one level.
 
+use std::io::{self, BufRead, Read};
+
+use flate2::{FlushDecompress, Status};
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 
-/// How much tar goes into one gzip member at most, bytes. Members are compressed independently, so this bounds memory,
-/// lets threads share a fragment, and lets a reader start in the middle; it costs about 0.1 % of size.
+use super::fragment::Member;
+
+/// How much tar goes into one gzip member that is compressed here, bytes. Members are compressed independently, so this
+/// bounds memory, lets threads share a fragment, and lets a reader start in the middle; it costs about 0.1 % of size.
 pub const MEMBER_SIZE: usize = 1 << 20;
+
+/// Files of this many bytes and more keep the deflate stream that they have in their archive, as a gzip member of their
+/// own. Smaller ones are compressed together: what they share is worth more than the time.
+pub const TRANSPLANT_SIZE: u64 = 16 << 10;
+
+/// Members up to this many bytes, packed and unpacked, are inflated as a whole, which is faster; others piece by piece.
+const WHOLE: usize = 4 << 20;
+const PIECE: usize = 256 << 10;
+
+/// No flags, no time, unknown system (RFC 1952, section 2.3.1).
+const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+const TRAILER: usize = 8;
+
+/// Bytes around the deflate stream of a member.
+pub(super) const AROUND: u32 = (HEADER.len() + TRAILER) as u32;
+
+/// What stands before a transplanted deflate stream.
+pub(super) fn header() -> [u8; 10] {
+    HEADER
+}
+
+/// What stands behind a transplanted deflate stream of content with this CRC-32 and length.
+pub(super) fn trailer(crc32: u32, size: u32) -> [u8; TRAILER] {
+    let mut bytes = [0; TRAILER];
+    bytes[..4].copy_from_slice(&crc32.to_le_bytes());
+    bytes[4..].copy_from_slice(&size.to_le_bytes());
+    bytes
+}
 
 /// Compresses members one after another.
 pub(super) struct MemberEncoder {
@@ -29,8 +62,166 @@ impl MemberEncoder {
     }
 }
 
-/// Inflates one gzip member of known length into `out`, checking its CRC-32 and length. `None`: it is damaged.
-pub fn inflate_member(member: &[u8], out: &mut [u8]) -> Option<()> {
-    let length = Decompressor::new().gzip_decompress(member, out).ok()?;
-    (length == out.len()).then_some(())
+fn damaged(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Reads the tar of a run of gzip members of known lengths, checking every CRC-32 and length. Its memory does not depend
+/// on the size of the members. Damage is an error of the kind `InvalidData` or `UnexpectedEof`.
+pub struct TarReader<R, M> {
+    bytes: R,
+    members: M,
+    decompressor: Decompressor,
+    packed: Vec<u8>,
+    tar: Vec<u8>,
+    at: usize,
+    large: Option<Large>,
+}
+
+/// A member that is inflated piece by piece.
+struct Large {
+    state: flate2::Decompress,
+    crc: crc32fast::Hasher,
+    /// Bytes of the deflate stream that were not read yet.
+    unread: u64,
+    /// Where what was read and not inflated yet starts in `TarReader::packed`.
+    from: usize,
+    tar: u64,
+}
+
+impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
+    /// Starts at the first of `members`, whose bytes are next in `bytes`.
+    pub fn new(bytes: R, members: M) -> TarReader<R, M> {
+        TarReader {
+            bytes,
+            members,
+            decompressor: Decompressor::new(),
+            packed: Vec::new(),
+            tar: Vec::new(),
+            at: 0,
+            large: None,
+        }
+    }
+
+    fn start(&mut self, member: Member) -> io::Result<()> {
+        let (packed, tar) = (member.compressed as usize, member.tar as usize);
+        if packed > WHOLE || tar > WHOLE {
+            let mut header = HEADER;
+            self.bytes.read_exact(&mut header)?;
+            // Flags would be followed by fields; this crate writes none.
+            if header[..4] != HEADER[..4] {
+                return Err(damaged("a member has no gzip header"));
+            }
+            let unread = u64::from(member.compressed).checked_sub(u64::from(AROUND));
+            self.packed.clear();
+            self.large = Some(Large {
+                state: flate2::Decompress::new(false),
+                crc: crc32fast::Hasher::new(),
+                unread: unread.ok_or_else(|| damaged("a member is shorter than its header"))?,
+                from: 0,
+                tar: u64::from(member.tar),
+            });
+            return Ok(());
+        }
+        self.packed.resize(packed, 0);
+        self.bytes.read_exact(&mut self.packed)?;
+        self.tar.resize(tar, 0);
+        let whole = match self.decompressor.gzip_decompress(&self.packed, &mut self.tar) {
+            Ok(length) => length == tar,
+            // The checked streams of others are inflated by another decoder as well before they count as damaged.
+            Err(_) => inflate_slowly(&self.packed, &mut self.tar).is_ok(),
+        };
+        if whole { Ok(()) } else { Err(damaged("a gzip member does not inflate")) }
+    }
+
+    /// Inflates the next piece of a large member; at its end, checks its trailer.
+    fn piece(&mut self) -> io::Result<()> {
+        let Some(large) = &mut self.large else { return Ok(()) };
+        self.tar.resize(PIECE, 0);
+        let mut length = 0;
+        loop {
+            if large.from == self.packed.len() && large.unread > 0 {
+                let next = large.unread.min(PIECE as u64);
+                self.packed.resize(next as usize, 0);
+                self.bytes.read_exact(&mut self.packed)?;
+                (large.unread, large.from) = (large.unread - next, 0);
+            }
+            let (read, written) = (large.state.total_in(), large.state.total_out());
+            let status = large
+                .state
+                .decompress(&self.packed[large.from..], &mut self.tar[length..], FlushDecompress::None)
+                .map_err(|_| damaged("a gzip member does not inflate"))?;
+            let (read, written) = (large.state.total_in() - read, (large.state.total_out() - written) as usize);
+            large.from += read as usize;
+            length += written;
+            if status == Status::StreamEnd {
+                break;
+            }
+            if length == PIECE {
+                self.tar.truncate(length);
+                large.crc.update(&self.tar);
+                return if large.state.total_out() > large.tar {
+                    Err(damaged("a gzip member is longer than its index says"))
+                } else {
+                    Ok(())
+                };
+            }
+            if read == 0 && written == 0 {
+                return Err(damaged("a gzip member has no end"));
+            }
+        }
+        self.tar.truncate(length);
+        large.crc.update(&self.tar);
+        if large.unread > 0 || large.from != self.packed.len() || large.state.total_out() != large.tar {
+            return Err(damaged("a gzip member is not as long as its index says"));
+        }
+        let mut found = [0; TRAILER];
+        self.bytes.read_exact(&mut found)?;
+        if found != trailer(large.crc.clone().finalize(), large.tar as u32) {
+            return Err(damaged("a gzip member is not what its check sum says"));
+        }
+        self.large = None;
+        Ok(())
+    }
+}
+
+/// Inflates a whole member with the decoder that also reads large ones.
+fn inflate_slowly(member: &[u8], out: &mut [u8]) -> io::Result<()> {
+    let mut decoder = flate2::bufread::GzDecoder::new(member);
+    decoder.read_exact(out)?;
+    if decoder.read(&mut [0])? != 0 || !decoder.into_inner().is_empty() {
+        return Err(damaged("a gzip member is not as long as its index says"));
+    }
+    Ok(())
+}
+
+impl<R: Read, M: Iterator<Item = Member>> BufRead for TarReader<R, M> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.at == self.tar.len() {
+            self.at = 0;
+            self.tar.clear();
+            if self.large.is_some() {
+                self.piece()?;
+            } else if let Some(member) = self.members.next() {
+                self.start(member)?;
+            } else {
+                break;
+            }
+        }
+        Ok(&self.tar[self.at..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.at += count;
+    }
+}
+
+impl<R: Read, M: Iterator<Item = Member>> Read for TarReader<R, M> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let held = self.fill_buf()?;
+        let count = held.len().min(out.len());
+        out[..count].copy_from_slice(&held[..count]);
+        self.consume(count);
+        Ok(count)
+    }
 }

@@ -1,13 +1,13 @@
 //! Layers: a skeleton of directories, fragments behind it, and an end.
 
-use std::io::{Read, Write};
+use std::io::{self, BufRead as _, Read, Write};
 
 use sha2::{Digest as _, Sha256};
 
 use super::EncodeError;
 use super::entry::Entry;
 use super::fragment::FragmentLayout;
-use super::gzip::{MEMBER_SIZE, MemberEncoder, inflate_member};
+use super::gzip::{MEMBER_SIZE, MemberEncoder, TarReader};
 use super::tar::write_header;
 use crate::digest::{DiffId, Digest};
 
@@ -28,22 +28,13 @@ pub struct LayerWriter<W> {
     compressed: Sha256,
     uncompressed: Sha256,
     size: u64,
-    member: Vec<u8>,
-    tar: Vec<u8>,
 }
 
 impl<W: Write> LayerWriter<W> {
     /// Starts a layer with its directories, which must be sorted by path, unique, and complete: every parent of every path
     /// of the layer, the root excepted.
     pub fn new(out: W, skeleton: &[Entry]) -> Result<LayerWriter<W>, EncodeError> {
-        let mut writer = LayerWriter {
-            out,
-            compressed: Sha256::new(),
-            uncompressed: Sha256::new(),
-            size: 0,
-            member: Vec::new(),
-            tar: Vec::new(),
-        };
+        let mut writer = LayerWriter { out, compressed: Sha256::new(), uncompressed: Sha256::new(), size: 0 };
         let mut headers = Vec::new();
         for (at, entry) in skeleton.iter().enumerate() {
             if at > 0 && skeleton[at - 1].path >= entry.path {
@@ -61,23 +52,29 @@ impl<W: Write> LayerWriter<W> {
         Ok(writer)
     }
 
-    /// Appends a cached fragment, inflating it once for the diff id; damage is noticed.
-    pub fn fragment(&mut self, layout: &FragmentLayout, bytes: &mut dyn Read) -> Result<(), EncodeError> {
-        for member in &layout.members {
-            if member.tar as usize > MEMBER_SIZE || member.compressed as usize > 2 * MEMBER_SIZE {
-                return Err(EncodeError::Damaged("a member is larger than members are"));
+    /// Appends a cached fragment whose bytes have this digest, inflating it once for the diff id; damage is noticed.
+    pub fn fragment(
+        &mut self,
+        layout: &FragmentLayout,
+        digest: &Digest,
+        bytes: &mut dyn Read,
+    ) -> Result<(), EncodeError> {
+        let mut raw = Raw { bytes, layer: &mut self.compressed, own: Sha256::new(), out: &mut self.out, size: 0 };
+        let mut tar = TarReader::new(&mut raw, layout.members.iter().copied());
+        loop {
+            let piece = tar.fill_buf().map_err(unreadable)?;
+            if piece.is_empty() {
+                break;
             }
-            let mut compressed = std::mem::take(&mut self.member);
-            let mut tar = std::mem::take(&mut self.tar);
-            compressed.resize(member.compressed as usize, 0);
-            tar.resize(member.tar as usize, 0);
-            bytes.read_exact(&mut compressed)?;
-            inflate_member(&compressed, &mut tar).ok_or(EncodeError::Damaged("a gzip member does not inflate"))?;
-            self.uncompressed.update(&tar);
-            self.raw(&compressed)?;
-            (self.member, self.tar) = (compressed, tar);
+            self.uncompressed.update(piece);
+            let length = piece.len();
+            tar.consume(length);
         }
-        if bytes.read(&mut [0])? != 0 {
+        self.size += raw.size;
+        if Digest::from_bytes(raw.own.clone().finalize().into()) != *digest {
+            return Err(EncodeError::Damaged("its bytes are not what its digest says"));
+        }
+        if raw.bytes.read(&mut [0])? != 0 {
             return Err(EncodeError::Damaged("it is longer than its index says"));
         }
         Ok(())
@@ -105,9 +102,38 @@ impl<W: Write> LayerWriter<W> {
     }
 }
 
+/// Passes a fragment's bytes on as they are read: to the layer, its hash, and the fragment's own.
+struct Raw<'a, W> {
+    bytes: &'a mut dyn Read,
+    layer: &'a mut Sha256,
+    own: Sha256,
+    out: &'a mut W,
+    size: u64,
+}
+
+impl<W: Write> Read for Raw<'_, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.bytes.read(buffer)?;
+        let read = &buffer[..count];
+        self.layer.update(read);
+        self.own.update(read);
+        self.out.write_all(read)?;
+        self.size += count as u64;
+        Ok(count)
+    }
+}
+
+fn unreadable(error: io::Error) -> EncodeError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => EncodeError::Damaged("a gzip member does not inflate to what its index says"),
+        io::ErrorKind::UnexpectedEof => EncodeError::Damaged("it is shorter than its index says"),
+        _ => error.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::{EPOCH, FragmentWriter, Kind};
+    use super::super::{DeflateStream, EPOCH, FragmentWriter, Kind, TarReader};
     use super::*;
     use crate::ImagePath;
 
@@ -115,18 +141,52 @@ mod tests {
         ImagePath::new(text).expect("good path")
     }
 
-    /// A layer with a file larger than a member, a hardlink and a symbolic link.
-    fn layer() -> (Vec<u8>, LayerDigests) {
-        let big: Vec<u8> = (0..3 * MEMBER_SIZE + 77).map(|at| (at * at % 251) as u8).collect();
+    /// A deflate stream that no compressor here would write: stored blocks (RFC 1951, section 3.2.4).
+    fn deflated(content: &[u8]) -> (Vec<u8>, DeflateStream) {
+        let mut bytes = Vec::new();
+        let mut blocks = content.chunks(50_000).peekable();
+        while let Some(block) = blocks.next() {
+            let length = block.len() as u16;
+            bytes.push(u8::from(blocks.peek().is_none()));
+            bytes.extend(length.to_le_bytes());
+            bytes.extend((!length).to_le_bytes());
+            bytes.extend_from_slice(block);
+        }
+        let crc32 = crc32fast::hash(content);
+        let stream = DeflateStream::worthwhile(content.len() as u64, bytes.len() as u64, crc32).expect("large enough");
+        (bytes, stream)
+    }
+
+    fn big(size: usize) -> Vec<u8> {
+        (0..size).map(|at| (at * at % 251) as u8).collect()
+    }
+
+    /// A file of `first` bytes, a hardlink, a symbolic link, a small file behind them, and two transplanted files: one
+    /// that is inflated as a whole and one that is too large for that.
+    fn fragment(first: usize) -> (Vec<u8>, FragmentLayout) {
         let mut fragment = FragmentWriter::new(Vec::new());
         let entry = |name: &str, kind| Entry::new(path(name), kind, 0o644, EPOCH);
-        fragment.add(&entry("/d/a", Kind::File { size: big.len() as u64 }), &mut big.as_slice()).expect("adds");
-        fragment.add(&entry("/d/b", Kind::Hardlink { target: path("/d/a") }), &mut std::io::empty()).expect("adds");
-        fragment.add(&entry("/d/c", Kind::Symlink { target: "a".into() }), &mut std::io::empty()).expect("adds");
-        let (bytes, layout) = fragment.finish().expect("finishes");
+        let big_file = big(first);
+        fragment
+            .add(&entry("/d/a", Kind::File { size: big_file.len() as u64 }), &mut big_file.as_slice())
+            .expect("adds");
+        fragment.add(&entry("/d/b", Kind::Hardlink { target: path("/d/a") }), &mut io::empty()).expect("adds");
+        fragment.add(&entry("/d/c", Kind::Symlink { target: "a".into() }), &mut io::empty()).expect("adds");
+        fragment.add(&entry("/d/z", Kind::File { size: 3 }), &mut b"end".as_slice()).expect("adds");
+        for (name, size) in [("/d/d", 20_000), ("/d/e", 5 * MEMBER_SIZE + 512)] {
+            let (bytes, stream) = deflated(&big(size));
+            fragment
+                .transplant(&entry(name, Kind::File { size: size as u64 }), stream, &mut bytes.as_slice())
+                .expect("adds");
+        }
+        fragment.finish().expect("finishes")
+    }
+
+    fn layer() -> (Vec<u8>, LayerDigests) {
+        let (bytes, layout) = fragment(3 * MEMBER_SIZE + 77);
         let mut layer =
             LayerWriter::new(Vec::new(), &[Entry::new(path("/d"), Kind::Dir, 0o755, EPOCH)]).expect("starts");
-        layer.fragment(&layout, &mut bytes.as_slice()).expect("appends");
+        layer.fragment(&layout, &Digest::of(&bytes), &mut bytes.as_slice()).expect("appends");
         layer.finish().expect("finishes")
     }
 
@@ -137,8 +197,8 @@ mod tests {
         assert_eq!(
             (digests.diff_id.to_string(), digests.digest.to_string()),
             (
-                "sha256:7b02f471d2808ef94b9da69288fa63433b5e6f1e70d3405f98ef68752e9d9500".into(),
-                "sha256:a8935aed52428243b4f0bd61400650220bc02e4bec3928489a97a7841cc8ade9".into()
+                "sha256:a54020145bef051181a1779768fa98600c09fa1c78220e31444ee82b2257e7e7".into(),
+                "sha256:afcea673fddb0752929151fc381072505bf2a3a0589a4a810d3fb6e0e502d162".into()
             )
         );
     }
@@ -157,7 +217,65 @@ mod tests {
             .expect("is tar")
             .map(|entry| entry.expect("readable").path().expect("has a path").display().to_string())
             .collect();
-        assert_eq!(names, ["d/", "d/a", "d/b", "d/c"]);
+        assert_eq!(names, ["d/", "d/a", "d/b", "d/c", "d/z", "d/d", "d/e"]);
+        let mut archive = ::tar::Archive::new(tar.as_slice());
+        for (entry, size) in archive.entries().expect("is tar").skip(5).zip([20_000, 5 * MEMBER_SIZE + 512]) {
+            let mut content = Vec::new();
+            entry.expect("readable").read_to_end(&mut content).expect("readable");
+            assert!(content == big(size), "a transplanted file of {size} bytes reads back as it was");
+        }
+    }
+
+    #[test]
+    fn transplanted_streams_are_copied_not_compressed() {
+        let content = big(20_000);
+        let (stream, _) = deflated(&content);
+        let (bytes, _) = fragment(100);
+        let at =
+            bytes.windows(stream.len()).position(|window| window == stream).expect("the stream is in the fragment");
+        assert_eq!(bytes[at - 10..at - 6], [0x1f, 0x8b, 8, 0]);
+    }
+
+    #[test]
+    fn every_damaged_byte_and_every_cut_of_a_fragment_is_noticed() {
+        let (good, layout) = fragment(100);
+        let append = |bytes: &[u8]| {
+            let mut layer = LayerWriter::new(io::sink(), &[]).expect("starts");
+            layer.fragment(&layout, &Digest::of(&good), &mut &*bytes)
+        };
+        append(&good).expect("the undamaged fragment is taken");
+        // Around the ends of members, where headers and check sums are, and here and there between.
+        let mut at = 0;
+        let mut places = vec![0, good.len() - 1];
+        for member in &layout.members {
+            places.extend([at, at + 12]);
+            at += member.compressed as usize;
+            places.extend([at - 8, at - 1]);
+        }
+        for at in places {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            assert!(matches!(append(&bad), Err(EncodeError::Damaged(_))), "byte {at}");
+            assert!(matches!(append(&good[..at]), Err(EncodeError::Damaged(_))), "cut at {at}");
+        }
+        assert!(matches!(append(&[&good[..], b"x"].concat()), Err(EncodeError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_reader_needs_no_more_memory_for_a_large_member() {
+        let (bytes, layout) = fragment(3 * MEMBER_SIZE + 77);
+        let mut reader = TarReader::new(bytes.as_slice(), layout.members.iter().copied());
+        let mut total = 0;
+        loop {
+            let held = reader.fill_buf().expect("reads").len();
+            if held == 0 {
+                break;
+            }
+            assert!(held <= 4 << 20, "{held} bytes at once");
+            reader.consume(held);
+            total += held as u64;
+        }
+        assert_eq!(total, layout.tar_size);
     }
 
     #[test]
@@ -173,5 +291,16 @@ mod tests {
         assert!(matches!(fragment.add(&link, &mut std::io::empty()), Err(EncodeError::Hardlink { .. })));
         let dir = Entry::new(path("/f"), Kind::Dir, 0o755, EPOCH);
         assert!(matches!(fragment.add(&dir, &mut std::io::empty()), Err(EncodeError::Directory(_))));
+        // What is transplanted starts a second sorted run; a path may be in one of them only.
+        let (bytes, stream) = deflated(&big(20_000));
+        let mut fragment = FragmentWriter::new(Vec::new());
+        let mut transplant = |name, bytes: &[u8]| fragment.transplant(&file(name, 20_000), stream, &mut &*bytes);
+        transplant("/b", &bytes).expect("adds");
+        assert!(matches!(transplant("/b", &bytes), Err(EncodeError::Duplicate(_))));
+        assert!(matches!(transplant("/a", &bytes), Err(EncodeError::Order(_))));
+        assert!(matches!(transplant("/c", &bytes[1..]), Err(EncodeError::Stream(_))));
+        assert!(matches!(fragment.add(&file("/x", 0), &mut io::empty()), Err(EncodeError::Order(_))));
+        assert_eq!(DeflateStream::worthwhile(16_383, 10, 0), None);
+        assert_eq!(DeflateStream::worthwhile(1 << 32, 10, 0), None);
     }
 }

@@ -1,14 +1,18 @@
 //! Entries to bytes: the canonical tar, gzip members, fragments and layers.
 //!
 //! ```text
-//! fragment  = gzip member*            each at most 1 MiB of tar: files, links and devices of one archive, sorted by path
+//! fragment  = batch*  transplanted*    files, links and devices of one archive
+//!             batch:        one gzip member of at most 1 MiB of tar, compressed here; sorted by path
+//!             transplanted: a file of 16 KiB or more that lies deflated in its archive (wheels, zip files): a member of its
+//!                           header, and a member that is its deflate stream as it was; sorted by path
 //! layer     = skeleton  fragment*  end
 //!             skeleton: the directories of the whole layer, sorted, once each
 //!             end:      one gzip member of two zero blocks
 //! ```
 //!
 //! A gzip file may have any number of members (RFC 1952, section 2.2), so a layer is a concatenation of cached bytes and nothing
-//! is compressed twice. All headers, times and compression settings are decided here and carry [`LAYER_FORMAT`].
+//! is compressed twice. A zip file is made of deflate streams with CRC-32 and size, and so is a gzip file: what somebody
+//! else compressed is inflated once, to check it and to hash it, and copied. All headers, times and compression settings are decided here and carry [`LAYER_FORMAT`].
 
 mod entry;
 mod fragment;
@@ -17,8 +21,8 @@ mod layer;
 mod tar;
 
 pub use entry::{Entry, Kind};
-pub use fragment::{FragmentLayout, FragmentWriter, Member};
-pub use gzip::{MEMBER_SIZE, inflate_member};
+pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Member};
+pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader};
 pub use layer::{LayerDigests, LayerWriter};
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.
@@ -62,6 +66,9 @@ pub enum EncodeError {
         /// Bytes that came.
         found: u64,
     },
+    /// A deflate stream that cannot be a gzip member.
+    #[error("the deflate stream of `{0}` is shorter than announced, or `{0}` is no file that fits into a gzip member")]
+    Stream(crate::ImagePath),
     /// A cached fragment that is not what its index says.
     #[error("a cached fragment is damaged: {0}")]
     Damaged(&'static str),
