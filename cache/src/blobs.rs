@@ -9,7 +9,7 @@ use layers::Digest;
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::{CacheError, Store, settle};
+use crate::{CacheError, Store, points, settle};
 
 /// A blob of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +124,7 @@ impl Store {
     /// Takes a file over as a blob by renaming it; the caller has verified its digest. It must lie in the cache.
     pub fn adopt(&self, file: &Path, digest: &Digest) -> Result<(), CacheError> {
         fs::set_permissions(file, fs::Permissions::from_mode(0o444)).map_err(CacheError::at(file))?;
+        points::reach("blob-adopting");
         settle(file, &self.blob_path(digest))
     }
 
@@ -175,7 +176,9 @@ impl BlobWriter {
         let file = self.file.into_inner().map_err(|error| CacheError::at(&scratch)(error.into_error()))?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o444)).map_err(CacheError::at(&scratch))?;
         let path = file.into_temp_path();
+        points::reach("blob-written");
         settle(&path, &self.store.blob_path(digest))?;
+        points::reach("blob-settled");
         // Renamed away: there is nothing left for the guard to delete.
         let _ = path.keep();
         Ok(Blob { digest: *digest, size: self.size })

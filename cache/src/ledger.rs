@@ -1,13 +1,15 @@
 //! Records by key: what a piece of work came to, and why it was asked.
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use layers::{Digest, Key};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::{CacheError, Store, settle};
+use crate::{CacheError, Store, points, settle};
 
 /// A record and the text that its key was hashed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,9 @@ pub struct Recorded {
 }
 
 // A file holds the record's digest and length, the record, and the text: damage of any byte of the record is noticed.
+/// A record that was used so recently need not be marked as used again: a warm build writes nothing.
+const FRESH: Duration = Duration::from_secs(3600);
+
 const HEAD: usize = 64 + 1 + 10 + 1;
 
 impl Store {
@@ -29,12 +34,27 @@ impl Store {
 
     /// The record of a key with the text that the key was hashed from.
     pub fn recall(&self, key: &Key) -> Result<Option<Recorded>, CacheError> {
-        let path = self.fanned("ledger", &key.0.hex());
-        match fs::read(&path) {
-            Ok(bytes) => Ok(parse(&bytes, key)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(CacheError::at(&path)(error)),
+        let path = self.record_path(key);
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(CacheError::at(&path))?,
+        };
+        let metadata = file.metadata().map_err(CacheError::at(&path))?;
+        let mut bytes = Vec::with_capacity(metadata.len() as usize);
+        file.read_to_end(&mut bytes).map_err(CacheError::at(&path))?;
+        let recorded = parse(&bytes, key);
+        if recorded.is_some()
+            && metadata.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age > FRESH)
+        {
+            // The time of the last use, for `gc`. A cache that can only be read is not collected.
+            let _ = file.set_modified(SystemTime::now());
         }
+        Ok(recorded)
+    }
+
+    /// Where a record lies, whether or not it is there.
+    pub fn record_path(&self, key: &Key) -> PathBuf {
+        self.fanned("ledger", &key.0.hex())
     }
 
     /// Keeps a record under a key. `text` is what the key was hashed from.
@@ -48,14 +68,16 @@ impl Store {
         bytes.extend_from_slice(text.as_bytes());
         file.write_all(&bytes).map_err(CacheError::at(&folder))?;
         let path = file.into_temp_path();
-        settle(&path, &self.fanned("ledger", &key.0.hex()))?;
+        points::reach("record-written");
+        settle(&path, &self.record_path(key))?;
+        points::reach("record-settled");
         let _ = path.keep();
         Ok(())
     }
 
     /// Forgets a record; what is not there is no error.
     pub fn forget(&self, key: &Key) -> Result<(), CacheError> {
-        let path = self.fanned("ledger", &key.0.hex());
+        let path = self.record_path(key);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CacheError::at(&path)(error)),
             _ => Ok(()),
@@ -63,7 +85,7 @@ impl Store {
     }
 }
 
-fn parse(bytes: &[u8], key: &Key) -> Option<Recorded> {
+pub(crate) fn parse(bytes: &[u8], key: &Key) -> Option<Recorded> {
     let head = std::str::from_utf8(bytes.get(..HEAD)?).ok()?;
     let digest = Digest::from_hex(head.get(..64)?).ok()?;
     let length: usize = head.get(65..75)?.parse().ok()?;

@@ -8,6 +8,7 @@
 //!   partial-v1/abcdef...          downloads that are not complete, resumed by whoever needs them next
 //!   locks-v1/make-abc             locked while somebody makes what the name stands for; the lock dies with its process
 //!   tmp-v1/...                    files on their way to one of the above
+//!   in-use.lock                   shared by builders, exclusive to a collector
 //! ```
 //!
 //! Nothing becomes visible before it is whole: every file is written in `tmp-v1` and renamed. So any number of builders
@@ -16,16 +17,32 @@
 //! treats as missing. Each bucket has its own version; another version's folders are left alone.
 
 mod blobs;
+mod gc;
 mod ledger;
 mod locks;
+pub mod points;
+mod survey;
+mod transfer;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use blobs::{Blob, BlobWriter};
+pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
 pub use ledger::Recorded;
-pub use locks::Turn;
+pub use locks::{Hold, Turn, Waiting};
+pub use survey::Class;
+pub use transfer::Imported;
+
+/// The version of the folders' layout.
+const VERSION: u32 = 1;
+
+/// The folders.
+const BUCKETS: [&str; 5] = ["blobs", "ledger", "partial", "locks", "tmp"];
+
+/// The kinds of keys whose records are asked for by name: what they lead to is kept for their sake.
+const ROOTS: [&str; 1] = ["image"];
 
 /// Why the cache could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +70,12 @@ pub enum CacheError {
         expected: layers::Digest,
         /// What came.
         found: layers::Digest,
+    },
+    /// A tar file of a cache that cannot be read or written.
+    #[error("the exported cache cannot be read or written: {source}")]
+    Archive {
+        /// Why.
+        source: io::Error,
     },
     /// A blob larger than its reader allows.
     #[error("{digest} has {size} bytes, more than the {limit} that are read at once")]
@@ -88,7 +111,7 @@ impl Store {
         if store.bucket("blobs").is_dir() && store.bucket("tmp").is_dir() && store.bucket("locks").is_dir() {
             return Ok(store);
         }
-        for bucket in ["blobs", "ledger", "partial", "locks", "tmp"] {
+        for bucket in BUCKETS {
             let path = store.bucket(bucket);
             fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
         }
@@ -110,7 +133,7 @@ impl Store {
     }
 
     fn bucket(&self, name: &str) -> PathBuf {
-        self.root.join(format!("{name}-v1"))
+        self.root.join(format!("{name}-v{VERSION}"))
     }
 
     fn fanned(&self, bucket: &str, hex: &str) -> PathBuf {

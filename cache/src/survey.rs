@@ -1,0 +1,239 @@
+//! What is in a cache, how much disk it takes, and when it was last of use.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use layers::{Digest, Key};
+
+use crate::{CacheError, ROOTS, Store, ledger};
+
+/// What an entry is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A folder of a version of this program that keeps its entries elsewhere.
+    OtherVersion,
+    /// A download that is not complete.
+    Partial,
+    /// A downloaded archive, or a document of an image: had again from a mirror, or written again at once.
+    Archive,
+    /// A fragment, its index, or whatever else a record names: made again from archives.
+    Fragment,
+    /// A layer: made again from fragments.
+    Layer,
+    /// A record of the ledger.
+    Record,
+}
+
+/// One thing that can be removed.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) path: PathBuf,
+    pub(crate) class: Class,
+    /// Bytes on disk.
+    pub(crate) size: u64,
+    /// When it, or something that is made of it, was last asked for: seconds since 1970.
+    pub(crate) used: i64,
+}
+
+/// Everything that can be removed.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    pub(crate) items: Vec<Item>,
+    /// Bytes on disk of files that no collection removes: the stat cache, locks, other builders' temporary files.
+    pub(crate) fixed: u64,
+}
+
+struct Node {
+    item: Item,
+    /// The blobs that a record names or that its key was hashed from.
+    blobs: Vec<usize>,
+    /// The records that say how a blob came to be.
+    makers: Vec<usize>,
+}
+
+impl Store {
+    /// Looks at everything.
+    pub(crate) fn survey(&self) -> Result<Survey, CacheError> {
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut blobs: HashMap<Digest, usize> = HashMap::new();
+        self.each("blobs", |path, name, metadata| {
+            if let Ok(digest) = Digest::from_hex(name) {
+                blobs.insert(digest, nodes.len());
+            }
+            nodes.push(Node { item: item(path, Class::Archive, &metadata), blobs: Vec::new(), makers: Vec::new() });
+            Ok(())
+        })?;
+        self.each("ledger", |path, name, metadata| {
+            let key = Digest::from_hex(name).ok().map(Key);
+            let recorded = match (key, fs::read(&path)) {
+                (Some(key), Ok(bytes)) => ledger::parse(&bytes, &key),
+                (_, Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(CacheError::at(&path)(error)),
+                _ => None,
+            };
+            let at = nodes.len();
+            let mut node = Node { item: item(path, Class::Record, &metadata), blobs: Vec::new(), makers: Vec::new() };
+            match recorded {
+                Some(recorded) => {
+                    let kind = recorded.text.split(' ').next().unwrap_or_default();
+                    let class = if kind == "layer" { Class::Layer } else { Class::Fragment };
+                    for blob in digests(&recorded.record).iter().filter_map(|digest| blobs.get(digest)) {
+                        node.blobs.push(*blob);
+                        // Images share layers: that one of them is wanted says nothing about the others.
+                        if !ROOTS.contains(&kind) {
+                            nodes[*blob].makers.push(at);
+                            nodes[*blob].item.class = nodes[*blob].item.class.max(class);
+                        }
+                    }
+                    node.blobs.extend(digests(recorded.text.as_bytes()).iter().filter_map(|digest| blobs.get(digest)));
+                }
+                // Damaged: nobody will miss it.
+                None => node.item.used = 0,
+            }
+            nodes.push(node);
+            Ok(())
+        })?;
+        flow(&mut nodes);
+        let mut survey = Survey { items: nodes.into_iter().map(|node| node.item).collect(), fixed: 0 };
+        let partial = self.bucket("partial");
+        for (path, metadata) in list(&partial)? {
+            survey.items.push(item(path, Class::Partial, &metadata));
+        }
+        let own = ["blobs", "ledger", "partial"].map(|name| self.bucket(name));
+        for (path, metadata) in list(self.root())? {
+            if own.contains(&path) {
+                continue;
+            }
+            let size = if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
+            if metadata.is_dir() && is_other_version(&path) {
+                survey.items.push(Item { path, class: Class::OtherVersion, size, used: metadata.mtime() });
+            } else {
+                survey.fixed += size;
+            }
+        }
+        Ok(survey)
+    }
+
+    /// Calls `each` for every file of a bucket with folders of two digits.
+    fn each(
+        &self,
+        bucket: &str,
+        mut each: impl FnMut(PathBuf, &str, fs::Metadata) -> Result<(), CacheError>,
+    ) -> Result<(), CacheError> {
+        for (folder, metadata) in list(&self.bucket(bucket))? {
+            if !metadata.is_dir() {
+                continue;
+            }
+            for (path, metadata) in list(&folder)? {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+                each(path, &name, metadata)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets what was used carry what it needs: an image its layers and archives, a layer the record of its making, that the
+/// fragments, those their archives. Each entry gets the time of the latest that leads to it.
+fn flow(nodes: &mut [Node]) {
+    let mut order: Vec<usize> = (0..nodes.len()).collect();
+    order.sort_by_key(|at| std::cmp::Reverse(nodes[*at].item.used));
+    let mut done = vec![false; nodes.len()];
+    let mut todo: Vec<usize> = Vec::new();
+    for start in order {
+        let used = nodes[start].item.used;
+        todo.push(start);
+        while let Some(at) = todo.pop() {
+            if std::mem::replace(&mut done[at], true) {
+                continue;
+            }
+            nodes[at].item.used = used;
+            todo.extend(nodes[at].blobs.iter().chain(&nodes[at].makers));
+        }
+    }
+}
+
+/// Every digest that a text names.
+fn digests(text: &[u8]) -> Vec<Digest> {
+    const PREFIX: &[u8] = b"sha256:";
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(start) = text[at..].iter().position(|&byte| byte == b's').map(|start| at + start) {
+        at = start + 1;
+        if let Some(hex) = text[start..].strip_prefix(PREFIX).and_then(|rest| rest.get(..64))
+            && let Ok(digest) =
+                std::str::from_utf8(hex).map_err(drop).and_then(|hex| Digest::from_hex(hex).map_err(drop))
+        {
+            found.push(digest);
+            at = start + PREFIX.len() + 64;
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn item(path: PathBuf, class: Class, metadata: &fs::Metadata) -> Item {
+    Item { path, class, size: disk(metadata), used: metadata.mtime() }
+}
+
+/// Bytes on disk: what the ceiling is about.
+pub(crate) fn disk(metadata: &fs::Metadata) -> u64 {
+    metadata.blocks() * 512
+}
+
+/// What a folder holds, sorted by name; empty where there is none. Files that go while it is read are left out.
+pub(crate) fn list(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, CacheError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(CacheError::at(folder))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(CacheError::at(folder))?;
+        match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            metadata => {
+                let path = entry.path();
+                let metadata = metadata.map_err(CacheError::at(&path))?;
+                found.push((path, metadata));
+            }
+        }
+    }
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(found)
+}
+
+pub(crate) fn tree_size(folder: &Path) -> Result<u64, CacheError> {
+    let mut size = 0;
+    for (path, metadata) in list(folder)? {
+        size += if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
+    }
+    Ok(size)
+}
+
+/// Whether a folder is a bucket of another version of this program: `blobs-v2`, say.
+fn is_other_version(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let Some((bucket, version)) = name.rsplit_once("-v") else { return false };
+    crate::BUCKETS.contains(&bucket) && version.parse::<u32>().is_ok_and(|version| version != crate::VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_found_wherever_they_stand() {
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        assert_eq!(digests(format!("ssha256:{a}\"{b}{b} sha256:00").as_bytes()), {
+            let mut both = vec![a, b];
+            both.sort_unstable();
+            both
+        });
+        assert_eq!(digests(b"sha256:"), []);
+        assert_eq!(digests(b""), []);
+    }
+}

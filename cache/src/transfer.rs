@@ -1,0 +1,198 @@
+//! Export and import: a cache as one tar file, for machines that begin empty.
+//!
+//! ```text
+//! blobs/<64 digits>     a blob
+//! ledger/<64 digits>    a record
+//! ```
+//!
+//! Blobs come first: a record that arrives names nothing that has not. Every byte is verified on the way in, but a record
+//! says what somebody's build came to, and hashes cannot tell whether that is true: import what you would also run.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+
+use layers::{Digest, Key};
+use tempfile::NamedTempFile;
+
+use crate::survey::Class;
+use crate::{Amount, CacheError, Store, ledger, points, settle};
+
+/// The largest record that is taken, bytes.
+const RECORD_LIMIT: u64 = 64 << 20;
+
+/// What an import did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Blobs and records that are new here.
+    pub added: Amount,
+    /// Those that were here already.
+    pub known: u64,
+    /// Those that are not what their names say.
+    pub refused: u64,
+}
+
+fn archive(source: io::Error) -> CacheError {
+    CacheError::Archive { source }
+}
+
+impl Store {
+    /// Writes everything that was of use at `since` (seconds since 1970) or later as a tar file.
+    pub fn export(&self, out: &mut dyn Write, since: i64) -> Result<Amount, CacheError> {
+        let _hold = self.hold()?;
+        let mut items = self.survey()?.items;
+        items.retain(|item| item.used >= since && !matches!(item.class, Class::OtherVersion | Class::Partial));
+        items.sort_by(|a, b| (a.class == Class::Record, &a.path).cmp(&(b.class == Class::Record, &b.path)));
+        let mut tar = tar::Builder::new(out);
+        let mut amount = Amount::default();
+        for item in items {
+            let mut file = match File::open(&item.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file.map_err(CacheError::at(&item.path))?,
+            };
+            let size = file.metadata().map_err(CacheError::at(&item.path))?.len();
+            let name = item.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let bucket = if item.class == Class::Record { "ledger" } else { "blobs" };
+            let mut header = tar::Header::new_ustar();
+            header.set_size(size);
+            header.set_mode(0o444);
+            header.set_mtime(0);
+            tar.append_data(&mut header, format!("{bucket}/{name}"), file.by_ref().take(size)).map_err(archive)?;
+            amount.count += 1;
+            amount.bytes += size;
+        }
+        tar.into_inner().and_then(Write::flush).map_err(archive)?;
+        Ok(amount)
+    }
+
+    /// Takes what [`export`](Store::export) wrote. What is not what its name says is left out and counted.
+    pub fn import(&self, input: &mut dyn Read) -> Result<Imported, CacheError> {
+        let _hold = self.hold()?;
+        let mut imported = Imported::default();
+        let mut tar = tar::Archive::new(input);
+        for entry in tar.entries().map_err(archive)? {
+            let mut entry = entry.map_err(archive)?;
+            let size = entry.size();
+            let path = entry.path().map_err(archive)?.into_owned();
+            let name = path.to_str().and_then(|path| path.split_once('/'));
+            let Some((bucket, Ok(digest))) = name.map(|(bucket, name)| (bucket, Digest::from_hex(name))) else {
+                imported.refused += 1;
+                continue;
+            };
+            let added = match bucket {
+                "blobs" => self.take_blob(&digest, size, &mut entry)?,
+                "ledger" => self.take_record(&Key(digest), size, &mut entry)?,
+                _ => None,
+            };
+            match added {
+                Some(true) => {
+                    imported.added.count += 1;
+                    imported.added.bytes += size;
+                    points::reach("imported-one");
+                }
+                Some(false) => imported.known += 1,
+                None => imported.refused += 1,
+            }
+        }
+        Ok(imported)
+    }
+
+    /// `Some`: it is here, and whether it is new; `None`: it was not what its name says.
+    fn take_blob(&self, digest: &Digest, size: u64, bytes: &mut dyn Read) -> Result<Option<bool>, CacheError> {
+        if self.has(digest)? == Some(size) {
+            return Ok(Some(false));
+        }
+        let mut writer = self.writer()?;
+        io::copy(bytes, &mut writer).map_err(archive)?;
+        match writer.finish_as(digest) {
+            Ok(_) => Ok(Some(true)),
+            Err(CacheError::Mismatch { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_record(&self, key: &Key, size: u64, bytes: &mut dyn Read) -> Result<Option<bool>, CacheError> {
+        if size > RECORD_LIMIT {
+            return Ok(None);
+        }
+        let path = self.record_path(key);
+        // What was found out here wins over what others say.
+        if fs::read(&path).is_ok_and(|bytes| ledger::parse(&bytes, key).is_some()) {
+            return Ok(Some(false));
+        }
+        let mut record = Vec::new();
+        bytes.read_to_end(&mut record).map_err(archive)?;
+        if ledger::parse(&record, key).is_none() {
+            return Ok(None);
+        }
+        let folder = self.scratch();
+        let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
+        file.write_all(&record).map_err(CacheError::at(&folder))?;
+        let temporary = file.into_temp_path();
+        settle(&temporary, &path)?;
+        let _ = temporary.keep();
+        Ok(Some(true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use layers::KeyHasher;
+
+    use super::*;
+
+    fn filled() -> (tempfile::TempDir, Store, Digest, Key) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        let blob = store.put(b"a layer").expect("puts");
+        let (key, text) = KeyHasher::new("layer", 1).finish();
+        store.keep(&key, &text, &blob.digest).expect("keeps");
+        (folder, store, blob.digest, key)
+    }
+
+    fn empty() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        (folder, store)
+    }
+
+    #[test]
+    fn an_exported_cache_is_imported_elsewhere_and_known_the_second_time() {
+        let (_one, store, digest, key) = filled();
+        let mut bytes = Vec::new();
+        let exported = store.export(&mut bytes, 0).expect("exports");
+        assert_eq!(exported.count, 2);
+        let (_other, other) = empty();
+        let imported = other.import(&mut bytes.as_slice()).expect("imports");
+        assert_eq!((imported.added.count, imported.known, imported.refused), (2, 0, 0));
+        assert_eq!(other.read(&digest).expect("reads").as_deref(), Some(b"a layer".as_slice()));
+        assert_eq!(other.find(&key).expect("finds"), store.find(&key).expect("finds"));
+        let again = other.import(&mut bytes.as_slice()).expect("imports");
+        assert_eq!((again.added.count, again.known, again.refused), (0, 2, 0));
+        let mut same = Vec::new();
+        other.export(&mut same, 0).expect("exports");
+        assert!(same == bytes, "the same content gives the same file");
+        assert_eq!(store.export(&mut io::sink(), i64::MAX).expect("exports").count, 0);
+    }
+
+    #[test]
+    fn no_changed_byte_of_an_archive_gets_in_under_a_wrong_name() {
+        let (_one, store, digest, key) = filled();
+        let mut bytes = Vec::new();
+        store.export(&mut bytes, 0).expect("exports");
+        let record = store.find(&key).expect("finds");
+        for at in 0..bytes.len().min(2600) {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x01;
+            let (_other, other) = empty();
+            // A damaged header ends the import with an error, damaged content is left out.
+            let _ = other.import(&mut bad.as_slice());
+            let found = other.read(&digest).expect("reads");
+            assert!(found.is_none_or(|found| found == b"a layer"), "byte {at}");
+            let found = other.find(&key).expect("finds");
+            assert!(found.is_none() || found == record, "byte {at}");
+            for blob in other.list().expect("lists") {
+                assert!(other.verify(&blob.digest).expect("reads"), "byte {at}");
+            }
+        }
+    }
+}
