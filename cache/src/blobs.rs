@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use layers::Digest;
 use sha2::{Digest as _, Sha256};
@@ -124,8 +125,11 @@ impl Store {
     /// Takes a file over as a blob by renaming it; the caller has verified its digest. It must lie in the cache.
     pub fn adopt(&self, file: &Path, digest: &Digest) -> Result<(), CacheError> {
         fs::set_permissions(file, fs::Permissions::from_mode(0o444)).map_err(CacheError::at(file))?;
+        let size = fs::metadata(file).map_err(CacheError::at(file))?.len();
         points::reach("blob-adopting");
-        settle(file, &self.blob_path(digest))
+        settle(file, &self.blob_path(digest))?;
+        self.written.fetch_add(size, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Where an incomplete download of a blob lies.
@@ -179,6 +183,7 @@ impl BlobWriter {
         points::reach("blob-written");
         settle(&path, &self.store.blob_path(digest))?;
         points::reach("blob-settled");
+        self.store.written.fetch_add(self.size, Ordering::Relaxed);
         // Renamed away: there is nothing left for the guard to delete.
         let _ = path.keep();
         Ok(Blob { digest: *digest, size: self.size })

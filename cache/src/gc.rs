@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// Bytes that are free in the cache's file system.
-    fn free(&self) -> Result<u64, CacheError> {
+    pub fn free(&self) -> Result<u64, CacheError> {
         let found = rustix::fs::statvfs(self.root()).map_err(|error| CacheError::at(self.root())(error.into()))?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }

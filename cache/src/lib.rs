@@ -27,6 +27,8 @@ mod transfer;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use blobs::{Blob, BlobWriter};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
@@ -102,12 +104,13 @@ impl CacheError {
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    written: Arc<AtomicU64>,
 }
 
 impl Store {
     /// Opens the cache in `root`, making it where it is missing.
     pub fn open_at(root: &Path) -> Result<Store, CacheError> {
-        let store = Store { root: root.into() };
+        let store = Store { root: root.into(), written: Arc::default() };
         if store.bucket("blobs").is_dir() && store.bucket("tmp").is_dir() && store.bucket("locks").is_dir() {
             return Ok(store);
         }
@@ -125,6 +128,11 @@ impl Store {
     /// The folder.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Bytes that came into the cache through this `Store` and its clones since it was opened.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// A folder for temporary files in the cache's file system.

@@ -45,7 +45,7 @@ impl Store {
         let mut tar = tar::Builder::new(out);
         let mut amount = Amount::default();
         for item in items {
-            let mut file = match File::open(&item.path) {
+            let file = match File::open(&item.path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => file.map_err(CacheError::at(&item.path))?,
             };
@@ -56,7 +56,7 @@ impl Store {
             header.set_size(size);
             header.set_mode(0o444);
             header.set_mtime(0);
-            tar.append_data(&mut header, format!("{bucket}/{name}"), file.by_ref().take(size)).map_err(archive)?;
+            tar.append_data(&mut header, format!("{bucket}/{name}"), (&file).take(size)).map_err(archive)?;
             amount.count += 1;
             amount.bytes += size;
         }
@@ -180,7 +180,7 @@ mod tests {
         let mut bytes = Vec::new();
         store.export(&mut bytes, 0).expect("exports");
         let record = store.find(&key).expect("finds");
-        for at in 0..bytes.len().min(2600) {
+        for at in (0..bytes.len().min(2600)).step_by(11) {
             let mut bad = bytes.clone();
             bad[at] ^= 0x01;
             let (_other, other) = empty();
