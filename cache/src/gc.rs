@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use layers::{Digest, Key};
 
@@ -106,10 +106,20 @@ impl Store {
         Ok(collected)
     }
 
+    /// Temporary files. While a collector has the cache, nobody is going to finish them.
+    fn leftovers(&self) -> Result<Vec<(PathBuf, fs::Metadata)>, CacheError> {
+        let mut found = list(&self.scratch())?;
+        let is_temporary =
+            |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"));
+        found
+            .extend(list(self.root())?.into_iter().filter(|(path, metadata)| metadata.is_file() && is_temporary(path)));
+        Ok(found)
+    }
+
     fn condemn(&self, limits: &Limits, now: i64) -> Result<(Vec<Item>, Collected), CacheError> {
         let survey = self.survey()?;
         let mut collected = Collected::default();
-        for (path, metadata) in list(&self.scratch())? {
+        for (path, metadata) in self.leftovers()? {
             let size =
                 if metadata.is_dir() { crate::survey::tree_size(&path)? } else { crate::survey::disk(&metadata) };
             collected.leftovers.add(size);
@@ -149,7 +159,7 @@ impl Collector<'_> {
     /// Removes what is beyond the limits, and what killed builders left behind.
     pub fn collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
         let (doomed, collected) = self.store.condemn(limits, now)?;
-        for (path, metadata) in list(&self.store.scratch())? {
+        for (path, metadata) in self.store.leftovers()? {
             remove(&path, metadata.is_dir())?;
         }
         for item in &doomed {

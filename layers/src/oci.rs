@@ -21,6 +21,9 @@ pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a gzip-compressed layer.
 pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
+/// Media type of a zstd-compressed layer.
+pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
 /// A document and its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::common::{self, Invocation};
 use super::{Stop, print, print_json};
 use crate::error::Failure;
-use crate::ops::build::{Built, Request, build};
+use crate::ops::build::{Built, Request, build, deliver};
 use crate::ops::project::write_whole;
-use crate::output::{NamedImage, OutputSpec};
+use crate::output::OutputSpec;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -72,10 +72,9 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     }
     let setup = invocation.setup()?;
     let bench = setup.bench();
-    let built = build(&bench, &request)?;
-    let images: Vec<NamedImage> = built.iter().map(|it| it.image.clone()).collect();
+    let mut built = build(&bench, &request)?;
     for output in &outputs {
-        output.deliver(&images, bench.store)?;
+        built = deliver(&bench, &request, built, output.as_ref())?;
     }
     if let Some(path) = &args.metadata_file {
         write_whole(path, &format!("{:#}\n", metadata(&built)))?;

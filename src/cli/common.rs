@@ -5,8 +5,9 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cache::Store;
+use cache::{Hold, Limits, Store};
 use clap::{Args, ValueHint};
+use layers::encode::Compression;
 use layers::{Plan, Platform};
 
 use super::{Program, Stop};
@@ -43,6 +44,9 @@ pub struct Globals {
     /// How progress is shown on stderr
     #[arg(long, global = true, value_name = "MODE", default_value = "auto")]
     pub progress: Progress,
+    /// How layers are compressed: gzip, gzip-single or zstd [default: imgbuild.toml's `compression`, else gzip]
+    #[arg(long, global = true, value_name = "HOW")]
+    pub compression: Option<Compression>,
     /// Use the cache alone: no request leaves this machine
     #[arg(long, global = true)]
     pub offline: bool,
@@ -64,6 +68,9 @@ pub(crate) struct Setup {
     observer: Box<dyn Observer>,
     jobs: usize,
     now: i64,
+    limits: Limits,
+    compression: Compression,
+    hold: Hold,
 }
 
 impl Invocation {
@@ -109,8 +116,10 @@ impl Invocation {
         let context = Context::open(&project.context, stats, jobs)?;
         let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
         let observer = report::choose(self.globals.progress, screen);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
-        Ok(Setup { project, config, http, store, context, observer, jobs, now })
+        let limits = config.cache_limits()?.into();
+        let compression = config.compression(self.globals.compression)?;
+        let hold = store.hold()?;
+        Ok(Setup { project, config, http, store, context, observer, jobs, now: now(), limits, compression, hold })
     }
 }
 
@@ -125,13 +134,23 @@ impl Setup {
             observer: self.observer.as_ref(),
             jobs: self.jobs,
             now: self.now,
+            compression: self.compression,
         }
     }
 
-    /// Saves what was learnt about the context's files, and ends the display of progress.
+    /// Saves what was learnt about the context's files, keeps the cache within its limits, and ends the display of progress.
     pub(crate) fn close(self) {
         self.context.save_stats();
+        drop(self.hold);
+        if self.store.written() > 0 {
+            crate::ops::cache::tidy(&self.store, &self.limits, self.now, self.observer.as_ref());
+        }
     }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64)
 }
 
 fn tidy(root: &Path, relative: &str) -> PathBuf {

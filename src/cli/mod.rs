@@ -3,8 +3,10 @@
 //! One file a command. This is the only place that reads the environment, the clock and the working directory.
 
 mod build;
+mod cache;
 mod common;
 mod completions;
+mod explain;
 mod inspect;
 mod list;
 mod lock;
@@ -126,6 +128,10 @@ enum Command {
     Tree(tree::TreeArgs),
     /// Show why a package is in the images
     Why(tree::WhyArgs),
+    /// Show which layers a build would find in the cache, and why not
+    Explain(explain::Args),
+    /// Show, check and tidy the cache
+    Cache(cache::Args),
     /// Print shell completions
     Completions(completions::Args),
     /// Print the manual page, or write one a command
@@ -142,6 +148,8 @@ impl Command {
             Command::Inspect(args) => inspect::run(invocation, args),
             Command::Tree(args) => tree::tree(invocation, args),
             Command::Why(args) => tree::why(invocation, args),
+            Command::Explain(args) => explain::run(invocation, args),
+            Command::Cache(args) => cache::run(invocation, args),
             Command::Completions(args) => completions::run(args),
             Command::Man(args) => man::run(args),
         }

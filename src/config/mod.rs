@@ -6,6 +6,7 @@
 //! that what a test sets is all there is.
 
 mod apt;
+mod cache;
 mod file;
 mod ini;
 mod network;
@@ -17,6 +18,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+pub use cache::{CacheLimits, DEFAULT_MAX_SIZE, parse_age, parse_size};
 
 use crate::debian::archive::Foreign;
 use crate::fetch::{Url, parse_url};

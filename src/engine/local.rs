@@ -6,14 +6,14 @@
 //! 3. assemble    every layer whose key the ledger does not know: concatenated and hashed, all cores at once
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cache::Store;
-use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
+use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
 use layers::lock::Lock;
 use layers::lower::Resolved;
 use layers::op::{Archive, Configure, Conversion, LayerPlan, Op};
@@ -86,6 +86,10 @@ pub struct Local<'a> {
     pub catalogue_dir: PathBuf,
     /// Threads for conversion and assembly.
     pub jobs: usize,
+    /// How layers are compressed.
+    pub compression: Compression,
+    /// The fragments that were used, for [`Local::heal`].
+    pub used: Mutex<BTreeSet<Digest>>,
 }
 
 /// What is being built.
@@ -234,6 +238,21 @@ impl Local<'_> {
         Ok(records)
     }
 
+    /// Reads every fragment that was used, and removes those whose bytes have changed since they were made; says how many.
+    /// Called when work failed that should not have: done again, it makes them anew.
+    pub fn heal(&self) -> Result<usize, EngineError> {
+        let used: Vec<Digest> =
+            self.used.lock().expect("no thread panics while it holds this").iter().copied().collect();
+        let healed = std::sync::atomic::AtomicUsize::new(0);
+        in_parallel(self.jobs, &used, |digest| {
+            if !self.store.verify(digest)? {
+                healed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+            Ok::<(), EngineError>(())
+        })?;
+        Ok(healed.into_inner())
+    }
+
     /// The record of a layer whose bytes are still there.
     pub fn find_layer(&self, key: &Key) -> Result<Option<LayerRecord>, EngineError> {
         let Some(bytes) = self.store.find(key)? else { return Ok(None) };
@@ -243,7 +262,7 @@ impl Local<'_> {
 
     fn assemble_one(&self, job: &LayerJob) -> Result<LayerRecord, EngineError> {
         self.observer.on(Event::LayerStarted { label: &job.label });
-        let mut writer = LayerWriter::new(self.store.writer_unhashed()?, &job.skeleton)?;
+        let mut writer = LayerWriter::new(self.store.writer_unhashed()?, self.compression, &job.skeleton)?;
         for fragment in &job.fragments {
             let Some(bytes) = self.store.open(&fragment.blob)? else {
                 return Err(layers::encode::EncodeError::Damaged("it is gone").into());
@@ -312,6 +331,9 @@ impl Local<'_> {
         }
         let skeleton = skeleton(&fragments, shared, view);
         let mut hasher = KeyHasher::new("layer", LAYER_FORMAT);
+        if self.compression != Compression::Gzip {
+            hasher.field("compression", self.compression);
+        }
         for dir in &skeleton {
             hasher.field("dir", entry_text(dir));
         }
@@ -362,7 +384,11 @@ impl Local<'_> {
         if let Some(found) = self.find_fragment(&key)? {
             return Ok(found);
         }
-        let path = self.supply.supply(archive)?;
+        let mut path = self.supply.supply(archive)?;
+        // Rot in a download must not get into a fragment: some formats have no check sums of their own.
+        if !self.store.verify(&archive.digest)? {
+            path = self.supply.supply(archive)?;
+        }
         self.observer.on(Event::ConversionStarted { name: &archive.name });
         let made = convert::convert(&path, archive, conversion, drops, self.store)?;
         let fragment = self.keep(&key, &text, made)?;
@@ -520,6 +546,7 @@ impl Local<'_> {
 
     pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {
         let fragment = made.write(self.store)?;
+        self.use_fragment(&fragment);
         let index = self.store.put(&index::encode(&fragment))?;
         self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?;
         Ok(Arc::new(fragment))
@@ -536,8 +563,13 @@ impl Local<'_> {
         let Some(record) = self.find_record(key)? else { return Ok(None) };
         let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
         let Some(fragment) = index::decode(&bytes) else { return Ok(None) };
+        self.use_fragment(&fragment);
         let size = self.store.has(&fragment.blob)?;
         Ok((size == Some(fragment.layout.size)).then_some(fragment))
+    }
+
+    fn use_fragment(&self, fragment: &Fragment) {
+        self.used.lock().expect("no thread panics while it holds this").insert(fragment.blob);
     }
 }
 

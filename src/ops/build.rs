@@ -18,6 +18,7 @@ use layers::source::Python;
 use layers::{Key, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
+use super::explain::remember_latest;
 use super::key::{ImageRecord, image_key};
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
@@ -25,7 +26,7 @@ use crate::engine::EngineError;
 use crate::engine::local::{Local, Subject, Walked};
 use crate::error::Failure;
 use crate::observe::Event;
-use crate::output::NamedImage;
+use crate::output::{NamedImage, Output, OutputError};
 use crate::parallel::in_parallel;
 
 /// What is to be built.
@@ -144,6 +145,25 @@ fn packages_of(lock: &Lock, digest: layers::Digest) -> Option<Vec<String>> {
     (!names.is_empty()).then_some(names)
 }
 
+/// Delivers images; one whose layer turns out to be damaged or gone is built once more.
+pub fn deliver(
+    bench: &Bench<'_>,
+    request: &Request,
+    mut built: Vec<Built>,
+    output: &dyn Output,
+) -> Result<Vec<Built>, Failure> {
+    let images = |built: &[Built]| built.iter().map(|it| it.image.clone()).collect::<Vec<NamedImage>>();
+    match output.deliver(&images(&built), bench.store) {
+        Err(OutputError::Lost(_) | OutputError::Damaged(_)) => {
+            bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+            built = build(bench, request)?;
+            output.deliver(&images(&built), bench.store)?;
+        }
+        done => done?,
+    }
+    Ok(built)
+}
+
 fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<Vec<Built>, Trouble> {
     let images = bench.project.images(&request.images)?;
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
@@ -194,11 +214,30 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
         context: bench.context,
         catalogue_dir: bench.project.home.clone(),
         jobs: bench.jobs,
+        compression: bench.compression,
+        used: Mutex::default(),
     };
+    match make_layers(bench, lock, wanted, &missing, &engine) {
+        // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
+        Err(Trouble::Engine(error)) if gone(&error).is_none() && engine.heal()? > 0 => {
+            bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
+            make_layers(bench, lock, wanted, &missing, &engine)
+        }
+        done => done,
+    }
+}
+
+fn make_layers(
+    bench: &Bench<'_>,
+    lock: &Lock,
+    wanted: &mut [Wanted<'_>],
+    missing: &[usize],
+    engine: &Local<'_>,
+) -> Result<(), Trouble> {
     let stages: Vec<&Resolved> = missing.iter().map(|&at| &wanted[at].resolved).collect();
     engine.fragments(&stages).map_err(Trouble::Engine)?;
     let walked: Mutex<HashMap<usize, Walked>> = Mutex::new(HashMap::new());
-    in_parallel(bench.jobs, &missing, |&at| {
+    in_parallel(bench.jobs, missing, |&at| {
         let it = &wanted[at];
         let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
         let done = engine.walk(subject, &it.resolved)?;
@@ -207,7 +246,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
     })
     .map_err(Trouble::Engine)?;
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
-    for &at in &missing {
+    for &at in missing {
         let it = &wanted[at];
         let base = walked[&at].base.as_ref().map_or(0, |base| base.parts.layers.len());
         let layers = base + walked[&at].jobs.len();
@@ -218,7 +257,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
     }
     let jobs: Vec<_> = missing.iter().flat_map(|at| &walked[at].jobs).collect();
     let records = engine.assemble(&jobs).map_err(Trouble::Engine)?;
-    for at in missing {
+    for &at in missing {
         let walked = walked.remove(&at).expect("it was walked");
         let it = &mut wanted[at];
         let record = ImageRecord {
@@ -227,6 +266,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
             base: walked.base.map(|base| (base.manifest, base.parts)),
         };
         bench.store.keep(&it.key.0, &it.key.1, &record)?;
+        remember_latest(bench, it.name, it.platform, &it.key.0)?;
         it.record = Some(record);
     }
     Ok(())
@@ -276,7 +316,7 @@ fn finish<'a>(
                     digest: layer.digest,
                     size: layer.size,
                     diff_id: layer.diff_id,
-                    media_type: oci::LAYER_GZIP.into(),
+                    media_type: bench.compression.media_type().into(),
                     created_by: planned.label.clone(),
                 })
                 .collect(),

@@ -1,7 +1,7 @@
 //! The key of a whole image: everything that determines its layers, asked before anything is opened.
 
 use cache::Store;
-use layers::encode::LAYER_FORMAT;
+use layers::encode::{Compression, LAYER_FORMAT};
 use layers::lock::Lock;
 use layers::lower::{self, Resolved};
 use layers::oci::BaseParts;
@@ -50,6 +50,9 @@ pub fn image_key(
 ) -> Result<(Key, String), Failure> {
     let mut hasher = KeyHasher::new("image", 1);
     hasher.field("layer-format", LAYER_FORMAT).field("index", INDEX_FORMAT).field("platform", platform);
+    if bench.compression != Compression::Gzip {
+        hasher.field("compression", bench.compression);
+    }
     let versions = (scripts::VERSION, gate::VERSION, effects::versions([]));
     hasher.field("effects", format!("{versions:?}"));
     if let Some(layout) = &resolved.base {

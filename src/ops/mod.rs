@@ -1,13 +1,16 @@
 //! What commands do: no terminal, no environment, no flags in sight.
 
 pub mod build;
+pub mod cache;
+pub mod explain;
 pub mod key;
 pub mod lock;
 pub mod project;
 pub mod supply;
 pub mod wheels;
 
-use cache::Store;
+use ::cache::Store;
+use layers::encode::Compression;
 
 use crate::config::Config;
 use crate::fetch::Http;
@@ -33,4 +36,6 @@ pub struct Bench<'a> {
     pub jobs: usize,
     /// Seconds since 1970.
     pub now: i64,
+    /// How layers are compressed.
+    pub compression: Compression,
 }

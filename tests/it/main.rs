@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 mod archive_trust;
+mod cache;
 mod config_real;
 mod crates;
 mod fetch;

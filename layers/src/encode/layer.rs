@@ -5,6 +5,7 @@ use std::io::{self, BufRead as _, Read, Write};
 use sha2::{Digest as _, Sha256};
 
 use super::EncodeError;
+use super::compression::{Compression, Recoder};
 use super::entry::Entry;
 use super::fragment::FragmentLayout;
 use super::gzip::{MEMBER_SIZE, MemberEncoder, TarReader};
@@ -24,17 +25,34 @@ pub struct LayerDigests {
 
 /// Writes a layer and hashes it, compressed and uncompressed, on the way.
 pub struct LayerWriter<W> {
-    out: W,
-    compressed: Sha256,
+    out: Hashed<W>,
     uncompressed: Sha256,
+    recoder: Option<Recoder>,
+}
+
+struct Hashed<W> {
+    inner: W,
+    hasher: Sha256,
     size: u64,
+}
+
+impl<W: Write> Hashed<W> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        self.inner.write_all(bytes)
+    }
 }
 
 impl<W: Write> LayerWriter<W> {
     /// Starts a layer with its directories, which must be sorted by path, unique, and complete: every parent of every path
     /// of the layer, the root excepted.
-    pub fn new(out: W, skeleton: &[Entry]) -> Result<LayerWriter<W>, EncodeError> {
-        let mut writer = LayerWriter { out, compressed: Sha256::new(), uncompressed: Sha256::new(), size: 0 };
+    pub fn new(out: W, compression: Compression, skeleton: &[Entry]) -> Result<LayerWriter<W>, EncodeError> {
+        let mut writer = LayerWriter {
+            out: Hashed { inner: out, hasher: Sha256::new(), size: 0 },
+            uncompressed: Sha256::new(),
+            recoder: Recoder::new(compression)?,
+        };
         let mut headers = Vec::new();
         for (at, entry) in skeleton.iter().enumerate() {
             if at > 0 && skeleton[at - 1].path >= entry.path {
@@ -46,8 +64,7 @@ impl<W: Write> LayerWriter<W> {
         }
         let mut encoder = MemberEncoder::new();
         for chunk in headers.chunks(MEMBER_SIZE) {
-            writer.uncompressed.update(chunk);
-            writer.raw(encoder.encode(chunk))?;
+            writer.tar(chunk, &mut encoder)?;
         }
         Ok(writer)
     }
@@ -59,7 +76,12 @@ impl<W: Write> LayerWriter<W> {
         digest: &Digest,
         bytes: &mut dyn Read,
     ) -> Result<(), EncodeError> {
-        let mut raw = Raw { bytes, layer: &mut self.compressed, own: Sha256::new(), out: &mut self.out, size: 0 };
+        // Where the layer is compressed otherwise, its bytes are the recoder's and not the fragment's.
+        let (mut copied, mut recoded) = match &mut self.recoder {
+            None => (Some(&mut self.out), None),
+            Some(recoder) => (None, Some((recoder, &mut self.out))),
+        };
+        let mut raw = Raw { bytes, own: Sha256::new(), out: &mut copied };
         let mut tar = TarReader::new(&mut raw, layout.members.iter().copied());
         loop {
             let piece = tar.fill_buf().map_err(unreadable)?;
@@ -67,10 +89,12 @@ impl<W: Write> LayerWriter<W> {
                 break;
             }
             self.uncompressed.update(piece);
+            if let Some((recoder, out)) = &mut recoded {
+                recoder.push(piece, &mut |bytes| out.put(bytes))?;
+            }
             let length = piece.len();
             tar.consume(length);
         }
-        self.size += raw.size;
         if Digest::from_bytes(raw.own.clone().finalize().into()) != *digest {
             return Err(EncodeError::Damaged("its bytes are not what its digest says"));
         }
@@ -82,43 +106,43 @@ impl<W: Write> LayerWriter<W> {
 
     /// Writes the end of the archive.
     pub fn finish(mut self) -> Result<(W, LayerDigests), EncodeError> {
-        let end = [0; 1024];
-        self.uncompressed.update(end);
-        let mut encoder = MemberEncoder::new();
-        self.raw(encoder.encode(&end))?;
+        self.tar(&[0; 1024], &mut MemberEncoder::new())?;
+        if let Some(recoder) = self.recoder.take() {
+            recoder.finish(&mut |bytes| self.out.put(bytes))?;
+        }
         let digests = LayerDigests {
-            digest: Digest::from_bytes(self.compressed.finalize().into()),
+            digest: Digest::from_bytes(self.out.hasher.finalize().into()),
             diff_id: DiffId(Digest::from_bytes(self.uncompressed.finalize().into())),
-            size: self.size,
+            size: self.out.size,
         };
-        Ok((self.out, digests))
+        Ok((self.out.inner, digests))
     }
 
-    fn raw(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
-        self.compressed.update(bytes);
-        self.size += bytes.len() as u64;
-        self.out.write_all(bytes)?;
+    /// Writes what is in no fragment.
+    fn tar(&mut self, bytes: &[u8], encoder: &mut MemberEncoder) -> Result<(), EncodeError> {
+        self.uncompressed.update(bytes);
+        match &mut self.recoder {
+            Some(recoder) => recoder.push(bytes, &mut |bytes| self.out.put(bytes))?,
+            None => self.out.put(encoder.encode(bytes))?,
+        }
         Ok(())
     }
 }
 
-/// Passes a fragment's bytes on as they are read: to the layer, its hash, and the fragment's own.
-struct Raw<'a, W> {
+/// Passes a fragment's bytes on as they are read: to its own hash, and to the layer where they are the layer's too.
+struct Raw<'a, 'o, W> {
     bytes: &'a mut dyn Read,
-    layer: &'a mut Sha256,
     own: Sha256,
-    out: &'a mut W,
-    size: u64,
+    out: &'a mut Option<&'o mut Hashed<W>>,
 }
 
-impl<W: Write> Read for Raw<'_, W> {
+impl<W: Write> Read for Raw<'_, '_, W> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.bytes.read(buffer)?;
-        let read = &buffer[..count];
-        self.layer.update(read);
-        self.own.update(read);
-        self.out.write_all(read)?;
-        self.size += count as u64;
+        self.own.update(&buffer[..count]);
+        if let Some(out) = self.out {
+            out.put(&buffer[..count])?;
+        }
         Ok(count)
     }
 }
@@ -182,10 +206,10 @@ mod tests {
         fragment.finish().expect("finishes")
     }
 
-    fn layer() -> (Vec<u8>, LayerDigests) {
+    fn layer(compression: Compression) -> (Vec<u8>, LayerDigests) {
         let (bytes, layout) = fragment(3 * MEMBER_SIZE + 77);
-        let mut layer =
-            LayerWriter::new(Vec::new(), &[Entry::new(path("/d"), Kind::Dir, 0o755, EPOCH)]).expect("starts");
+        let mut layer = LayerWriter::new(Vec::new(), compression, &[Entry::new(path("/d"), Kind::Dir, 0o755, EPOCH)])
+            .expect("starts");
         layer.fragment(&layout, &Digest::of(&bytes), &mut bytes.as_slice()).expect("appends");
         layer.finish().expect("finishes")
     }
@@ -193,7 +217,7 @@ mod tests {
     #[test]
     fn the_bytes_of_format_1_never_change() {
         // A change here means: raise LAYER_FORMAT, and every user's layers are built and sent anew.
-        let (_, digests) = layer();
+        let (_, digests) = layer(Compression::Gzip);
         assert_eq!(
             (digests.diff_id.to_string(), digests.digest.to_string()),
             (
@@ -204,8 +228,31 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_the_other_compressions_never_change_either() {
+        let digest = |compression| layer(compression).1.digest.to_string();
+        assert_eq!((digest(Compression::GzipSingle), digest(Compression::Zstd)), ("".into(), "".into()));
+    }
+
+    #[test]
+    fn every_compression_holds_the_same_tar() {
+        let diff_id = layer(Compression::Gzip).1.diff_id;
+        let (single, digests) = layer(Compression::GzipSingle);
+        assert_eq!(
+            (digests.diff_id, digests.digest, digests.size),
+            (diff_id, Digest::of(&single), single.len() as u64)
+        );
+        let mut tar = Vec::new();
+        // This decoder stops after the first member, as the consumers do for which there is one only.
+        flate2::read::GzDecoder::new(single.as_slice()).read_to_end(&mut tar).expect("is gzip");
+        assert_eq!(diff_id.0, Digest::of(&tar));
+        let (zstd, digests) = layer(Compression::Zstd);
+        assert_eq!((digests.diff_id, digests.digest, digests.size), (diff_id, Digest::of(&zstd), zstd.len() as u64));
+        assert!(zstd::decode_all(zstd.as_slice()).expect("is zstd") == tar);
+    }
+
+    #[test]
     fn digests_are_those_of_the_bytes_and_other_readers_agree() {
-        let (bytes, digests) = layer();
+        let (bytes, digests) = layer(Compression::Gzip);
         assert_eq!(digests.digest, Digest::of(&bytes));
         assert_eq!(digests.size, bytes.len() as u64);
         let mut tar = Vec::new();
@@ -240,7 +287,7 @@ mod tests {
     fn every_damaged_byte_and_every_cut_of_a_fragment_is_noticed() {
         let (good, layout) = fragment(100);
         let append = |bytes: &[u8]| {
-            let mut layer = LayerWriter::new(io::sink(), &[]).expect("starts");
+            let mut layer = LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts");
             layer.fragment(&layout, &Digest::of(&good), &mut &*bytes)
         };
         append(&good).expect("the undamaged fragment is taken");

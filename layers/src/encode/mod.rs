@@ -14,12 +14,14 @@
 //! is compressed twice. A zip file is made of deflate streams with CRC-32 and size, and so is a gzip file: what somebody
 //! else compressed is inflated once, to check it and to hash it, and copied. All headers, times and compression settings are decided here and carry [`LAYER_FORMAT`].
 
+mod compression;
 mod entry;
 mod fragment;
 mod gzip;
 mod layer;
 mod tar;
 
+pub use compression::Compression;
 pub use entry::{Entry, Kind};
 pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Member};
 pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader};

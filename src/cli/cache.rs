@@ -1,0 +1,257 @@
+//! `imgbuild cache`.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use cache::{Amount, Class, Collected, Limits, Store, Waiting};
+use clap::{Subcommand, ValueHint};
+use serde_json::{Value, json};
+
+use super::build::Format;
+use super::common::{Invocation, now};
+use super::{Stop, print, print_json};
+use crate::config::{parse_age, parse_size};
+use crate::error::Failure;
+use crate::report::size;
+
+/// Shows, checks and tidies the cache.
+///
+/// The cache holds downloads, fragments, layers and the records that lead to them. All of it can be had again, so nothing
+/// here can break a build. `gc`, `verify` and `clear` wait until no build runs.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  imgbuild cache info
+  imgbuild cache gc --max-size 10GB --max-age 30d
+  imgbuild cache export - | ssh ci imgbuild cache import -")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what the cache holds
+    Info {
+        /// How results are printed
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: Format,
+    },
+    /// Remove what is beyond the limits, least recently used first [default limits: imgbuild.toml's]
+    Gc {
+        /// Bytes on disk that may stay: 500MB, 20GB, 4GiB
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        max_size: Option<u64>,
+        /// Time since the last use: 12h, 30d, 4w
+        #[arg(long, value_name = "AGE", value_parser = parse_age)]
+        max_age: Option<u64>,
+        /// Bytes that must be free in the cache's file system
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        min_free: Option<u64>,
+        /// Say what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// How results are printed
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: Format,
+    },
+    /// Read everything and remove what is damaged; the next build makes it again
+    Verify {
+        /// How results are printed
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: Format,
+    },
+    /// Remove everything
+    Clear,
+    /// Write the cache as a tar file
+    Export {
+        /// The file, or `-` for stdout
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// Leave out what was not used for so long: 12h, 30d, 4w
+        #[arg(long, value_name = "AGE", value_parser = parse_age)]
+        max_age: Option<u64>,
+    },
+    /// Take what `export` wrote, every byte verified; whoever wrote the file is trusted to have built what its records say
+    Import {
+        /// The file, or `-` for stdin
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+}
+
+pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
+    let config = invocation.config()?;
+    let store = Store::open_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?)?;
+    match args.command {
+        Command::Info { format } => info(&store, &config.cache_limits()?.into(), format),
+        Command::Gc { max_size, max_age, min_free, dry_run, format } => {
+            let given = Limits { max_size, max_age, min_free };
+            let limits = if given.none() { config.cache_limits()?.into() } else { given };
+            let collected = if dry_run {
+                store.would_collect(&limits, now())?
+            } else {
+                collector(&store)?.collect(&limits, now())?
+            };
+            show(&collected, dry_run, format)
+        }
+        Command::Verify { format } => {
+            let jobs = config.jobs(invocation.globals.jobs.map(usize::from))?;
+            verify(&store, jobs, format)
+        }
+        Command::Clear => show(&collector(&store)?.clear()?, false, Format::Text),
+        Command::Export { file, max_age } => {
+            let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
+            let amount = export(&store, &file, since)?;
+            note(&format!("exported {}", amount_text(&amount)));
+            Ok(())
+        }
+        Command::Import { file } => {
+            let imported = import(&store, &file)?;
+            note(&format!("imported {}, {} were known", amount_text(&imported.added), imported.known));
+            if imported.refused == 0 {
+                return Ok(());
+            }
+            let message =
+                format!("{} entries of the file are not what their names say and were left out", imported.refused);
+            Err(Failure::work(message).hint("export the cache again").into())
+        }
+    }
+}
+
+fn collector(store: &Store) -> Result<cache::Collector<'_>, Stop> {
+    if let Some(collector) = store.collector(Waiting::No)? {
+        return Ok(collector);
+    }
+    note("waiting until no build runs");
+    store.collector(Waiting::Yes)?.ok_or_else(|| Failure::work("the cache cannot be locked").into())
+}
+
+fn note(text: &str) {
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn name(class: Class) -> &'static str {
+    match class {
+        Class::OtherVersion => "other versions",
+        Class::Partial => "incomplete downloads",
+        Class::Archive => "archives",
+        Class::Fragment => "fragments",
+        Class::Layer => "layers",
+        Class::Record => "records",
+    }
+}
+
+fn amount_text(amount: &Amount) -> String {
+    let entries = if amount.count == 1 { "entry" } else { "entries" };
+    format!("{} {entries}, {}", amount.count, size(amount.bytes))
+}
+
+fn classes(amounts: &std::collections::BTreeMap<Class, Amount>) -> Value {
+    let member = |(class, amount): (&Class, &Amount)| {
+        let key = match class {
+            Class::OtherVersion => "otherVersions",
+            Class::Partial => "partial",
+            Class::Archive => "archives",
+            Class::Fragment => "fragments",
+            Class::Layer => "layers",
+            Class::Record => "records",
+        };
+        (key.to_owned(), json!({ "count": amount.count, "bytes": amount.bytes }))
+    };
+    Value::Object(amounts.iter().map(member).collect())
+}
+
+fn info(store: &Store, limits: &Limits, format: Format) -> Result<(), Stop> {
+    let contents = store.contents()?;
+    if format == Format::Json {
+        return print_json(&json!({
+            "version": 1,
+            "path": store.root(),
+            "total": contents.total,
+            "free": contents.free,
+            "maxSize": limits.max_size,
+            "maxAge": limits.max_age,
+            "minFree": limits.min_free,
+            "classes": classes(&contents.classes),
+        }));
+    }
+    let mut text = format!("{}\n", store.root().display());
+    for (class, amount) in contents.classes.iter().rev() {
+        let _ = writeln!(text, "  {:>9}  {:>6}  {}", size(amount.bytes), amount.count, name(*class));
+    }
+    let most = limits.max_size.map_or(String::new(), |most| format!(" of {}", size(most)));
+    let _ = writeln!(text, "  {:>9}{most} in all, {} free on the disk", size(contents.total), size(contents.free));
+    print(&text)
+}
+
+fn show(collected: &Collected, dry_run: bool, format: Format) -> Result<(), Stop> {
+    if format == Format::Json {
+        return print_json(&json!({
+            "version": 1,
+            "dryRun": dry_run,
+            "removed": classes(&collected.removed),
+            "leftovers": { "count": collected.leftovers.count, "bytes": collected.leftovers.bytes },
+            "kept": collected.kept,
+        }));
+    }
+    let mut text = String::new();
+    let verb = if dry_run { "would remove" } else { "removed" };
+    for (class, amount) in &collected.removed {
+        let _ = writeln!(text, "{verb} {:>9}  {:>6}  {}", size(amount.bytes), amount.count, name(*class));
+    }
+    if collected.leftovers.count > 0 {
+        let amount = &collected.leftovers;
+        let _ = writeln!(text, "{verb} {:>9}  {:>6}  leftovers of killed builds", size(amount.bytes), amount.count);
+    }
+    let _ = writeln!(text, "{} stay", size(collected.kept));
+    print(&text)
+}
+
+fn verify(store: &Store, jobs: usize, format: Format) -> Result<(), Stop> {
+    let verified = collector(store)?.verify(jobs, |_| {})?;
+    if format == Format::Json {
+        return print_json(&json!({
+            "version": 1,
+            "blobs": verified.blobs,
+            "damaged": verified.damaged,
+            "records": verified.records,
+            "damagedRecords": verified.damaged_records,
+        }));
+    }
+    let mut text = format!("{} blobs and {} records read\n", verified.blobs, verified.records);
+    for digest in &verified.damaged {
+        let _ = writeln!(text, "removed {digest}: its bytes had changed");
+    }
+    if verified.damaged_records > 0 {
+        let _ = writeln!(text, "removed {} damaged records", verified.damaged_records);
+    }
+    print(&text)
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> Failure + '_ {
+    move |error| Failure::work(format!("`{}`: {error}", path.display()))
+}
+
+fn export(store: &Store, path: &Path, since: i64) -> Result<Amount, Stop> {
+    let mut out: Box<dyn Write> = if path == Path::new("-") {
+        Box::new(io::stdout().lock())
+    } else {
+        Box::new(BufWriter::new(File::create(path).map_err(failed(path))?))
+    };
+    match store.export(&mut out, since) {
+        Err(cache::CacheError::Archive { source }) if source.kind() == io::ErrorKind::BrokenPipe => Err(Stop::Closed),
+        done => Ok(done?),
+    }
+}
+
+fn import(store: &Store, path: &Path) -> Result<cache::Imported, Stop> {
+    let mut input: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(BufReader::with_capacity(256 << 10, File::open(path).map_err(failed(path))?))
+    };
+    Ok(store.import(&mut input)?)
+}

@@ -1,0 +1,110 @@
+//! How large the cache may become, and how layers are compressed.
+
+use layers::encode::Compression;
+
+use super::{Config, ConfigError};
+
+/// What the cache is kept to; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// Bytes on disk.
+    pub max_size: Option<u64>,
+    /// Seconds since the last use.
+    pub max_age: Option<u64>,
+    /// Bytes that stay free in its file system.
+    pub min_free: Option<u64>,
+}
+
+/// The ceiling where nobody sets one, bytes.
+pub const DEFAULT_MAX_SIZE: u64 = 20_000_000_000;
+
+impl Config {
+    /// How layers are compressed: `flag`, IMGBUILD_COMPRESSION, `compression`, else gzip.
+    ///
+    /// # Errors
+    /// If it is no compression.
+    pub fn compression(&self, flag: Option<Compression>) -> Result<Compression, ConfigError> {
+        match (flag, self.first("IMGBUILD_COMPRESSION", &["compression"])?) {
+            (Some(flag), _) => Ok(flag),
+            (None, None) => Ok(Compression::Gzip),
+            (None, Some(found)) => found.text.trim().parse().map_err(|why: String| found.wrong(why)),
+        }
+    }
+
+    /// What the cache is kept to after every build: IMGBUILD_CACHE_MAX_SIZE, `cache.max-size` and so on, else 20 GB.
+    ///
+    /// # Errors
+    /// If a value is no size, no span of time, and not `none`.
+    pub fn cache_limits(&self) -> Result<CacheLimits, ConfigError> {
+        let read = |variable: &str, key: &str, parse: fn(&str) -> Result<u64, String>| {
+            let Some(found) = self.first(variable, &["cache", key])? else { return Ok(None) };
+            match found.text.trim() {
+                "none" => Ok(Some(None)),
+                text => parse(text).map(|number| Some(Some(number))).map_err(|why| found.wrong(why)),
+            }
+        };
+        Ok(CacheLimits {
+            max_size: read("IMGBUILD_CACHE_MAX_SIZE", "max-size", parse_size)?.unwrap_or(Some(DEFAULT_MAX_SIZE)),
+            max_age: read("IMGBUILD_CACHE_MAX_AGE", "max-age", parse_age)?.flatten(),
+            min_free: read("IMGBUILD_CACHE_MIN_FREE", "min-free", parse_size)?.flatten(),
+        })
+    }
+}
+
+/// Parses a size: `500MB`, `20 GB`, `4GiB`, `1000000`.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let units = [
+        ("", 1),
+        ("b", 1),
+        ("k", 1_000),
+        ("kb", 1_000),
+        ("m", 1_000_000),
+        ("mb", 1_000_000),
+        ("g", 1_000_000_000),
+        ("gb", 1_000_000_000),
+        ("t", 1_000_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+    ];
+    measure(text, &units).ok_or_else(|| format!("`{text}` is no size such as `500MB`, `20GB` or `4GiB`"))
+}
+
+/// Parses a span of time into seconds: `90s`, `30m`, `12h`, `30d`, `4w`.
+pub fn parse_age(text: &str) -> Result<u64, String> {
+    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400), ("w", 604_800)];
+    measure(text, &units).ok_or_else(|| format!("`{text}` is no span of time such as `12h`, `30d` or `4w`"))
+}
+
+fn measure(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.len() - text.trim_start_matches(|character: char| character.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_lowercase();
+    let factor = units.iter().find(|(name, _)| *name == unit)?.1;
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_ages_are_read_with_their_units_and_nothing_else() {
+        for (text, bytes) in
+            [("0", 0), ("7", 7), ("500MB", 500_000_000), ("20 GB", 20_000_000_000), ("4GiB", 4 << 30), ("1k", 1000)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("12h", 43_200), ("30d", 2_592_000), ("4w", 2_419_200)] {
+            assert_eq!(parse_age(text), Ok(seconds), "{text}");
+        }
+        for text in ["", "GB", "-1", "1.5GB", "1 PB", "20GBx", "99999999999999999999", "18446744073709551615k", "é"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        for text in ["", "7", "d", "-1d", "1y"] {
+            assert!(parse_age(text).is_err(), "{text}");
+        }
+    }
+}

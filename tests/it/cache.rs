@@ -1,0 +1,410 @@
+//! Cases C of the cache: whatever happens to it, an image is right or it is not delivered.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use layers::lock::Lock;
+use layers::source::{Unpack, fetch, files};
+use layers::{Catalogue, Digest, Stage, path};
+
+use crate::support::layout::Layout;
+use crate::support::run::{Outcome, Sandbox, outcome, tool};
+use crate::support::server::Files;
+
+const KILLED: i32 = 128 + 9;
+
+/// A project with two images over a download, files of the context, and something taken from another stage.
+struct Project {
+    sandbox: Sandbox,
+    _server: Files,
+}
+
+impl Project {
+    fn new() -> Project {
+        let sandbox = Sandbox::new();
+        sandbox.write("src/app.py", "print('hello')\n");
+        sandbox.write("src/data/table", vec![7u8; 300_000]);
+        let script = "import sys, zipfile\n\
+            z = zipfile.ZipFile(sys.argv[1], 'w', zipfile.ZIP_DEFLATED)\n\
+            for name, size in [('large', 200000), ('small', 100)]:\n\
+            \x20   z.writestr(zipfile.ZipInfo('lib/' + name), bytes(i * i % 251 for i in range(size)), zipfile.ZIP_DEFLATED)\n\
+            z.close()\n";
+        fs::create_dir(sandbox.path().join("served")).unwrap();
+        let archive = sandbox.path().join("served/lib.zip");
+        tool("python3", [Path::new("-c"), Path::new(script), &archive]);
+        let digest = Digest::of(&fs::read(&archive).unwrap());
+        let server = Files::serve(&sandbox.path().join("served"));
+        let url = format!("{}/lib.zip", server.url().trim_end_matches('/'));
+        let built = Stage::scratch().layer(fetch(url, digest, path!("/opt")).unpack(Unpack::Zip));
+        let app = built.layer(files("src", path!("/app")));
+        let other = Stage::scratch()
+            .layer(built.take(path!("/opt/lib/large")).to(path!("/usr/share/large")))
+            .layer(files("src/app.py", path!("/app/main.py")));
+        let catalogue = Catalogue::new("test").with("app", app.image()).with("other", other.image());
+        sandbox.write("plan.json", catalogue.plan().to_json());
+        sandbox.write("images.lock", Lock::default().to_text());
+        Project { sandbox, _server: server }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.sandbox.command(["build", "--catalogue", "plan.json", "--progress", "plain"]);
+        command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
+        command
+    }
+
+    fn build(&self) -> Outcome {
+        outcome(&mut self.command())
+    }
+
+    /// Builds into an empty layout, which must be right; gives the digests by name.
+    fn rebuilt(&self) -> BTreeMap<String, String> {
+        let _ = fs::remove_dir_all(self.sandbox.work().join("dist"));
+        self.build().success();
+        self.delivered()
+    }
+
+    fn delivered(&self) -> BTreeMap<String, String> {
+        let layout = Layout::open(&self.sandbox.work().join("dist"));
+        for name in ["app", "other"] {
+            for image in layout.image(name) {
+                assert_eq!(image.faults(), [""; 0]);
+            }
+        }
+        layout.names()
+    }
+
+    fn imgbuild(&self, words: &[&str]) -> Outcome {
+        self.sandbox.imgbuild(words)
+    }
+
+    /// The files of a bucket.
+    fn bucket(&self, name: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for folder in fs::read_dir(self.sandbox.cache().join(name)).unwrap() {
+            found.extend(fs::read_dir(folder.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+        }
+        found.sort();
+        found
+    }
+
+    fn entries(&self) -> Vec<PathBuf> {
+        [self.bucket("blobs-v1"), self.bucket("ledger-v1")].concat()
+    }
+
+    /// A copy of the cache, to damage it again and again.
+    fn save(&self) -> PathBuf {
+        let saved = self.sandbox.path().join("saved");
+        let _ = fs::remove_dir_all(&saved);
+        tool("cp", [Path::new("-a"), self.sandbox.cache(), &saved]);
+        saved
+    }
+
+    fn restore(&self, saved: &Path) {
+        fs::remove_dir_all(self.sandbox.cache()).unwrap();
+        tool("cp", [Path::new("-a"), saved, self.sandbox.cache()]);
+    }
+}
+
+/// Writes bytes over a read-only file, its size and time as they were where that can be.
+fn overwrite(path: &Path, bytes: &[u8]) {
+    let time = fs::metadata(path).unwrap().modified().unwrap();
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
+}
+
+#[test]
+fn damage_of_any_entry_is_noticed_and_mended() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    let saved = project.save();
+    type Damage = fn(&[u8]) -> Vec<u8>;
+    let flipped: Damage = |bytes| {
+        let mut bad = bytes.to_vec();
+        let at = bad.len() / 2;
+        bad[at] ^= 0x40;
+        bad
+    };
+    let damages: [Damage; 4] =
+        [flipped, |bytes| bytes[..bytes.len() / 2].to_vec(), |_| Vec::new(), |_| vec![b'x'; 300]];
+    for entry in project.entries() {
+        for (number, damage) in damages.iter().enumerate() {
+            let bytes = fs::read(&entry).unwrap();
+            overwrite(&entry, &damage(&bytes));
+            assert_eq!(project.rebuilt(), right, "damage {number} of {}", entry.display());
+            project.restore(&saved);
+        }
+    }
+}
+
+#[test]
+fn damage_below_a_changed_layer_is_noticed_and_mended() {
+    let project = Project::new();
+    project.rebuilt();
+    let saved = project.save();
+    project.sandbox.write("src/app.py", "print('changed')\n");
+    let right = project.rebuilt();
+    // Without layers and image records, every fragment and archive is used again.
+    for entry in project.bucket("blobs-v1") {
+        project.restore(&saved);
+        let Ok(mut bytes) = fs::read(&entry) else { continue };
+        let at = bytes.len() * 2 / 3;
+        bytes[at] ^= 1;
+        overwrite(&entry, &bytes);
+        for record in project.bucket("ledger-v1") {
+            let text = String::from_utf8_lossy(&fs::read(&record).unwrap()).into_owned();
+            if text.contains("\nlayer 1\n") || text.contains("\nimage 1\n") {
+                fs::remove_file(record).unwrap();
+            }
+        }
+        assert_eq!(project.rebuilt(), right, "{}", entry.display());
+    }
+}
+
+#[test]
+fn swapped_entries_are_noticed_and_mended() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    let saved = project.save();
+    for bucket in ["blobs-v1", "ledger-v1"] {
+        let entries = project.bucket(bucket);
+        for pair in entries.windows(2) {
+            let (one, other) = (fs::read(&pair[0]).unwrap(), fs::read(&pair[1]).unwrap());
+            overwrite(&pair[0], &other);
+            overwrite(&pair[1], &one);
+            assert_eq!(project.rebuilt(), right, "{pair:?}");
+            project.restore(&saved);
+        }
+    }
+}
+
+#[test]
+fn damage_is_found_by_verify_and_healed_by_the_next_build() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    for entry in project.entries() {
+        let bytes = fs::read(&entry).unwrap();
+        overwrite(&entry, &[&bytes[..bytes.len() - 1], b"~"].concat());
+    }
+    let said = project.imgbuild(&["cache", "verify"]).success();
+    assert!(said.contains("its bytes had changed") && said.contains("damaged records"), "{said}");
+    assert_eq!(project.entries(), [PathBuf::new(); 0]);
+    assert_eq!(project.rebuilt(), right);
+    let said = project.imgbuild(&["cache", "verify"]).success();
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn a_builder_may_be_killed_at_any_moment() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    for point in ["blob-written", "blob-settled", "blob-adopting", "record-written", "record-settled"] {
+        let mut reached = 0;
+        // The first passing, the second, and so on, until a build passes the point fewer times.
+        for count in 1.. {
+            fs::remove_dir_all(project.sandbox.cache()).unwrap();
+            let _ = fs::remove_dir_all(project.sandbox.work().join("dist"));
+            let killed =
+                outcome(project.command().env("IMGBUILD_KILL_AT", format!("{point}:{count}")).args(["-j", "1"]));
+            if killed.status == 0 {
+                break;
+            }
+            assert_eq!(killed.status, KILLED, "{}", killed.stderr);
+            reached += 1;
+            assert_eq!(project.rebuilt(), right, "{point}:{count}");
+            project.imgbuild(&["cache", "gc", "--max-size", "1GB"]).success();
+            let left = fs::read_dir(project.sandbox.cache().join("tmp-v1")).unwrap().count();
+            assert_eq!(left, 0, "leftovers of {point}:{count}");
+            let said = project.imgbuild(&["cache", "verify"]).success();
+            assert_eq!(said.lines().count(), 1, "{point}:{count}: {said}");
+        }
+        assert!(reached > 0, "no build passes `{point}`");
+    }
+}
+
+#[test]
+fn a_collector_or_an_import_may_be_killed_at_any_moment() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    let file = project.sandbox.path().join("cache.tar");
+    project.imgbuild(&["cache", "export", file.to_str().unwrap()]).success();
+    let commands: [(&str, Vec<&str>); 2] = [
+        ("collected-one", vec!["cache", "gc", "--max-size", "1"]),
+        ("imported-one", vec!["cache", "import", file.to_str().unwrap()]),
+    ];
+    for (point, words) in commands {
+        for count in [1, 2, 5] {
+            project.rebuilt();
+            if point == "imported-one" {
+                project.imgbuild(&["cache", "clear"]).success();
+            }
+            let mut command = project.sandbox.command(&words);
+            let killed = outcome(command.env("IMGBUILD_KILL_AT", format!("{point}:{count}")));
+            assert_eq!(killed.status, KILLED, "`{point}:{count}` was not reached: {}", killed.stderr);
+            assert_eq!(project.rebuilt(), right, "{point}:{count}");
+        }
+    }
+}
+
+#[test]
+fn eight_builders_and_a_collector_do_not_disturb_each_other() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    let spawn = |command: &mut Command| command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for round in 0..3 {
+        let mut builders: Vec<Child> = (0..8)
+            .map(|at| {
+                let mut command = project.command();
+                spawn(command.args(["--output", &format!("oci:out{at}")]))
+            })
+            .collect();
+        let mut collector = project.sandbox.command(["cache", "gc", "--max-size", "1"]);
+        let collector = spawn(&mut collector);
+        for (at, builder) in builders.drain(..).enumerate() {
+            Outcome::of(builder.wait_with_output().unwrap()).success();
+            let layout = Layout::open(&project.sandbox.work().join(format!("out{at}")));
+            assert_eq!(layout.names(), right, "round {round}, builder {at}");
+            assert_eq!(layout.image("app")[0].faults(), [""; 0]);
+        }
+        Outcome::of(collector.wait_with_output().unwrap()).success();
+    }
+    assert_eq!(project.rebuilt(), right);
+}
+
+#[test]
+fn a_cache_of_another_version_is_left_alone_until_it_is_in_the_way() {
+    let project = Project::new();
+    let other = project.sandbox.cache().join("blobs-v7/ab");
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("x"), vec![1; 20_000]).unwrap();
+    project.rebuilt();
+    assert!(other.exists());
+    let said = project.imgbuild(&["cache", "info"]).success();
+    assert!(said.contains("other versions"), "{said}");
+    project.imgbuild(&["cache", "gc", "--max-size", "1"]).success();
+    assert!(!other.exists());
+}
+
+#[test]
+fn an_exported_cache_makes_a_build_elsewhere_need_nothing() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    let file = project.sandbox.path().join("cache.tar");
+    project.imgbuild(&["cache", "export", file.to_str().unwrap()]).success();
+    fs::remove_dir_all(project.sandbox.cache()).unwrap();
+    project.imgbuild(&["cache", "import", file.to_str().unwrap()]).success();
+    let _ = fs::remove_dir_all(project.sandbox.work().join("dist"));
+    outcome(project.command().arg("--offline")).success();
+    assert_eq!(project.delivered(), right);
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.windows(8).position(|window| window == b"/app.py\0").map_or(600, |at| at);
+    bytes[at] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    project.imgbuild(&["cache", "clear"]).success();
+    project.imgbuild(&["cache", "import", file.to_str().unwrap()]).failure(1, &["not what their names say"]);
+    assert_eq!(project.rebuilt(), right);
+}
+
+#[test]
+fn the_cache_stays_below_its_ceiling_by_itself() {
+    let project = Project::new();
+    project.sandbox.write("imgbuild.toml", "[cache]\nmax-size = '700kB'\n");
+    for number in 0..6u8 {
+        let noise: Vec<u8> = (0..200_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ number).collect();
+        project.sandbox.write("src/data/table", noise);
+        project.rebuilt();
+        let info = project.imgbuild(&["cache", "info", "--format", "json"]).success();
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        assert!(info["total"].as_u64().unwrap() <= 700_000, "{info:#}");
+        assert_eq!(info["maxSize"], 700_000);
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_used_is_named() {
+    let project = Project::new();
+    fs::remove_dir_all(project.sandbox.cache()).unwrap();
+    fs::write(project.sandbox.cache(), "a file").unwrap();
+    project.build().failure(1, &["cannot be used", "--cache-dir"]);
+}
+
+#[test]
+fn a_cache_behind_a_symbolic_link_is_a_cache() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    let real = project.sandbox.path().join("real");
+    fs::rename(project.sandbox.cache(), &real).unwrap();
+    std::os::unix::fs::symlink(&real, project.sandbox.cache()).unwrap();
+    assert_eq!(project.rebuilt(), right);
+    project.imgbuild(&["cache", "gc", "--max-size", "1"]).success();
+    assert_eq!(project.rebuilt(), right);
+}
+
+/// A file system of a few megabytes, mounted for one test.
+struct SmallDisk(PathBuf);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn real_a_full_disk_is_named_and_leaves_nothing_wrong() {
+    let project = Project::new();
+    let right = project.rebuilt();
+    let disk = SmallDisk(project.sandbox.path().join("disk"));
+    fs::create_dir(&disk.0).unwrap();
+    tool("mount", ["-t", "tmpfs", "-o", "size=1m", "tmpfs", disk.0.to_str().unwrap()]);
+    let build = |project: &Project| {
+        let _ = fs::remove_dir_all(project.sandbox.work().join("dist"));
+        outcome(project.command().args(["--cache-dir", disk.0.to_str().unwrap()]))
+    };
+    // From hardly any room to enough: the build fails at every stage of its work, and never delivers something wrong.
+    let filler = disk.0.join("filler");
+    let mut full = 0;
+    for room in (0..64).map(|step| step * 16_384) {
+        fs::write(&filler, vec![1; 1_000_000usize.saturating_sub(room)]).unwrap();
+        let done = build(&project);
+        match done.status {
+            0 => assert_eq!(project.delivered(), right),
+            _ => {
+                done.failure(1, &[]);
+                full += 1;
+            }
+        }
+        let _ = fs::remove_file(&filler);
+    }
+    assert!(full > 0, "the disk was never full");
+    build(&project).success();
+    assert_eq!(project.delivered(), right);
+}
+
+#[test]
+fn an_explanation_names_what_changed() {
+    let project = Project::new();
+    let explain = || {
+        let text = project.imgbuild(&["explain", "app", "--catalogue", "plan.json"]).success();
+        text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>()
+    };
+    let first = explain();
+    assert!(first[0].ends_with(": miss") && first[1].contains("no earlier build"), "{first:?}");
+    project.rebuilt();
+    let hit = explain();
+    assert!(hit[0].ends_with(": hit"), "{hit:?}");
+    assert!(hit[1..].iter().all(|line| line.starts_with("  hit ")), "{hit:?}");
+    project.sandbox.write("src/app.py", "print('changed')\n");
+    project.sandbox.write("src/new.py", "");
+    fs::remove_file(project.sandbox.work().join("src/data/table")).unwrap();
+    let miss = explain();
+    assert!(miss[0].ends_with(": miss"), "{miss:?}");
+    assert!(miss[1].starts_with("  hit "), "{miss:?}");
+    let expected = ": 1 changed: app.py; 1 added: new.py; 1 removed: data/table";
+    assert!(miss[2].starts_with("  miss  ") && miss[2].ends_with(expected), "{miss:?}");
+    project.rebuilt();
+    assert!(explain()[0].ends_with(": hit"));
+}
