@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,12 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
             timeout_graceful_shutdown=10,
         )
     )
+    # uvicorn ends in order and then sends itself the signal again; to have ended in order is status 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         server.run()
-    except SystemExit as error:  # uvicorn's way to say that the port is taken
-        return int(error.code or 0)
+    except SystemExit:  # uvicorn's way to say that the port is taken, with a status of its own
+        return 1
     return 0 if server.started else 1
 
 

@@ -145,9 +145,12 @@ class Rag:
         if path.is_dir():
             self.vault = Vault(path)
             return await self.sync()
+        page, root = path.resolve(), self.vault.root.resolve()
+        if not page.is_relative_to(root) or not page.is_file():
+            raise FileNotFoundError(f"{path} is neither a folder nor a page of the vault {self.vault.root}")
         changes = Changes(pages=1)
         async with self._lock:
-            await self._index(path.resolve().relative_to(self.vault.root.resolve()).as_posix(), changes)
+            await self._index(page.relative_to(root).as_posix(), changes)
         return changes
 
     async def _index(self, source: str, changes: Changes) -> None:

@@ -1,9 +1,11 @@
 """A store in Milvus, or in Milvus Lite where the URI is a file.
 
-The collection's description names the embedding model and its dimensions. Vectors of two models cannot be compared, so
-a collection of another model is dropped and filled anew; the vault is the truth and the store only an index of it.
+The name of the vectors' column stands for the embedding model. Vectors of two models cannot be compared, so a
+collection of another model, or of other dimensions, is dropped and filled anew: the vault is the truth and the store
+only an index of it. A collection that does not look like ours is never touched.
 """
 
+import hashlib
 import json
 import logging
 import threading
@@ -28,6 +30,9 @@ BATCH = 500
 #: Seconds that one call may take.
 TIMEOUT = 20
 
+#: Columns beside the vectors.
+COLUMNS = frozenset({"id", "source", "text", "metadata"})
+
 
 class MilvusStore:
     """Connects at the first call, and again after a failure."""
@@ -36,9 +41,11 @@ class MilvusStore:
         self.place = settings.milvus_uri
         self._settings = settings
         self._name = settings.milvus_collection
-        self._model = settings.embedding_name()
+        model = settings.embedding_name()
+        self._vectors = "vector_" + hashlib.sha256(model.encode()).hexdigest()[:12]
         self._client: MilvusClient | None = None
         self._ready = False
+        self._dimensions = 0
         # Milvus Lite wants writes one after the other, and the collection must be made once.
         self._lock = threading.RLock()
 
@@ -64,7 +71,7 @@ class MilvusStore:
                 "source": chunk.source,
                 "text": chunk.text,
                 "metadata": chunk.metadata,
-                "vector": vector,
+                self._vectors: vector,
             }
             for chunk, vector in zip(chunks, vectors, strict=True)
         ]
@@ -93,6 +100,7 @@ class MilvusStore:
             found = client.search(
                 self._name,
                 data=[vector],
+                anns_field=self._vectors,
                 limit=limit,
                 output_fields=["source", "text", "metadata"],
                 search_params={"metric_type": "COSINE"},
@@ -144,43 +152,46 @@ class MilvusStore:
             except Exception:  # a broken connection may also fail to close
                 log.debug("closing the connection to %s failed", self.place, exc_info=True)
 
-    def _usable(self, client: MilvusClient) -> bool:
-        """Whether the collection is there and of this model; then it is also loaded."""
-        if self._ready:
+    def _usable(self, client: MilvusClient, dimensions: int | None = None) -> bool:
+        """Whether the collection is there and of this model and these dimensions; then it is also loaded."""
+        if self._ready and dimensions in (None, self._dimensions):
             return True
         if not client.has_collection(self._name, timeout=TIMEOUT):
             return False
-        said = client.describe_collection(self._name, timeout=TIMEOUT).get("description", "")
-        if not said.startswith(f"{self._model} "):
-            log.warning("collection %s holds vectors of `%s` and is dropped", self._name, said)
+        fields = {it["name"]: it for it in client.describe_collection(self._name, timeout=TIMEOUT)["fields"]}
+        if not COLUMNS <= set(fields):
+            raise StoreError(
+                f"Milvus at {self.place}: collection {self._name} is not one of Obelisk's: choose another MILVUS_COLLECTION"
+            )
+        known = int(fields[self._vectors]["params"]["dim"]) if self._vectors in fields else None
+        if known is None or dimensions not in (None, known):
+            log.warning("collection %s holds vectors of another model and is dropped", self._name)
+            self._ready = False
             client.drop_collection(self._name, timeout=TIMEOUT)
             return False
         client.load_collection(self._name, timeout=TIMEOUT)
-        self._ready = True
+        self._ready, self._dimensions = True, known
         return True
 
     def _prepare(self, client: MilvusClient, dimensions: int) -> None:
-        description = f"{self._model} {dimensions}"
-        if self._usable(client):
-            said = client.describe_collection(self._name, timeout=TIMEOUT).get("description", "")
-            if said == description:
-                return
-            log.warning("collection %s holds vectors of `%s`, not `%s`, and is dropped", self._name, said, description)
-            client.drop_collection(self._name, timeout=TIMEOUT)
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
+        if self._usable(client, dimensions):
+            return
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=64)
         schema.add_field("source", DataType.VARCHAR, max_length=4096)
         schema.add_field("text", DataType.VARCHAR, max_length=65535)
         schema.add_field("metadata", DataType.JSON)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimensions)
+        schema.add_field(self._vectors, DataType.FLOAT_VECTOR, dim=dimensions)
         index = client.prepare_index_params()
-        index.add_index("vector", index_type="HNSW", metric_type="COSINE", params={"M": 16, "efConstruction": 200})
+        index.add_index(
+            self._vectors, index_type="HNSW", metric_type="COSINE", params={"M": 16, "efConstruction": 200}
+        )
         # Strong: what was just written is found by the next question.
         client.create_collection(
             self._name, schema=schema, index_params=index, consistency_level="Strong", timeout=TIMEOUT
         )
         client.load_collection(self._name, timeout=TIMEOUT)
-        self._ready = True
+        self._ready, self._dimensions = True, dimensions
 
     def _rows(self, condition: str, column: str) -> list[dict[str, Any]]:
         """All rows that meet a condition, page by page in the order of their ids."""
