@@ -48,7 +48,8 @@ def main() -> None:
     port = int(sys.argv[2]) if len(sys.argv) > 2 else 8000
     server = http.server.ThreadingHTTPServer(("0.0.0.0", port), functools.partial(Site, directory=str(site)))
     # As process 1 a container's Python would ignore SIGTERM.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     print(f"serving {site} on port {port}", flush=True)
     server.serve_forever()
 

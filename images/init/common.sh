@@ -25,24 +25,22 @@ unforeseen() {
 
 # --- log -------------------------------------------------------------------------------------------------------------
 
-level_number() {
-  case $1 in debug) echo 0 ;; info) echo 1 ;; warning) echo 2 ;; *) echo 3 ;; esac
-}
+declare -Ar LEVELS=([debug]=0 [info]=1 [warning]=2 [error]=3)
 
 # log LEVEL MESSAGE [NAME=VALUE...]: one line on stderr.
 log() {
-  local level=$1 message=$2 pair
+  local level=$1 message=$2 pair now
   shift 2
-  [ "$(level_number "$level")" -ge "$(level_number "${LOG_LEVEL:-info}")" ] || return 0
+  [ "${LEVELS[$level]}" -ge "${LEVELS[${LOG_LEVEL:-info}]:-1}" ] || return 0
+  TZ=UTC0 printf -v now '%(%Y-%m-%dT%H:%M:%SZ)T' -1
   if [ "${LOG_FORMAT:-text}" = json ]; then
-    jq -cn --arg time "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg level "$level" --arg phase "${PHASE:-init}" \
+    jq -cn --arg time "$now" --arg level "$level" --arg phase "${PHASE:-init}" \
       --arg message "$message" '{$time, $level, $phase, $message} + ([$ARGS.positional[]
         | capture("^(?<key>[^=]*)=(?<value>.*)$"; "m")] | from_entries)' --args -- "$@" >&2
   else
     for pair in "$@"; do message+=" $pair"; done
     # A server's words may hold line ends; a log line may not.
-    printf '%s %-7s %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$level" "${PHASE:-init}" \
-      "${message//[$'\001'-$'\037']/ }" >&2
+    printf '%s %-7s %s: %s\n' "$now" "$level" "${PHASE:-init}" "${message//[$'\001'-$'\037']/ }" >&2
   fi
 }
 
@@ -76,8 +74,8 @@ secret() {
     elif [ ! -r "$file" ] || [ ! -f "$file" ]; then
       problem "$file_name names $file, which cannot be read by user $(id -u)"
     else
+      # An empty file is what an unset secret looks like in a deployment; who needs the secret says so.
       value=$(<"$file")
-      [ -n "$value" ] || problem "$file_name names $file, which is empty"
     fi
   fi
   # Programs are handed it where they need it, and do not inherit it.
@@ -138,19 +136,22 @@ settings() {
   : "${USE_OPENAI:=false}" "${OPENAI_COMPLETION_MODEL:=gpt-4o}" "${OPENAI_EMBEDDING_MODEL:=text-embedding-3-large}"
   : "${TOKENS_DIR:=/app/tokens}" "${CONFIG_DIR:=/app/config}" "${TOKENS_GID:=}"
   : "${TOKEN_TPM_LIMIT:=100000}" "${TOKEN_RPM_LIMIT:=5000}"
-  : "${WAIT_TIMEOUT:=300}" "${PULL_TIMEOUT:=7200}" "${STALL_TIMEOUT:=120}" "${HTTP_TIMEOUT:=30}"
+  : "${INIT_DEADLINE_SECONDS:=600}" "${PULL_TIMEOUT:=7200}" "${HTTP_TIMEOUT:=30}"
+  : "${STALL_TIMEOUT:=$INIT_DEADLINE_SECONDS}" "${OPENAI_ORG_ID:=}"
   LOG_LEVEL=${LOG_LEVEL,,} USE_OPENAI=${USE_OPENAI,,}
 
   check_choice LOG_LEVEL debug info warning error
   check_choice LOG_FORMAT text json
   check_choice ENVIRONMENT dev test prod
   check_choice USE_OPENAI true false
+  # Said twice, one mistake would be reported twice.
+  if [ "$OLLAMA_API_BASE" = "$OLLAMA_API_URL" ]; then OLLAMA_API_BASE=''; else check_url OLLAMA_API_BASE; fi
   check_url OLLAMA_API_URL
-  check_url OLLAMA_API_BASE
+  : "${OLLAMA_API_BASE:=$OLLAMA_API_URL}"
   check_url LITELLM_API_URL
   check_url RAG_API_URL
   check_url MILVUS_URI
-  check_number WAIT_TIMEOUT 1 86400
+  check_number INIT_DEADLINE_SECONDS 1 86400
   check_number PULL_TIMEOUT 1 604800
   check_number STALL_TIMEOUT 1 86400
   check_number HTTP_TIMEOUT 1 3600
@@ -166,15 +167,16 @@ settings() {
   if [ -n "$LITELLM_MASTER_KEY" ]; then
     check_key LITELLM_MASTER_KEY
   else
-    problem "LITELLM_MASTER_KEY or LITELLM_MASTER_KEY_FILE must be set"
+    problem "LITELLM_MASTER_KEY or LITELLM_MASTER_KEY_FILE must be set to a key"
   fi
   secret OPENAI_API_KEY
   if [ "$USE_OPENAI" = true ]; then
     if [ -n "$OPENAI_API_KEY" ]; then
       check_key OPENAI_API_KEY
     else
-      problem "OPENAI_API_KEY or OPENAI_API_KEY_FILE must be set because USE_OPENAI is true"
+      problem "OPENAI_API_KEY or OPENAI_API_KEY_FILE must be set to a key because USE_OPENAI is true"
     fi
+    [[ $OPENAI_ORG_ID =~ ^[A-Za-z0-9_-]*$ ]] || problem "OPENAI_ORG_ID must hold letters, digits, - and _ only"
     check_model OPENAI_COMPLETION_MODEL "$OPENAI_COMPLETION_MODEL"
     check_model OPENAI_EMBEDDING_MODEL "$OPENAI_EMBEDDING_MODEL"
   fi
@@ -220,18 +222,23 @@ pause() {
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
-# curl_config KEY: options that hold a secret, for `curl --config`.
+# curl_config KEY BODY: what may be secret, as options for `curl --config -`.
 curl_config() {
+  local body=$2
   [ -z "$1" ] || printf 'header = "Authorization: Bearer %s"\n' "$1"
+  if [ -n "$body" ]; then
+    body=${body//\\/\\\\}
+    body=${body//\"/\\\"}
+    printf 'header = "Content-Type: application/json"\ndata-binary = "%s"\n' "$body"
+  fi
 }
 
-# request METHOD URL KEY [BODY]: sets STATUS (000 if nothing answered), BODY, and REASON for a person.
+# request METHOD URL KEY [BODY]: sets STATUS (000 if nothing answered), BODY, and REASON for a person. BODY is one line.
 request() {
   local method=$1 url=$2 key=$3 body=${4:-} reply said
   local options=(--silent --show-error --connect-timeout 5 --max-time "$HTTP_TIMEOUT" --request "$method")
-  options+=(--header 'Accept: application/json' --write-out '\n%{http_code}' --config <(curl_config "$key"))
-  [ -z "$body" ] || options+=(--header 'Content-Type: application/json' --data-binary @<(printf %s "$body"))
-  if reply=$(curl "${options[@]}" -- "$url" 2>&1); then
+  options+=(--header 'Accept: application/json' --write-out '\n%{http_code}' --config -)
+  if reply=$(curl_config "$key" "$body" | curl "${options[@]}" -- "$url" 2>&1); then
     STATUS=${reply##*$'\n'} BODY=${reply%$'\n'*}
     said=$(jq -r '(.error? // .detail? // .) | if type == "object" then (.message? // tojson) else tostring end' \
       <<<"$BODY" 2>/dev/null) || said=$BODY
@@ -254,7 +261,7 @@ again() {
 persist() {
   local what=$1 status
   shift
-  deadline "$WAIT_TIMEOUT"
+  deadline "$INIT_DEADLINE_SECONDS"
   while :; do
     status=0
     "$@" || status=$?
@@ -263,7 +270,7 @@ persist() {
       75) log debug "$what: $REASON" ;;
       *) fail "$what failed" "reason=$REASON" ;;
     esac
-    pause || fail "$what did not succeed in $WAIT_TIMEOUT s" "reason=$REASON"
+    pause || fail "$what did not succeed in $INIT_DEADLINE_SECONDS s" "reason=$REASON"
   done
 }
 

@@ -3,7 +3,7 @@
 # their settings as files in CONFIG_DIR.
 #
 # LiteLLM's models are told apart by ids that begin with `obelisk-`, so a second run finds them; `obelisk_revision` in
-# their model_info says what they were made from, so a changed setting updates them. Models of other ids are not touched.
+# their model_info says what they were made from, so a changed setting replaces them. Models of other ids are not touched.
 # shellcheck source=common.sh
 . "${OBELISK_LIB:-/usr/local/lib/obelisk}/common.sh"
 begin services "$EXIT_SERVICES"
@@ -39,20 +39,21 @@ desired_models() {
   RAG_TOKEN=$rag_token OPENAI_KEY=$OPENAI_API_KEY jq -cn \
     --arg ollama "$OLLAMA_API_BASE" --arg rag "$RAG_API_URL/v1" --arg embedding "$EMBEDDING_MODEL" \
     --argjson openai "$USE_OPENAI" --arg openai_completion "$OPENAI_COMPLETION_MODEL" \
-    --arg openai_embedding "$OPENAI_EMBEDDING_MODEL" '
-    def slug: gsub("[^A-Za-z0-9]+"; "-");
+    --arg openai_embedding "$OPENAI_EMBEDDING_MODEL" --arg organization "$OPENAI_ORG_ID" '
     def model($mode; $params): {
       model_name: .,
       litellm_params: $params,
-      model_info: {id: ("obelisk-" + slug), mode: $mode}
+      model_info: {id: ("obelisk-" + .), mode: $mode}
     };
+    def openai: {model: ("openai/" + .), api_key: env.OPENAI_KEY, drop_params: true}
+      + if $organization == "" then {} else {$organization} end;
     [ ($ARGS.positional[] | if . == $embedding
         then model("embedding"; {model: ("ollama/" + .), api_base: $ollama, drop_params: true})
         else model("chat"; {model: ("ollama_chat/" + .), api_base: $ollama, drop_params: true}) end),
       ("obelisk-rag" | model("chat"; {model: "openai/obelisk-rag", api_base: $rag, api_key: env.RAG_TOKEN})),
       (if $openai then
-        ($openai_completion | model("chat"; {model: ("openai/" + .), api_key: env.OPENAI_KEY, drop_params: true})),
-        ($openai_embedding | model("embedding"; {model: ("openai/" + .), api_key: env.OPENAI_KEY}))
+        ($openai_completion | model("chat"; openai)),
+        ($openai_embedding | model("embedding"; openai))
       else empty end)
     ] | unique_by(.model_info.id)' --args -- "${MODELS[@]}"
 }
@@ -67,7 +68,8 @@ list_known() {
   }
 }
 
-# store_model MODEL: MODEL as JSON with its revision.
+# store_model MODEL: MODEL as JSON with its revision. A changed one is replaced: LiteLLM's /model/update keeps parameters
+# that were taken away, and not every version stores the new model_info.
 store_model() {
   local id have want
   list_known || return $?
@@ -75,13 +77,12 @@ store_model() {
   have=$(jq -r --arg id "$id" '.[$id] // "none"' <<<"$known")
   want=$(jq -r .model_info.obelisk_revision <<<"$1")
   [ "$have" != "$want" ] || return 0
-  if [ "$have" = none ]; then
-    litellm_call POST /model/new "$1" || return $?
-    done_what=added
-  else
-    litellm_call POST /model/update "$1" || return $?
+  if [ "$have" != none ]; then
+    litellm_call POST /model/delete "$(jq -cn --arg id "$id" '{$id}')" || return $?
     done_what=updated
   fi
+  litellm_call POST /model/new "$1" || return $?
+  done_what=${done_what:-added}
 }
 
 remove_model() {

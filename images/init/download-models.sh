@@ -30,13 +30,21 @@ has() {
 
 # pull MODEL: one attempt. 0 done, 1 hopeless, 75 try again.
 pull() {
-  local model=$1 line status total completed error best='' moved=$EPOCHSECONDS shown=$EPOCHSECONDS body left done=false
+  local model=$1 line status total completed error best='' moved=$EPOCHSECONDS shown=$EPOCHSECONDS body left result done=false
   left=$((pull_deadline - EPOCHSECONDS))
   [ "$left" -gt 0 ] || left=1
   body=$(jq -cn --arg model "$model" '{$model, stream: true}')
   REASON='the connection ended before the pull did'
-  # curl ends the silent connection; an endless repetition of the same line is ended here, by closing the pipe.
-  while IFS=$'\037' read -r status total completed error; do
+  # Silence and the same line again and again are both standing still. The pipe is closed then, and curl ends with it, or
+  # by itself where it hears nothing.
+  while :; do
+    result=0
+    IFS=$'\037' read -r -t "$((moved + STALL_TIMEOUT - EPOCHSECONDS + 1))" status total completed error || result=$?
+    if [ "$result" -gt 128 ]; then
+      REASON="no progress in $STALL_TIMEOUT s"
+      break
+    fi
+    [ "$result" -eq 0 ] || break
     if [ -n "$error" ]; then
       REASON=$error
       break
@@ -48,7 +56,7 @@ pull() {
     line="$status $total $completed"
     if [ "$line" != "$best" ]; then
       best=$line moved=$EPOCHSECONDS
-    elif [ "$((EPOCHSECONDS - moved))" -ge "$STALL_TIMEOUT" ]; then
+    elif [ "$((EPOCHSECONDS - moved))" -gt "$STALL_TIMEOUT" ]; then
       REASON="no progress in $STALL_TIMEOUT s"
       break
     fi
@@ -61,8 +69,8 @@ pull() {
     curl --silent --show-error --no-buffer --connect-timeout 5 --max-time "$left" \
       --speed-limit 1 --speed-time "$STALL_TIMEOUT" --header 'Content-Type: application/json' \
       --data-binary "$body" -- "$OLLAMA_API_URL/api/pull" 2>&1 \
-      | jq --unbuffered -Rr 'try (fromjson | [.status // "", .total // 0, .completed // 0, .error // ""])
-          catch ["", 0, 0, .] | map(tostring | gsub("[\u0000-\u001f]"; " ")) | join("\u001f")' || :
+      | jq --unbuffered -Rr '. as $line | try (fromjson | [.status // "", .total // 0, .completed // 0, .error // ""])
+          catch ["", 0, 0, $line] | map(tostring | gsub("[\u0000-\u001f]"; " ")) | join("\u001f")' || :
   )
   if $done; then return 0; fi
   case ${REASON,,} in

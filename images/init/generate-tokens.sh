@@ -30,16 +30,19 @@ make() {
 
 readonly names=(LITELLM_API_TOKEN RAG_API_TOKEN WEBUI_SECRET_KEY)
 
-# A copy that a killed run left behind.
-rm -f -- "$TOKENS_DIR"/.new.??????
+# Copies that a killed job left behind; young ones may be of a job that is at work beside this one.
+for left in "$TOKENS_DIR"/.new.??????; do
+  if [ -f "$left" ] && [ "$((EPOCHSECONDS - $(stat -c %Y "$left")))" -gt 3600 ]; then rm -f -- "$left"; fi
+done
 
-text='' added=()
+text='' added=() there=false
 if [ -e "$file" ]; then
   { [ -f "$file" ] && [ -r "$file" ]; } || fail "$file is there but cannot be read by user $(id -u)"
+  there=true
 fi
 for name in "${names[@]}"; do
   value=''
-  if [ -e "$file" ] && ! $rotate; then
+  if $there && ! $rotate; then
     value=$(token "$name" "$file") || value=''
     case $name,$value in
       *,) ;;
@@ -58,7 +61,7 @@ if [ "${#added[@]}" -gt 0 ]; then
   new=$(mktemp -- "$TOKENS_DIR/.new.XXXXXX")
   printf %s "$text" >"$new"
   seal 0440 "$new"
-  if [ -e "$file" ]; then
+  if $there; then
     # LiteLLM still knows the old token; configure-services.sh has it deleted. One that already waits for that stays.
     if $rotate && [ ! -e "$previous" ]; then ln -- "$file" "$previous"; fi
     mv -fT -- "$new" "$file"
@@ -72,9 +75,13 @@ else
   log info "tokens unchanged"
 fi
 
-for name in "${names[@]}"; do
-  value=$(token "$name") || fail "$file lacks $name: run again"
-  if install_file 0440 "$TOKENS_DIR/${name,,}" "$value"; then log debug "wrote ${name,,}"; fi
+# Another job may rotate the tokens meanwhile: what is written must be of the file as it is at the end.
+until [ "${seen:-}" = "$(<"$file")" ]; do
+  seen=$(<"$file")
+  for name in "${names[@]}"; do
+    value=$(token "$name") || fail "$file lacks $name: run again"
+    if install_file 0440 "$TOKENS_DIR/${name,,}" "$value"; then log debug "wrote ${name,,}"; fi
+  done
 done
 mode=$(stat -c %a "$file")
 if [ "$mode" != 440 ]; then

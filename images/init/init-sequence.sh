@@ -33,7 +33,14 @@ esac
 bin=$(dirname -- "$0")
 child=''
 # A signal to the job is passed on: bash alone would wait for the script to end.
-trap 'log warning "stopped by a signal"; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null; exit 143' TERM INT
+stop() {
+  trap - ERR
+  log warning "stopped by a signal"
+  # The script may have ended by itself meanwhile.
+  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :
+  exit 143
+}
+trap stop TERM INT
 
 changes=()
 run() {

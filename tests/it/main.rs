@@ -7,6 +7,8 @@ mod cache;
 mod config_real;
 mod crates;
 mod fetch;
+mod image_scripts;
+mod init;
 mod python;
 mod python_hostile;
 mod python_index;
