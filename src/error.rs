@@ -105,6 +105,9 @@ impl From<layers::lower::LowerError> for Failure {
         match error {
             LowerError::Unlocked { .. } => failure.hint("run `imgbuild lock`"),
             LowerError::NoLockFile { .. } => failure.hint("choose the context with `--context DIR`"),
+            LowerError::NoInterpreter { python, .. } => {
+                failure.hint(format!("put `.layer(debian([\"python{python}\"]))` below it, or leave byte-code out"))
+            }
         }
     }
 }

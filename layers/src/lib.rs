@@ -51,7 +51,7 @@ pub use path::{ImagePath, InvalidPath, check as check_path};
 pub use plan::{PLAN_VERSION, Plan, PlanError, PlannedImage, PlannedStage, StageId, StageStep};
 pub use platform::{Platform, UnknownPlatform};
 pub use source::{
-    Source, debian, dir, fetch, files, inline, link, oci_layout, pip_requirements, poetry_lock, pylock, python, user,
-    uv_lock,
+    Modules, Source, debian, dir, fetch, files, inline, link, oci_layout, pip_requirements, poetry_lock, pylock,
+    python, user, uv_lock,
 };
 pub use stage::{Location, Stage, Take};

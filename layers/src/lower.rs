@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use crate::digest::Digest;
 use crate::hash::KeyHasher;
 use crate::lock::{Lock, LockedPackage};
-use crate::op::{Archive, Configure, Conversion, LayerPlan, Op, Origin};
+use crate::op::{Archive, ByteCode, Configure, Conversion, Interpreter, LayerPlan, Op, Origin, Unpacked};
 use crate::plan::{Plan, StageId, StageStep};
 use crate::platform::Platform;
-use crate::source::{Debian, Inline, Link, OciLayout, Owner, Python, Source};
+use crate::source::{Debian, Inline, Link, Modules, OciLayout, Owner, Python, Source};
 use crate::stage::Location;
 
 /// A stage whose every input is known by digest, except the files of the build context.
@@ -20,6 +20,8 @@ pub struct Resolved {
     pub layers: Vec<LayerPlan>,
     /// Shared libraries that may be missing.
     pub allow_missing: crate::op::AllowedMissing,
+    /// The interpreters that make byte-code, by digest.
+    pub interpreters: BTreeMap<Digest, Interpreter>,
 }
 
 /// Why a stage has no layers.
@@ -45,13 +47,27 @@ pub enum LowerError {
         /// Where it was written.
         at: Option<Location>,
     },
+    /// Byte-code without the interpreter that would make it.
+    #[error("`{label}` wants byte-code, but no Debian package below it brings python{python} on {platform}")]
+    NoInterpreter {
+        /// The source.
+        label: String,
+        /// The version that is wanted.
+        python: String,
+        /// The platform.
+        platform: Platform,
+        /// Where it was written.
+        at: Option<Location>,
+    },
 }
 
 impl LowerError {
     /// Where in a definition the trouble stands.
     pub fn at(&self) -> Option<&Location> {
         match self {
-            LowerError::Unlocked { at, .. } | LowerError::NoLockFile { at, .. } => at.as_ref(),
+            LowerError::Unlocked { at, .. }
+            | LowerError::NoLockFile { at, .. }
+            | LowerError::NoInterpreter { at, .. } => at.as_ref(),
         }
     }
 }
@@ -90,7 +106,9 @@ pub fn lower(
     platform: Platform,
     lock_file: &dyn Fn(&Python) -> Option<Digest>,
 ) -> Result<Resolved, LowerError> {
-    let mut resolved = Resolved { base: None, layers: Vec::new(), allow_missing: Default::default() };
+    let mut resolved =
+        Resolved { base: None, layers: Vec::new(), allow_missing: Default::default(), interpreters: BTreeMap::new() };
+    let mut everywhere: BTreeMap<Platform, BTreeMap<&str, Unpacked>> = BTreeMap::new();
     let mut chain: Vec<&Debian> = Vec::new();
     let mut installed: BTreeMap<&str, (&LockedPackage, &[String])> = BTreeMap::new();
     for (stage, planned) in plan.steps(top) {
@@ -106,6 +124,12 @@ pub fn lower(
         let label = source.label();
         let unlocked = || LowerError::Unlocked { label: label.clone(), platform, at: at.clone() };
         let layer = |label: String, ops: Vec<Op>| LayerPlan { label, at: at.clone(), stage, ops };
+        let no_interpreter = |python: &str| LowerError::NoInterpreter {
+            label: label.clone(),
+            python: python.to_owned(),
+            platform,
+            at: at.clone(),
+        };
         match source {
             Source::Debian(debian) => {
                 chain.push(debian);
@@ -113,6 +137,13 @@ pub fn lower(
                 let request = debian_request(&chain);
                 let closure = lock.sources.iter().find(|it| it.request == request).ok_or_else(unlocked)?;
                 let chosen = closure.packages.get(&platform).ok_or_else(unlocked)?;
+                for (platform, chosen) in &closure.packages {
+                    let here = everywhere.entry(*platform).or_default();
+                    here.extend(chosen.iter().filter_map(|it| lock.package(*platform, &it.package)).map(|package| {
+                        let unpacked = Unpacked { archive: package.archive(), exclude: debian.exclude.clone() };
+                        (package.name.as_str(), unpacked)
+                    }));
+                }
                 let mut added = BTreeMap::new();
                 for it in chosen {
                     let package = lock.package(platform, &it.package).ok_or_else(unlocked)?;
@@ -133,8 +164,28 @@ pub fn lower(
                 resolved
                     .layers
                     .push(layer(format!("{label}: configuration"), vec![Op::Configure(configure(&chain, &installed))]));
+                if debian.bytecode != Modules::None {
+                    // `python3.13-minimal`, not the `python3-minimal` that depends on it.
+                    let python = installed
+                        .keys()
+                        .filter_map(|name| name.strip_prefix("python")?.strip_suffix("-minimal"))
+                        .find(|version| version.contains('.'));
+                    let found = python.and_then(|python| interpreter(python, lock, platform, &everywhere));
+                    let found = found.ok_or_else(|| no_interpreter(python.unwrap_or("3")))?;
+                    let interpreter = resolved.remember(found);
+                    let compile = Op::Compile(ByteCode { modules: debian.bytecode.clone(), interpreter });
+                    resolved.layers.push(layer(format!("{label}: byte-code"), vec![compile]));
+                }
             }
             Source::Python(python) => {
+                let bytecode = match &python.bytecode {
+                    Modules::None => None,
+                    modules => {
+                        let found = interpreter(&python.version, lock, platform, &everywhere)
+                            .ok_or_else(|| no_interpreter(&python.version))?;
+                        Some(ByteCode { modules: modules.clone(), interpreter: resolved.remember(found) })
+                    }
+                };
                 resolved.allow_missing.extend(python.allow_missing.iter().cloned());
                 let file = lock_file(python).ok_or_else(|| LowerError::NoLockFile {
                     label: label.clone(),
@@ -152,7 +203,11 @@ pub fn lower(
                         .iter()
                         .map(|wheel| Op::Unpack {
                             archive: wheel.archive(),
-                            conversion: Conversion::Wheel { venv: python.venv.clone(), python: python.version.clone() },
+                            conversion: Conversion::Wheel {
+                                venv: python.venv.clone(),
+                                python: python.version.clone(),
+                                bytecode: bytecode.clone(),
+                            },
                         })
                         .collect();
                     resolved.layers.push(layer(format!("python {names}"), ops));
@@ -187,6 +242,47 @@ pub fn lower(
         }
     }
     Ok(resolved)
+}
+
+impl Resolved {
+    fn remember(&mut self, interpreter: Interpreter) -> Digest {
+        let mut hasher = KeyHasher::new("interpreter", 1);
+        hasher.field("packages", serde_json::to_string(&interpreter).expect("plain strings and numbers"));
+        let digest = hasher.finish().0.0;
+        self.interpreters.insert(digest, interpreter);
+        digest
+    }
+}
+
+/// The interpreter that a stage has, on this platform and on all others where its release is the same.
+fn interpreter(
+    python: &str,
+    lock: &Lock,
+    platform: Platform,
+    everywhere: &BTreeMap<Platform, BTreeMap<&str, Unpacked>>,
+) -> Option<Interpreter> {
+    // What `python3.13-minimal` and its pre-dependencies are; nothing more is needed to start it and to compile.
+    let program = format!("python{python}-minimal");
+    let names = [program.as_str(), &format!("lib{program}"), "libc6", "libexpat1", "zlib1g"];
+    let release = |platform: Platform| {
+        let version = &lock.package(platform, &program)?.version;
+        let rebuilt = version.rsplit_once("+b").filter(|(_, count)| count.bytes().all(|it| it.is_ascii_digit()));
+        Some(rebuilt.map_or(version.as_str(), |(source, _)| source))
+    };
+    let wanted = release(platform)?;
+    let packages: BTreeMap<Platform, Vec<Unpacked>> = everywhere
+        .iter()
+        .filter(|(other, _)| release(**other) == Some(wanted))
+        .filter_map(|(other, installed)| {
+            let all: Option<Vec<Unpacked>> = names.iter().map(|name| installed.get(name).cloned()).collect();
+            Some((*other, all?))
+        })
+        .collect();
+    packages.contains_key(&platform).then(|| Interpreter {
+        python: python.to_owned(),
+        release: wanted.to_owned(),
+        packages,
+    })
 }
 
 /// Distributes members over groups; what no group names comes last, together.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::path::ImagePath;
 use crate::plan::StageId;
-use crate::source::{Dir, Effect, Files, Inline, Link, Owner, TakeFrom, Unpack, User};
+use crate::platform::Platform;
+use crate::source::{Dir, Effect, Files, Inline, Link, Modules, Owner, TakeFrom, Unpack, User};
 use crate::stage::Location;
 
 /// Where the bytes of an archive come from. No host stands here: the engine knows the mirrors.
@@ -43,6 +44,36 @@ pub struct Archive {
     pub origin: Origin,
 }
 
+/// A Python interpreter: the packages that hold it and what it is linked with. Byte-code depends on nothing else, not on the
+/// architecture either, so whichever of these the building machine can run makes it for all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interpreter {
+    /// The minor version, `3.13`.
+    pub python: String,
+    /// Debian's version of the package, without the counter of binary rebuilds.
+    pub release: String,
+    /// The packages, as each platform's images unpack them.
+    pub packages: BTreeMap<Platform, Vec<Unpacked>>,
+}
+
+/// A .deb and which of its paths are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// The .deb.
+    pub archive: Archive,
+    /// Patterns as dpkg's `path-exclude`.
+    pub exclude: Vec<String>,
+}
+
+/// Byte-code that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByteCode {
+    /// Of which modules.
+    pub modules: Modules,
+    /// The digest of the [`Interpreter`] that makes it.
+    pub interpreter: Digest,
+}
+
 /// What an archive becomes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -58,6 +89,9 @@ pub enum Conversion {
         venv: ImagePath,
         /// Python's minor version, `3.13`.
         python: String,
+        /// Byte-code to add.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytecode: Option<ByteCode>,
     },
     /// An archive, unpacked into a directory.
     Unpack {
@@ -119,6 +153,8 @@ pub enum Op {
     Take(TakeFrom<StageId>),
     /// Writes the effects of maintainer scripts; reads what is below.
     Configure(Configure),
+    /// Compiles Python modules of packages; reads what is below.
+    Compile(ByteCode),
 }
 
 /// One layer: operations whose outcome becomes one tar.

@@ -11,16 +11,18 @@ use std::sync::Arc;
 use cache::Store;
 use layers::encode::{DeflateStream, EPOCH, Entry, Kind};
 use layers::format::deb::Deb;
-use layers::format::wheel::{self, Scheme, Wheel, WheelName};
+use layers::format::wheel;
 use layers::format::{FormatError, Limits, decompress, tar, zip};
 use layers::op::{Archive, Conversion};
-use layers::source::{Owner, Unpack};
+use layers::source::{Modules, Owner, Unpack};
 use layers::{Digest, ImagePath};
 
 use super::EngineError;
+use super::bytecode::{Compiler, open_wheel};
 use super::index::{Fragment, PackageFacts};
 use super::made::{Content, Deflated, Made, ReadStream, Spool};
 use crate::debian::{effects, scripts};
+use crate::python::bytecode::{self, imports};
 
 /// Paths that are left out of one package because another one replaces them.
 pub type Drops = BTreeSet<ImagePath>;
@@ -29,24 +31,29 @@ pub type Drops = BTreeSet<ImagePath>;
 pub fn version(conversion: &Conversion) -> u32 {
     match conversion {
         Conversion::Deb { .. } => 100 + scripts::VERSION,
+        Conversion::Wheel { bytecode: Some(wanted), .. } => match wanted.modules {
+            Modules::ImportedBy(_) => 1 + 100 * bytecode::VERSION + 10_000 * imports::VERSION,
+            _ => 1 + 100 * bytecode::VERSION,
+        },
         Conversion::Wheel { .. } | Conversion::Unpack { .. } | Conversion::File { .. } => 1,
     }
 }
 
-/// Reads an archive and lays its entries out.
+/// Reads an archive and lays its entries out; `compiler` makes the byte-code that a conversion asks for.
 pub fn convert(
     path: &Path,
     archive: &Archive,
     conversion: &Conversion,
     drops: &Drops,
     store: &Store,
+    compiler: Option<&Compiler<'_>>,
 ) -> Result<Made<'static>, EngineError> {
     let file = File::open(path)?;
     let failed = |source| EngineError::Format { archive: archive.name.clone(), source };
     let spool = Spool::new(store.scratch(), Spool::MEMORY);
     match conversion {
         Conversion::Deb { exclude } => deb(file, exclude, drops, spool).map_err(failed),
-        Conversion::Wheel { venv, python } => wheel(file, &archive.name, venv, python).map_err(failed),
+        Conversion::Wheel { venv, python, .. } => wheel(file, &archive.name, venv, python, compiler),
         Conversion::Unpack { how: Unpack::Tar, to, strip_components, owner } => {
             let reader = decompress(BufReader::with_capacity(256 << 10, file), &Limits::default()).map_err(failed)?;
             let place = Place { to, strip: *strip_components, owner: Some(*owner) };
@@ -206,11 +213,30 @@ fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Re
     Ok(made)
 }
 
-fn wheel(file: File, name: &str, venv: &ImagePath, python: &str) -> Result<Made<'static>, FormatError> {
-    let limits = Limits::default();
-    let archive = zip::Archive::open(BufReader::with_capacity(256 << 10, file), &limits)?;
-    let wheel = Wheel::open(archive, &name.parse::<WheelName>()?, &limits)?;
-    let installed = wheel.install(&Scheme::new(venv.clone(), python)?)?;
+fn wheel(
+    file: File,
+    name: &str,
+    venv: &ImagePath,
+    python: &str,
+    compiler: Option<&Compiler<'_>>,
+) -> Result<Made<'static>, EngineError> {
+    let failed = |source| EngineError::Format { archive: name.to_owned(), source };
+    let (mut wheel, scheme) = open_wheel(file, name, venv.as_str(), python).map_err(failed)?;
+    let mut installed = wheel.install(&scheme).map_err(failed)?;
+    if let Some(compiler) = compiler {
+        let below = format!("{}/", scheme.site_packages());
+        let mut modules = Vec::new();
+        for file in installed.files.iter().filter(|file| file.path.as_str().starts_with(&below)) {
+            if let wheel::Content::Entry(index) = file.content
+                && compiler.wants(scheme.site_packages(), &file.path)
+            {
+                let mut source = Vec::new();
+                wheel.copy_to(index, &mut source).map_err(failed)?;
+                modules.push((file.path.clone(), source));
+            }
+        }
+        installed = wheel.install_with(&scheme, compiler.compile(python, modules)?).map_err(failed)?;
+    }
     let wheel = Rc::new(RefCell::new(wheel));
     let mut made = Made::default();
     for file in installed.files {

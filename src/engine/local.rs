@@ -21,6 +21,7 @@ use layers::source::{Dir, Files, Inline, Link, TakeFrom, User};
 use layers::{DiffId, Digest, ImagePath, Key, KeyHasher, Plan, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
+use super::bytecode::Interpreters;
 use super::convert::{self, Drops};
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::made::{Content, Made};
@@ -90,6 +91,8 @@ pub struct Local<'a> {
     pub compression: Compression,
     /// The fragments that were used, for [`Local::heal`].
     pub used: Mutex<BTreeSet<Digest>>,
+    /// The interpreters that make byte-code.
+    pub interpreters: Interpreters,
 }
 
 /// What is being built.
@@ -104,13 +107,14 @@ pub struct Subject<'a> {
 }
 
 /// Downloads in flight at once: polite to mirrors, and enough to fill a line.
-const DOWNLOADS: usize = 8;
+pub(super) const DOWNLOADS: usize = 8;
 
 type FragmentMap = HashMap<Key, Arc<Fragment>>;
 
 impl Local<'_> {
     /// Converts every archive of these stages that the store does not have converted yet.
     pub fn fragments(&self, stages: &[&Resolved]) -> Result<(), EngineError> {
+        stages.iter().for_each(|stage| self.interpreters.learn(stage));
         let mut wanted: BTreeMap<Key, (&Archive, &Conversion)> = BTreeMap::new();
         for op in stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops) {
             if let Op::Unpack { archive, conversion } = op {
@@ -173,6 +177,7 @@ impl Local<'_> {
         resolved: &Resolved,
         view: &mut View<'v>,
     ) -> Result<Walked, EngineError> {
+        self.interpreters.learn(resolved);
         let mut walked = Walked { jobs: Vec::new(), base: None, packages: Vec::new() };
         if let Some(layout) = &resolved.base {
             let base = base::open(&self.catalogue_dir, layout, subject.platform)?;
@@ -309,6 +314,7 @@ impl Local<'_> {
                 Op::Copy(files) => fragments.push(self.copy(files, view)?),
                 Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
                 Op::Take(take) => fragments.push(self.take(subject, take, view)?),
+                Op::Compile(wanted) => fragments.push(self.compile(wanted, view)?),
                 Op::Configure(configure) => {
                     fragments.push(self.configure(subject.platform, configure, view, below)?);
                 }
@@ -374,7 +380,12 @@ impl Local<'_> {
     }
 
     /// One archive as a fragment.
-    fn unpack(&self, archive: &Archive, conversion: &Conversion, drops: &Drops) -> Result<Arc<Fragment>, EngineError> {
+    pub(super) fn unpack(
+        &self,
+        archive: &Archive,
+        conversion: &Conversion,
+        drops: &Drops,
+    ) -> Result<Arc<Fragment>, EngineError> {
         let (key, text) = unpack_key(archive, conversion, drops);
         if let Some(found) = self.find_fragment(&key)? {
             return Ok(found);
@@ -390,7 +401,11 @@ impl Local<'_> {
             path = self.supply.supply(archive)?;
         }
         self.observer.on(Event::ConversionStarted { name: &archive.name });
-        let made = convert::convert(&path, archive, conversion, drops, self.store)?;
+        let compiler = match conversion {
+            Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
+            _ => None,
+        };
+        let made = convert::convert(&path, archive, conversion, drops, self.store, compiler.as_ref())?;
         let fragment = self.keep(&key, &text, made)?;
         self.observer.on(Event::ConversionFinished { name: &archive.name });
         Ok(fragment)
@@ -508,6 +523,7 @@ impl Local<'_> {
     ) -> Result<Arc<Fragment>, EngineError> {
         let lock_file = |python: &layers::source::Python| self.context.lock_digest(python);
         let resolved = layers::lower::lower(subject.plan, take.stage, subject.lock, subject.platform, &lock_file)?;
+        let resolved = self.settle(&resolved)?;
         self.fragments(&[&resolved])?;
         let open = |digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
             match self.store.open(digest) {
@@ -532,7 +548,7 @@ impl Local<'_> {
     }
 
     /// The fragment of a key, or else of what `make` makes.
-    fn kept<'m>(
+    pub(super) fn kept<'m>(
         &self,
         key: Key,
         text: &str,

@@ -1,6 +1,7 @@
 //! Engines: what turns steps into file entries.
 
 pub mod base;
+pub mod bytecode;
 pub mod convert;
 pub mod index;
 pub mod local;
@@ -37,6 +38,9 @@ pub enum EngineError {
     /// Effects of maintainer scripts.
     #[error(transparent)]
     Effect(#[from] crate::debian::effects::EffectError),
+    /// Byte-code.
+    #[error(transparent)]
+    Compile(#[from] crate::python::bytecode::CompileError),
     /// Libraries that nothing brings.
     #[error(transparent)]
     Gate(#[from] crate::debian::gate::GateError),

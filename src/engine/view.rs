@@ -149,6 +149,14 @@ impl<'a> View<'a> {
             .filter(|found| found.as_str().starts_with(&below))
     }
 
+    /// The fragment that holds a file, and the file's position in it.
+    pub fn origin(&self, path: &ImagePath) -> Option<(&Arc<Fragment>, usize)> {
+        match self.paths.get(path)? {
+            Place::Dir(_) => None,
+            Place::Item { fragment, entry } => Some((&self.fragments[*fragment as usize], *entry as usize)),
+        }
+    }
+
     fn place(&self, path: &ImagePath) -> Option<&Entry> {
         match self.paths.get(path)? {
             Place::Dir(at) => Some(&self.dirs[*at as usize]),

@@ -23,6 +23,7 @@ use super::key::{ImageRecord, image_key};
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
+use crate::engine::bytecode::Interpreters;
 use crate::engine::local::{Local, Subject, Walked};
 use crate::error::Failure;
 use crate::observe::Event;
@@ -216,6 +217,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
         jobs: bench.jobs,
         compression: bench.compression,
         used: Mutex::default(),
+        interpreters: Interpreters::default(),
     };
     match make_layers(bench, lock, wanted, &missing, &engine) {
         // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
@@ -234,6 +236,9 @@ fn make_layers(
     missing: &[usize],
     engine: &Local<'_>,
 ) -> Result<(), Trouble> {
+    for &at in missing {
+        wanted[at].resolved = engine.settle(&wanted[at].resolved).map_err(Trouble::Engine)?;
+    }
     let stages: Vec<&Resolved> = missing.iter().map(|&at| &wanted[at].resolved).collect();
     engine.fragments(&stages).map_err(Trouble::Engine)?;
     let walked: Mutex<HashMap<usize, Walked>> = Mutex::new(HashMap::new());

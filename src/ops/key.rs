@@ -15,6 +15,7 @@ use crate::engine::index::INDEX_FORMAT;
 use crate::engine::local::LayerRecord;
 use crate::engine::{base, convert};
 use crate::error::Failure;
+use crate::python::bytecode::{self, imports};
 
 /// The layers that an image of one platform came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,10 @@ pub fn image_key(
                     let other = lower::lower(plan, take.stage, lock, platform, &lock_file)?;
                     let (key, _) = image_key(bench, plan, lock, platform, &other)?;
                     hasher.field("take", key.0).field("from", &take.path).field("to", &take.to);
+                }
+                Op::Compile(wanted) => {
+                    let versions = (bytecode::VERSION, imports::VERSION);
+                    hasher.field("compile", json(wanted)).field("versions", format!("{versions:?}"));
                 }
                 Op::Configure(configure) => {
                     let names =

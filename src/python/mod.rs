@@ -10,6 +10,7 @@
 //! A lock is only read, never resolved: each file is named by the lock's SHA-256, and what the lock does not say is an
 //! error. Nothing is built from source, and markers speak about the target, never about the machine that builds.
 
+pub mod bytecode;
 pub mod constraint;
 mod error;
 pub mod index;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::Modules;
 use crate::path::ImagePath;
 
 /// A further apt repository, with the OpenPGP key that signs it. Its host comes from `imgbuild.toml` by its name.
@@ -69,6 +70,9 @@ pub struct Debian {
     pub allow_missing: BTreeSet<String>,
     /// Further repositories.
     pub repositories: Vec<Repository>,
+    /// Modules of Python's standard library and of packages that get byte-code.
+    #[serde(default, skip_serializing_if = "Modules::is_none")]
+    pub bytecode: Modules,
 }
 
 /// Installs packages and their dependencies, without Recommends.
@@ -128,6 +132,13 @@ impl Debian {
     /// Adds a further repository.
     pub fn repository(mut self, repository: Repository) -> Debian {
         self.repositories.push(repository);
+        self
+    }
+
+    /// Adds byte-code for Python modules of packages, as their maintainer scripts would with timestamps; here it carries
+    /// unchecked hashes (PEP 552) and lies in a layer of its own.
+    pub fn compile_bytecode(mut self, modules: Modules) -> Debian {
+        self.bytecode = modules;
         self
     }
 

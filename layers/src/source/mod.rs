@@ -16,7 +16,7 @@ pub use debian::{Debian, Effect, Repository, debian};
 pub use entries::{Dir, Inline, Link, dir, inline, link};
 pub use fetch::{Fetch, Unpack, fetch};
 pub use files::{Files, files};
-pub use python::{LockFormat, LockSelection, Python, pip_requirements, poetry_lock, pylock, python, uv_lock};
+pub use python::{LockFormat, LockSelection, Modules, Python, pip_requirements, poetry_lock, pylock, python, uv_lock};
 pub use take::TakeFrom;
 pub use user::{User, user};
 

@@ -174,6 +174,11 @@ impl<R: Read + Seek> Wheel<R> {
 
     /// Plans the files; see the module's documentation.
     pub fn install(&self, scheme: &Scheme) -> Result<Installed, FormatError> {
+        self.install_with(scheme, Vec::new())
+    }
+
+    /// Plans the files and adds some that were made from them, such as byte-code; RECORD lists those too.
+    pub fn install_with(&self, scheme: &Scheme, added: Vec<(ImagePath, Vec<u8>)>) -> Result<Installed, FormatError> {
         let mut plan = InstallPlan { scheme, files: BTreeMap::new(), rows: Vec::new() };
         let interpreter = scheme.interpreter();
         let names: BTreeSet<&str> = self.archive.entries().iter().map(|entry| entry.name.as_str()).collect();
@@ -203,6 +208,9 @@ impl<R: Read + Seek> Wheel<R> {
             plan.write(&scheme.venv, &format!("bin/{name}"), 0o755, scripts::script(&callable, &interpreter))?;
         }
         plan.write(&scheme.site_packages, &replaced[1], 0o644, INSTALLER.to_vec())?;
+        for (path, bytes) in added {
+            plan.write(&ImagePath::root(), path.relative(), 0o644, bytes)?;
+        }
         plan.finish(&self.dist_info)
     }
 

@@ -1,0 +1,363 @@
+//! Marshalled code in one canonical form.
+//!
+//! `marshal.dumps` of CPython writes other bytes for equal code, depending on what the process did before: whether a
+//! string is interned and how often an object is referred to both show. Here the stream is read as a tree of values and
+//! written again by rules that look at nothing but the values:
+//!
+//! - a string is interned exactly where it could be a name (ASCII letters, digits and `_`);
+//! - equal strings, bytes, numbers and tuples are written once and referred to after that;
+//! - the members of a frozen set are sorted by their bytes.
+//!
+//! The format is that of CPython 3.11 to 3.14 (`Python/marshal.c`, versions 4 and 5); it has no other specification.
+
+use std::collections::HashMap;
+
+/// Why a stream is not marshalled code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the interpreter wrote byte-code that is not understood: {0}")]
+pub struct MarshalError(&'static str);
+
+const FLAG_REF: u8 = 0x80;
+
+/// Nesting that is followed: the parser allows 200 brackets and 100 indentations, each of the latter two levels here.
+const DEPTH: usize = 600;
+
+/// A value whose parts are other values of the arena.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Value {
+    /// A type and bytes that follow it: constants and numbers.
+    Plain(u8, Vec<u8>),
+    /// Text, as it is encoded (UTF-8 with surrogates).
+    Text { bytes: Vec<u8>, ascii: bool },
+    /// A byte string.
+    Bytes(Vec<u8>),
+    /// A tuple.
+    Tuple(Vec<usize>),
+    /// A frozen set, sorted.
+    Set(Vec<usize>),
+    /// A slice (3.14).
+    Slice([usize; 3]),
+    /// A code object: five numbers, eight values, a number, two values; and its own position, so that no two are equal.
+    Code { numbers: [u8; 20], before: [usize; 8], line: [u8; 4], after: [usize; 2], own: usize },
+}
+
+#[derive(Default)]
+struct Reader<'a> {
+    left: &'a [u8],
+    /// Values by their order of `FLAG_REF`; `None` while they are read.
+    marked: Vec<Option<usize>>,
+    values: Vec<Value>,
+    known: HashMap<Value, usize>,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, count: usize) -> Result<&[u8], MarshalError> {
+        let (taken, left) = self.left.split_at_checked(count).ok_or(MarshalError("it ends early"))?;
+        self.left = left;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, MarshalError> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn number(&mut self) -> Result<[u8; 4], MarshalError> {
+        let mut four = [0; 4];
+        four.copy_from_slice(self.take(4)?);
+        Ok(four)
+    }
+
+    fn length(&mut self) -> Result<usize, MarshalError> {
+        let length = u32::from_le_bytes(self.number()?);
+        if length > i32::MAX as u32 { Err(MarshalError("a negative length")) } else { Ok(length as usize) }
+    }
+
+    fn place(&mut self, value: Value) -> usize {
+        if let Some(known) = self.known.get(&value) {
+            return *known;
+        }
+        self.values.push(value.clone());
+        self.known.insert(value, self.values.len() - 1);
+        self.values.len() - 1
+    }
+
+    fn values(&mut self, count: usize, depth: usize) -> Result<Vec<usize>, MarshalError> {
+        // Each value takes at least a byte: a length that lies allocates nothing.
+        if count > self.left.len() {
+            return Err(MarshalError("it ends early"));
+        }
+        (0..count).map(|_| self.value(depth)).collect()
+    }
+
+    fn array<const N: usize>(&mut self, depth: usize) -> Result<[usize; N], MarshalError> {
+        let mut array = [0; N];
+        for slot in &mut array {
+            *slot = self.value(depth)?;
+        }
+        Ok(array)
+    }
+
+    fn value(&mut self, depth: usize) -> Result<usize, MarshalError> {
+        if depth == 0 {
+            return Err(MarshalError("it is nested too deeply"));
+        }
+        let depth = depth - 1;
+        let head = self.byte()?;
+        let kind = head & !FLAG_REF;
+        if kind == b'r' {
+            let at = self.length()?;
+            return self.marked.get(at).copied().flatten().ok_or(MarshalError("a reference to nothing"));
+        }
+        // A value's number is taken before its parts are read.
+        let slot = (head & FLAG_REF != 0).then(|| {
+            self.marked.push(None);
+            self.marked.len() - 1
+        });
+        let value = match kind {
+            b'N' | b'T' | b'F' | b'.' | b'S' => Value::Plain(kind, Vec::new()),
+            b'i' => Value::Plain(kind, self.take(4)?.to_vec()),
+            b'g' => Value::Plain(kind, self.take(8)?.to_vec()),
+            b'y' => Value::Plain(kind, self.take(16)?.to_vec()),
+            b'l' => {
+                let count = self.number()?;
+                let digits = i32::from_le_bytes(count).unsigned_abs() as usize;
+                let mut bytes = count.to_vec();
+                bytes.extend_from_slice(self.take(digits.checked_mul(2).ok_or(MarshalError("a length"))?)?);
+                Value::Plain(kind, bytes)
+            }
+            b'a' | b'A' | b'z' | b'Z' | b't' | b'u' => {
+                let length = if matches!(kind, b'z' | b'Z') { usize::from(self.byte()?) } else { self.length()? };
+                let bytes = self.take(length)?.to_vec();
+                let ascii = bytes.is_ascii();
+                Value::Text { bytes, ascii }
+            }
+            b's' => {
+                let length = self.length()?;
+                Value::Bytes(self.take(length)?.to_vec())
+            }
+            b')' => {
+                let count = usize::from(self.byte()?);
+                Value::Tuple(self.values(count, depth)?)
+            }
+            b'(' => {
+                let count = self.length()?;
+                Value::Tuple(self.values(count, depth)?)
+            }
+            b'>' => {
+                let count = self.length()?;
+                let mut members = self.values(count, depth)?;
+                let mut sorted = members
+                    .drain(..)
+                    .map(|member| self.written(member).map(|bytes| (bytes, member)))
+                    .collect::<Result<Vec<_>, _>>()?;
+                sorted.sort();
+                Value::Set(sorted.into_iter().map(|(_, member)| member).collect())
+            }
+            b':' => Value::Slice(self.array(depth)?),
+            b'c' => {
+                let mut numbers = [0; 20];
+                numbers.copy_from_slice(self.take(20)?);
+                let before = self.array(depth)?;
+                let line = self.number()?;
+                Value::Code { numbers, before, line, after: self.array(depth)?, own: self.values.len() }
+            }
+            _ => return Err(MarshalError("a type that code has no use for")),
+        };
+        let at = self.place(value);
+        if let Some(slot) = slot {
+            self.marked[slot] = Some(at);
+        }
+        Ok(at)
+    }
+
+    /// One value by itself, as bytes.
+    fn written(&self, top: usize) -> Result<Vec<u8>, MarshalError> {
+        let mut uses = vec![0u32; self.values.len()];
+        count(&self.values, top, &mut uses);
+        let mut writer = Writer { values: &self.values, uses, numbers: HashMap::new(), out: Vec::new() };
+        writer.write(top);
+        Ok(writer.out)
+    }
+}
+
+/// Counts how often each value is written; what is in a value that is written once counts once.
+fn count(values: &[Value], at: usize, uses: &mut [u32]) {
+    uses[at] += 1;
+    if uses[at] > 1 && is_shared(&values[at]) {
+        return;
+    }
+    match &values[at] {
+        Value::Tuple(parts) | Value::Set(parts) => parts.iter().for_each(|part| count(values, *part, uses)),
+        Value::Slice(parts) => parts.iter().for_each(|part| count(values, *part, uses)),
+        Value::Code { before, after, .. } => {
+            before.iter().chain(after).for_each(|part| count(values, *part, uses));
+        }
+        _ => {}
+    }
+}
+
+/// Whether a second use is written as a reference: where that is shorter.
+fn is_shared(value: &Value) -> bool {
+    match value {
+        Value::Plain(_, bytes) => bytes.len() > 4,
+        Value::Tuple(parts) => !parts.is_empty(),
+        _ => true,
+    }
+}
+
+struct Writer<'a> {
+    values: &'a [Value],
+    uses: Vec<u32>,
+    numbers: HashMap<usize, u32>,
+    out: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, at: usize) {
+        let value = &self.values[at];
+        let mut flag = 0;
+        if self.uses[at] > 1 && is_shared(value) {
+            if let Some(number) = self.numbers.get(&at) {
+                self.out.push(b'r');
+                self.out.extend(number.to_le_bytes());
+                return;
+            }
+            let next = self.numbers.len() as u32;
+            self.numbers.insert(at, next);
+            flag = FLAG_REF;
+        }
+        match value {
+            Value::Plain(kind, bytes) => {
+                self.out.push(kind | flag);
+                self.out.extend(bytes);
+            }
+            Value::Text { bytes, ascii } => {
+                let is_name =
+                    !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+                let kind = match (ascii, u8::try_from(bytes.len())) {
+                    (true, Ok(_)) => {
+                        if is_name {
+                            b'Z'
+                        } else {
+                            b'z'
+                        }
+                    }
+                    (true, Err(_)) => {
+                        if is_name {
+                            b'A'
+                        } else {
+                            b'a'
+                        }
+                    }
+                    (false, _) => b'u',
+                };
+                self.out.push(kind | flag);
+                match u8::try_from(bytes.len()) {
+                    Ok(length) if *ascii => self.out.push(length),
+                    _ => self.length(bytes.len()),
+                }
+                self.out.extend(bytes);
+            }
+            Value::Bytes(bytes) => {
+                self.out.push(b's' | flag);
+                self.length(bytes.len());
+                self.out.extend(bytes);
+            }
+            Value::Tuple(parts) => {
+                match u8::try_from(parts.len()) {
+                    Ok(length) => self.out.extend([b')' | flag, length]),
+                    Err(_) => {
+                        self.out.push(b'(' | flag);
+                        self.length(parts.len());
+                    }
+                }
+                parts.iter().for_each(|part| self.write(*part));
+            }
+            Value::Set(parts) => {
+                self.out.push(b'>' | flag);
+                self.length(parts.len());
+                parts.iter().for_each(|part| self.write(*part));
+            }
+            Value::Slice(parts) => {
+                self.out.push(b':' | flag);
+                parts.iter().for_each(|part| self.write(*part));
+            }
+            Value::Code { numbers, before, line, after, .. } => {
+                self.out.push(b'c');
+                self.out.extend(numbers);
+                before.iter().for_each(|part| self.write(*part));
+                self.out.extend(line);
+                after.iter().for_each(|part| self.write(*part));
+            }
+        }
+    }
+
+    fn length(&mut self, length: usize) {
+        // It came from four bytes.
+        self.out.extend((length as u32).to_le_bytes());
+    }
+}
+
+/// Writes marshalled code again, in the form that depends on nothing but the code.
+pub fn canonical(stream: &[u8]) -> Result<Vec<u8>, MarshalError> {
+    let mut reader = Reader { left: stream, ..Reader::default() };
+    let top = reader.value(DEPTH)?;
+    if !reader.left.is_empty() {
+        return Err(MarshalError("something follows it"));
+    }
+    if !matches!(reader.values[top], Value::Code { .. }) {
+        return Err(MarshalError("it is no code"));
+    }
+    reader.written(top)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A code object whose constants are `constants` and whose name is `name`, both marshalled.
+    fn code(constants: &[u8], name: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![b'c' | FLAG_REF];
+        bytes.extend([0; 20]);
+        bytes.extend(b"s\0\0\0\0");
+        bytes.extend(constants);
+        bytes.extend(b")\0)\0s\0\0\0\0z\x01f");
+        bytes.extend(name);
+        bytes.extend(name);
+        bytes.extend([1, 0, 0, 0]);
+        bytes.extend(b"s\0\0\0\0s\0\0\0\0");
+        bytes
+    }
+
+    #[test]
+    fn interning_references_and_the_order_of_sets_do_not_show() {
+        let plain = code(b")\x02z\x01az\x01a", b"z\x01n");
+        // The same with interned strings and a reference (the code is number 0, "a" number 1).
+        let referring = code(b")\x02\xda\x01ar\x01\0\0\0", b"Z\x01n");
+        assert_ne!(plain, referring);
+        assert_eq!(canonical(&plain), canonical(&referring));
+        let one = code(b")\x01>\x02\0\0\0z\x01az\x01b", b"z\x01n");
+        let two = code(b")\x01>\x02\0\0\0z\x01bz\x01a", b"z\x01n");
+        assert_eq!(canonical(&one), canonical(&two));
+        let canonical_once = canonical(&plain).expect("code");
+        assert_eq!(canonical(&canonical_once).expect("code"), canonical_once);
+    }
+
+    #[test]
+    fn every_prefix_and_every_changed_byte_is_code_or_an_error_and_never_a_panic() {
+        let whole = code(b")\x04>\x02\0\0\0z\x01az\x01bi\x01\0\0\0l\x02\0\0\0\x01\0\x01\0g\0\0\0\0\0\0\0\0", b"z\x01n");
+        canonical(&whole).expect("code");
+        for end in 0..whole.len() {
+            assert!(canonical(&whole[..end]).is_err(), "{end} bytes of {}", whole.len());
+        }
+        for at in 0..whole.len() {
+            for byte in [0, 1, 0x7f, 0x80, 0xff, b'r', b'(', b'c'] {
+                let mut changed = whole.clone();
+                changed[at] = byte;
+                if let Ok(bytes) = canonical(&changed) {
+                    assert_eq!(canonical(&bytes).expect("code"), bytes);
+                }
+            }
+        }
+    }
+}
