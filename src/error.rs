@@ -92,6 +92,28 @@ work!(
     crate::python::PythonError,
 );
 
+impl From<crate::registry::RegistryError> for Failure {
+    fn from(error: crate::registry::RegistryError) -> Failure {
+        use crate::registry::RegistryError;
+        match error {
+            RegistryError::Reference(error) => error.into(),
+            other => Failure::work(other.to_string()),
+        }
+    }
+}
+
+impl From<crate::registry::InvalidReference> for Failure {
+    fn from(error: crate::registry::InvalidReference) -> Failure {
+        Failure::usage(error.to_string())
+    }
+}
+
+impl From<crate::registry::auth::AuthError> for Failure {
+    fn from(error: crate::registry::auth::AuthError) -> Failure {
+        Failure::work(error.to_string())
+    }
+}
+
 impl From<crate::config::ConfigError> for Failure {
     fn from(error: crate::config::ConfigError) -> Failure {
         Failure::usage(error.to_string())

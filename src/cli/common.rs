@@ -18,6 +18,7 @@ use crate::observe::Observer;
 use crate::ops::Bench;
 use crate::ops::project::Project;
 use crate::pin::{Context, StatCache};
+use crate::registry::{ClientConfig, Registries};
 use crate::report::{self, Progress, Screen};
 
 /// Flags of every command.
@@ -80,6 +81,17 @@ impl Invocation {
             .map_err(|error| Failure::usage(format!("the working directory cannot be read: {error}")))?;
         let environment = Environment::new(std::env::vars_os(), directory);
         Ok(Config::load(&environment, self.globals.config.as_deref())?)
+    }
+
+    /// Registries as the configuration says; `prefix` is the one that a password in the environment is for.
+    pub(crate) fn registries(
+        &self,
+        config: &Config,
+        insecure: &[String],
+        prefix: Option<&str>,
+    ) -> Result<Registries, Stop> {
+        let client = config.registries(insecure, prefix)?;
+        Ok(Registries::new(ClientConfig { offline: self.globals.offline, ..client }))
     }
 
     /// Lays the plan out.

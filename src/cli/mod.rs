@@ -10,8 +10,10 @@ mod explain;
 mod inspect;
 mod list;
 mod lock;
+mod login;
 mod man;
 mod plan;
+mod push;
 mod tree;
 
 use std::ffi::OsString;
@@ -116,6 +118,8 @@ struct Cli {
 enum Command {
     /// Build images
     Build(build::Args),
+    /// Build what is stale and push it to registries
+    Push(push::Args),
     /// Resolve what the definitions ask for and write images.lock
     Lock(lock::Args),
     /// List the images of the catalogue
@@ -132,6 +136,12 @@ enum Command {
     Explain(explain::Args),
     /// Show, check and tidy the cache
     Cache(cache::Args),
+    /// Log in to a registry
+    Login(login::LoginArgs),
+    /// Forget the credential of a registry
+    Logout(login::LogoutArgs),
+    /// Look into credentials
+    Auth(login::AuthArgs),
     /// Print shell completions
     Completions(completions::Args),
     /// Print the manual page, or write one a command
@@ -142,6 +152,10 @@ impl Command {
     fn run(self, invocation: &Invocation) -> Result<(), Stop> {
         match self {
             Command::Build(args) => build::run(invocation, args),
+            Command::Push(args) => push::run(invocation, args),
+            Command::Login(args) => login::login(invocation, args),
+            Command::Logout(args) => login::logout(invocation, args),
+            Command::Auth(args) => login::auth(invocation, args),
             Command::Lock(args) => lock::run(invocation, args),
             Command::List(args) => list::run(invocation, args),
             Command::Plan(args) => plan::run(invocation, args),

@@ -37,6 +37,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("python.extra-indexes", Kind::Texts),
     ("python.indexes.*", Kind::Text),
     ("python.pins.*", Kind::Text),
+    ("registries.insecure", Kind::Texts),
+    ("registries.mirrors.*", Kind::Texts),
     ("network.ca", Kind::Texts),
     ("network.proxy", Kind::Text),
     ("network.no-proxy", Kind::Texts),

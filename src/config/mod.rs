@@ -11,6 +11,7 @@ mod file;
 mod ini;
 mod network;
 mod python;
+mod registries;
 #[cfg(test)]
 mod tests;
 

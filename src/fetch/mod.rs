@@ -111,7 +111,7 @@ impl std::fmt::Debug for Proxies {
 }
 
 impl Proxies {
-    fn apply(&self, mut builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, String> {
+    pub(crate) fn apply(&self, mut builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, String> {
         // The environment was read where the program starts; reqwest must not read it again.
         builder = builder.no_proxy();
         let none_for = || self.none_for.as_deref().and_then(reqwest::NoProxy::from_string);

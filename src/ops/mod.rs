@@ -6,6 +6,7 @@ pub mod explain;
 pub mod key;
 pub mod lock;
 pub mod project;
+pub mod push;
 pub mod supply;
 pub mod wheels;
 

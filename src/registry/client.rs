@@ -21,7 +21,7 @@ use super::guard::{self, PublicOnly};
 use super::reference::Repository;
 use super::token::Session;
 use super::{retry, transport};
-use crate::fetch::{chain, shown};
+use crate::fetch::{Proxies, chain, shown};
 
 /// How to speak to registries.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct ClientConfig {
     pub offline: bool,
     /// PEM files with certificates to trust beside the machine's own.
     pub extra_ca: Vec<PathBuf>,
+    /// Proxies; what is on this machine is reached without.
+    pub proxies: Proxies,
     /// Registries (`host` or `host:port`) that may be spoken to without TLS, or with any certificate.
     pub insecure: Vec<String>,
     /// Folders with a folder a registry that holds `*.crt`, `*.cert` and `*.key`, as in `/etc/docker/certs.d`.
@@ -83,6 +85,7 @@ impl Default for ClientConfig {
         ClientConfig {
             offline: false,
             extra_ca: Vec::new(),
+            proxies: Proxies::default(),
             insecure: Vec::new(),
             certificates: Vec::new(),
             addresses: BTreeMap::new(),

@@ -221,7 +221,7 @@ pub fn read(bytes: &[u8], media_type: &str) -> Result<Said, String> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// An image.
-    Image(Descriptor),
+    Image(Box<Descriptor>),
     /// Only further indexes, which may have one.
     Deeper(Vec<Descriptor>),
 }
@@ -246,7 +246,7 @@ pub fn choose(index: &Said, platform: Platform, depth: usize) -> Result<Choice, 
     if let Some(found) = images.iter().find(fits) {
         return Ok(match is_index(&found.media_type) {
             true => Choice::Deeper(vec![(*found).clone()]),
-            false => Choice::Image((*found).clone()),
+            false => Choice::Image(Box::new((*found).clone())),
         });
     }
     let nested: Vec<Descriptor> =

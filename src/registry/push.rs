@@ -164,6 +164,9 @@ impl Supply {
     }
 }
 
+/// Blobs of repositories, and whether each is there by now.
+type Brought = HashMap<(Repository, AnyDigest), Arc<OnceCell<()>>>;
+
 /// A push in progress.
 struct Run<'a> {
     client: &'a Client,
@@ -174,7 +177,7 @@ struct Run<'a> {
     /// The deliveries that want a blob, by registry, first one first.
     wanted: HashMap<(&'a str, AnyDigest), Vec<usize>>,
     /// Each blob of each repository is brought once.
-    brought: Mutex<HashMap<(Repository, AnyDigest), Arc<OnceCell<()>>>>,
+    brought: Mutex<Brought>,
     /// Deliveries whose manifests are in their repositories.
     published: Vec<tokio::sync::watch::Sender<bool>>,
     /// What repositories are known to have.
@@ -303,7 +306,7 @@ impl<'a> Run<'a> {
 
     async fn has_manifest(&self, repository: &Repository, digest: AnyDigest) -> Result<bool, RegistryError> {
         let _permit = self.client.requests.acquire().await;
-        Ok(self.client.glimpse_for_push(&repository.at(digest)).await?)
+        self.client.glimpse_for_push(&repository.at(digest)).await
     }
 
     /// Takes over what the memo says about a repository, if the registry still has what the memo was written for.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::client::ClientConfig;
-use super::guard::PublicOnly;
+use super::guard::{self, PublicOnly};
 use crate::fetch::chain;
 
 /// Builds the client for a host (`host` or `host:port`).
@@ -32,6 +32,8 @@ pub fn build(
     for (name, address) in &config.addresses {
         builder = builder.resolve(name, *address);
     }
+    let here = reqwest::Url::parse(&format!("{scheme}://{host}/")).is_ok_and(|url| guard::is_loopback(&url));
+    builder = if here { builder.no_proxy() } else { config.proxies.apply(builder)? };
     if scheme == "http" {
         // Reading the machine's certificates takes longer than a whole push to a registry on this machine.
         return builder.tls_certs_only([]).build().map_err(|error| chain(&error));

@@ -59,6 +59,9 @@ impl Default for Helpers {
     }
 }
 
+/// A helper's output; with its status where it failed.
+type Ended = Result<Vec<u8>, (String, Vec<u8>)>;
+
 #[derive(Deserialize)]
 struct Answer {
     #[serde(rename = "Username")]
@@ -115,7 +118,7 @@ impl Helpers {
     }
 
     /// Runs a helper; the inner error is its status and output.
-    fn run(&self, name: &str, verb: &str, input: &[u8]) -> Result<Result<Vec<u8>, (String, Vec<u8>)>, HelperError> {
+    fn run(&self, name: &str, verb: &str, input: &[u8]) -> Result<Ended, HelperError> {
         let failed = |status: String| HelperError::Failed { name: name.into(), status };
         let mut command = Command::new(self.program(name)?);
         command.arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

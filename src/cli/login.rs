@@ -1,0 +1,149 @@
+//! `imgbuild login`, `imgbuild logout` and `imgbuild auth explain`.
+
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+
+use clap::Subcommand;
+
+use super::common::Invocation;
+use super::{Stop, print};
+use crate::error::Failure;
+use crate::registry::auth::{Credential, Secret};
+use crate::registry::{Reference, is_host};
+
+/// Logs in to a registry: the credential is tried, then kept where Docker keeps its own.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  imgbuild login ghcr.io --username me                            asks for the password
+  echo \"$TOKEN\" | imgbuild login ghcr.io -u me --password-stdin   in CI")]
+pub(crate) struct LoginArgs {
+    /// The registry
+    #[arg(value_name = "HOST", default_value = "docker.io")]
+    registry: String,
+    /// The user
+    #[arg(long, short = 'u', value_name = "USER")]
+    username: Option<String>,
+    /// Read the password from stdin
+    #[arg(long)]
+    password_stdin: bool,
+    /// A registry that may be spoken to without TLS or with any certificate
+    #[arg(long, value_name = "HOST")]
+    insecure: Vec<String>,
+}
+
+/// Forgets the credential of a registry.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LogoutArgs {
+    /// The registry
+    #[arg(value_name = "HOST", default_value = "docker.io")]
+    registry: String,
+}
+
+/// Looks into credentials.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AuthArgs {
+    #[command(subcommand)]
+    command: AuthCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuthCommand {
+    /// Show which sources were asked for the credential of a reference, and what each answered; secrets are not shown
+    Explain {
+        /// An image or repository
+        #[arg(value_name = "REFERENCE")]
+        reference: Reference,
+    },
+}
+
+pub(crate) fn login(invocation: &Invocation, args: LoginArgs) -> Result<(), Stop> {
+    let registry = host(&args.registry)?;
+    let user = match args.username {
+        Some(user) => user,
+        None if args.password_stdin || !io::stdin().is_terminal() => {
+            return Err(Failure::usage("who logs in is not known").hint("name the user with `--username`").into());
+        }
+        None => ask("user: ")?,
+    };
+    if user.is_empty() || user.contains(':') {
+        return Err(Failure::usage("a user name is not empty and holds no colon").into());
+    }
+    let password = match args.password_stdin {
+        true => {
+            let mut text = String::new();
+            io::stdin().lock().take(1 << 20).read_to_string(&mut text).map_err(unreadable)?;
+            text.trim_end_matches(['\n', '\r']).to_owned()
+        }
+        false if io::stdin().is_terminal() => hidden("password: ")?,
+        false => {
+            return Err(Failure::usage("the password cannot be asked for without a terminal")
+                .hint("give it on stdin with `--password-stdin`")
+                .into());
+        }
+    };
+    if password.is_empty() {
+        return Err(Failure::usage("the password is empty").into());
+    }
+    let config = invocation.config()?;
+    let registries = invocation.registries(&config, &args.insecure, None)?;
+    let credential = Credential::Password { user, password: Secret::new(password) };
+    registries.try_login(&registry, &credential)?;
+    let place = registries.client().keyring().keep(&registry, &credential)?;
+    print(&format!("logged in to {registry}; kept in {place}\n"))
+}
+
+pub(crate) fn logout(invocation: &Invocation, args: LogoutArgs) -> Result<(), Stop> {
+    let registry = host(&args.registry)?;
+    let config = invocation.config()?;
+    let registries = invocation.registries(&config, &[], None)?;
+    let place = registries.client().keyring().forget(&registry)?;
+    print(&format!("logged out of {registry}; removed from {place}\n"))
+}
+
+pub(crate) fn auth(invocation: &Invocation, args: AuthArgs) -> Result<(), Stop> {
+    let AuthCommand::Explain { reference } = args.command;
+    let config = invocation.config()?;
+    let registries = invocation.registries(&config, &[], None)?;
+    let found = registries.credentials(&reference.repository)?;
+    let mut text = format!("{}\n", reference.repository);
+    for asked in &found.asked {
+        text += &format!("  {}: {}\n", asked.source, asked.answer);
+    }
+    for warning in &found.warnings {
+        text += &format!("  warning: {warning}\n");
+    }
+    print(&text)
+}
+
+fn host(text: &str) -> Result<String, Failure> {
+    let bare = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/').to_ascii_lowercase();
+    match bare.as_str() {
+        "index.docker.io" | "index.docker.io/v1" | "registry-1.docker.io" => Ok("docker.io".into()),
+        _ if is_host(&bare) => Ok(bare),
+        _ => Err(Failure::usage(format!("`{text}` is not a registry's host, as in `ghcr.io` or `localhost:5000`"))),
+    }
+}
+
+fn unreadable(error: io::Error) -> Failure {
+    Failure::work(format!("stdin cannot be read: {error}"))
+}
+
+fn ask(question: &str) -> Result<String, Failure> {
+    let _ = write!(io::stderr(), "{question}");
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).map_err(unreadable)?;
+    Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+/// Asks without showing what is typed; the terminal is set back whatever happens in between.
+fn hidden(question: &str) -> Result<String, Failure> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let stdin = io::stdin();
+    let before = tcgetattr(&stdin).map_err(|error| unreadable(error.into()))?;
+    let mut quiet = before.clone();
+    quiet.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&stdin, OptionalActions::Now, &quiet).map_err(|error| unreadable(error.into()))?;
+    let answer = ask(question);
+    let _ = tcsetattr(&stdin, OptionalActions::Now, &before);
+    let _ = writeln!(io::stderr());
+    answer
+}

@@ -1,0 +1,175 @@
+//! `push`: from names to images in registries.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use layers::Digest;
+use layers::oci::{self, Document};
+
+use super::Bench;
+use super::build::{Built, Request, build};
+use crate::error::Failure;
+use crate::observe::Event;
+use crate::output::NamedImage;
+use crate::registry::{Bundle, Delivery, Planned, Pushed, Reference, Registries, Supply, TagRequest};
+
+/// What is to be pushed.
+#[derive(Debug, Clone)]
+pub struct PushRequest {
+    /// What is to be built first.
+    pub build: Request,
+    /// Where it goes, at least one.
+    pub tags: Vec<TagRequest>,
+    /// The registry and path that bare tags go to.
+    pub prefix: Option<String>,
+    /// Annotations of manifests and indexes.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// An image that was pushed.
+#[derive(Debug, Clone)]
+pub struct PushedImage {
+    /// What was built.
+    pub built: Built,
+    /// Where it is now, one entry a repository.
+    pub pushed: Vec<Pushed>,
+}
+
+/// Checks everything that can be checked before the long work: names, references, credentials.
+pub fn places(
+    bench: &Bench<'_>,
+    registries: &Registries,
+    request: &PushRequest,
+) -> Result<BTreeMap<String, Vec<Reference>>, Failure> {
+    let images = bench.project.images(&request.build.images)?;
+    if let Some(tag) = request.tags.iter().find(|tag| !tag.serves_all()).filter(|_| images.len() > 1) {
+        let TagRequest::Reference(text) = tag else { unreachable!("a bare tag serves all") };
+        return Err(Failure::usage(format!("`{text}` names one place for {} images", images.len()))
+            .hint("write `{image}` into it, or name the image: `imgbuild push IMAGE --tag ...`"));
+    }
+    let mut places: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
+    let mut taken: BTreeMap<Reference, String> = BTreeMap::new();
+    for (name, _) in images {
+        for tag in &request.tags {
+            let reference = tag.resolve(name, request.prefix.as_deref())?;
+            match taken.insert(reference.clone(), name.to_owned()) {
+                Some(other) if other != name => {
+                    return Err(Failure::usage(format!("`{other}` and `{name}` would both be pushed to {reference}")));
+                }
+                Some(_) => {}
+                None => places.entry(name.to_owned()).or_default().push(reference),
+            }
+        }
+    }
+    let mut warned = BTreeSet::new();
+    for reference in taken.keys() {
+        for warning in registries.credentials(&reference.repository)?.warnings {
+            if warned.insert(warning.clone()) {
+                bench.observer.on(Event::Warning(&warning));
+            }
+        }
+    }
+    Ok(places)
+}
+
+/// Builds what is stale and pushes everything.
+pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<PushedImage>, Failure> {
+    let places = places(bench, registries, request)?;
+    let (built, deliveries, supply) = prepare(bench, request, &places)?;
+    let mut pushed = registries.push(&deliveries, &supply, bench.observer)?.into_iter().zip(&deliveries).peekable();
+    let mut done = Vec::new();
+    for built in built {
+        let top = Digest::of(&built.image.top().bytes);
+        let mut mine = Vec::new();
+        // Deliveries are in the order of the images; two images may be equal byte for byte, so places decide.
+        let count = repositories(&places[&built.image.name]).len();
+        while mine.len() < count {
+            let Some((one, _)) = pushed.next() else { break };
+            mine.push(one);
+        }
+        debug_assert!(mine.iter().all(|it| it.digest.sha256() == Some(top)));
+        done.push(PushedImage { built, pushed: mine });
+    }
+    Ok(done)
+}
+
+/// Builds what is stale and says what a push would send.
+pub fn plan_push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<Planned>, Failure> {
+    let places = places(bench, registries, request)?;
+    let (_, deliveries, supply) = prepare(bench, request, &places)?;
+    Ok(registries.plan_push(&deliveries, &supply, bench.observer)?)
+}
+
+fn prepare(
+    bench: &Bench<'_>,
+    request: &PushRequest,
+    places: &BTreeMap<String, Vec<Reference>>,
+) -> Result<(Vec<Built>, Vec<Delivery>, Supply), Failure> {
+    let mut built = build(bench, &request.build)?;
+    if !request.annotations.is_empty() {
+        for it in &mut built {
+            it.image = annotated(&it.image, &request.annotations);
+        }
+    }
+    let mut deliveries = Vec::new();
+    for it in &built {
+        let bundle = Arc::new(Bundle::of(&it.image)?);
+        for (repository, tags) in repositories(&places[&it.image.name]) {
+            deliveries.push(Delivery { bundle: bundle.clone(), repository, tags });
+        }
+    }
+    let images: Vec<NamedImage> = built.iter().map(|it| it.image.clone()).collect();
+    Ok((built, deliveries, Supply::of(&images, bench.store)))
+}
+
+/// References by repository, in their order.
+fn repositories(references: &[Reference]) -> Vec<(crate::registry::Repository, Vec<String>)> {
+    let mut found: Vec<(crate::registry::Repository, Vec<String>)> = Vec::new();
+    for reference in references {
+        let tag = reference.tag.clone().unwrap_or_else(|| "latest".into());
+        match found.iter_mut().find(|(repository, _)| *repository == reference.repository) {
+            Some((_, tags)) => tags.push(tag),
+            None => found.push((reference.repository.clone(), vec![tag])),
+        }
+    }
+    found
+}
+
+/// The image with annotations on each manifest and on its index.
+fn annotated(image: &NamedImage, annotations: &BTreeMap<String, String>) -> NamedImage {
+    let mut image = image.clone();
+    for platform in &mut image.platforms {
+        platform.manifest = annotate(&platform.manifest, annotations);
+    }
+    if image.index.is_some() {
+        image.index = Some(annotate(&oci::index(&image.platforms), annotations));
+    }
+    image
+}
+
+/// Adds `annotations` as the last field, where the specification has it.
+fn annotate(document: &Document, annotations: &BTreeMap<String, String>) -> Document {
+    let mut bytes = document.bytes.clone();
+    let end = bytes.pop();
+    debug_assert_eq!(end, Some(b'}'), "a document is a JSON object without white space");
+    bytes.extend_from_slice(b",\"annotations\":");
+    bytes.extend(serde_json::to_vec(annotations).expect("texts have no trouble becoming JSON"));
+    bytes.push(b'}');
+    Document { media_type: document.media_type, digest: Digest::of(&bytes), bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_end_a_document() {
+        let bytes = br#"{"schemaVersion":2,"layers":[]}"#.to_vec();
+        let document = Document { media_type: oci::MANIFEST, digest: Digest::of(&bytes), bytes };
+        let annotations = BTreeMap::from([("b".to_owned(), "2\"".to_owned()), ("a".to_owned(), "1".to_owned())]);
+        let annotated = annotate(&document, &annotations);
+        let text = String::from_utf8(annotated.bytes.clone()).expect("is text");
+        assert_eq!(text, r#"{"schemaVersion":2,"layers":[],"annotations":{"a":"1","b":"2\""}}"#);
+        assert_eq!(annotated.digest, Digest::of(&annotated.bytes));
+    }
+}
