@@ -373,18 +373,31 @@ impl Client {
             };
             let answer = match self.send(&home, &url, ask, authorization.as_ref(), progress).await {
                 Ok(answer) => answer,
-                Err(failure @ Failure::Broken { .. }) if at_home && self.other_scheme(repository, &url).await => {
-                    let _ = failure;
+                Err(Failure::Broken { .. }) if at_home && self.other_scheme(repository, &url).await == Ok(true) => {
                     home = self.url(repository, "").await?;
                     url = rebased(&home, &url);
                     continue;
                 }
                 Err(failure) => return Err(failure),
             };
-            if at_home && answer.status == StatusCode::BAD_REQUEST && self.other_scheme(repository, &url).await {
-                home = self.url(repository, "").await?;
-                url = rebased(&home, &url);
-                continue;
+            if at_home && answer.status == StatusCode::BAD_REQUEST {
+                match self.other_scheme(repository, &url).await {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        home = self.url(repository, "").await?;
+                        url = rebased(&home, &url);
+                        continue;
+                    }
+                    Err(why) => {
+                        let why = format!(
+                            "it wants TLS, and its certificate is not trusted ({why}); name its authority's file with \
+                             IMGBUILD_CA, or the registry with `--insecure {}`",
+                            repository.host()
+                        );
+                        let (what, url) = (ask.what.to_owned(), shown(&url));
+                        return Err(RegistryError::Answer { what, url, status: 400, why }.into());
+                    }
+                }
             }
             if at_home {
                 self.settle(repository, home.scheme()).await;
@@ -473,25 +486,31 @@ impl Client {
         }
     }
 
-    /// After a first request failed: whether the registry answers by the other scheme that is allowed for it.
-    async fn other_scheme(&self, repository: &Repository, url: &Url) -> bool {
+    /// After a first request failed: whether the registry answers by the other scheme that is allowed for it. An error
+    /// is a certificate that is not trusted.
+    async fn other_scheme(&self, repository: &Repository, url: &Url) -> Result<bool, String> {
         let host = repository.host();
-        let [_, Some(other)] = self.schemes(host) else { return false };
+        let [_, Some(other)] = self.schemes(host) else { return Ok(false) };
         let contact = self.contact(host);
         let mut contact = contact.lock().await;
         match contact.scheme {
             // Somebody else found out meanwhile.
-            Some(settled) => settled != url.scheme(),
+            Some(settled) => Ok(settled != url.scheme()),
             None => {
-                let Ok(probe) = Url::parse(&format!("{other}://{host}/v2/")) else { return false };
-                let Ok(client) = self.http(&probe, false) else { return false };
+                let Ok(probe) = Url::parse(&format!("{other}://{host}/v2/")) else { return Ok(false) };
+                let Ok(client) = self.http(&probe, false) else { return Ok(false) };
                 self.counters.requests.fetch_add(1, Ordering::Relaxed);
-                let answers = client.get(probe).timeout(Duration::from_secs(30)).send().await;
-                let spoken = answers.is_ok_and(|it| it.status() != StatusCode::BAD_REQUEST);
-                if spoken {
-                    contact.scheme = Some(other);
+                match client.get(probe).timeout(Duration::from_secs(30)).send().await {
+                    Ok(answer) if answer.status() != StatusCode::BAD_REQUEST => {
+                        contact.scheme = Some(other);
+                        Ok(true)
+                    }
+                    Ok(_) => Ok(false),
+                    Err(error) => match chain(&error) {
+                        why if why.contains("certificate") => Err(why),
+                        _ => Ok(false),
+                    },
                 }
-                spoken
             }
         }
     }

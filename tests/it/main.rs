@@ -9,6 +9,7 @@ mod crates;
 mod fetch;
 mod image_scripts;
 mod init;
+mod push_cli;
 mod python;
 mod python_hostile;
 mod python_index;
@@ -20,6 +21,7 @@ mod python_uv;
 mod registry;
 mod registry_auth;
 mod registry_push;
+mod registry_real;
 mod server;
 mod support_real;
 
