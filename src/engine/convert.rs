@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cache::Store;
 use layers::encode::{DeflateStream, EPOCH, Entry, Kind};
 use layers::format::deb::Deb;
-use layers::format::wheel;
+use layers::format::wheel::{self, Wheel};
 use layers::format::{FormatError, Limits, decompress, tar, zip};
 use layers::op::{Archive, Conversion};
 use layers::source::{Modules, Owner, Unpack};
@@ -459,7 +459,7 @@ mod tests {
         };
         let to = ImagePath::new("/opt").expect("a path");
         let unpack = Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } };
-        let made = convert(&path, &archive, &unpack, &Drops::new(), &store).expect("converts");
+        let made = convert(&path, &archive, &unpack, &Drops::new(), &store, None).expect("converts");
         let fragment = made.write(&store).expect("writes");
         // A batch, then a header and a stream for each of three files, then the last padding.
         assert_eq!(fragment.layout.members.len(), 7, "{:?}", fragment.layout);

@@ -48,7 +48,7 @@ impl DeflateStream {
     /// compress it) or too large for a member.
     pub fn worthwhile(size: u64, compressed: u64, crc32: u32) -> Option<DeflateStream> {
         let fits = u32::try_from(size).is_ok() && compressed < u64::from(u32::MAX - gzip::AROUND);
-        (fits && size >= gzip::TRANSPLANT_SIZE).then(|| DeflateStream { compressed: compressed as u32, crc32 })
+        (fits && size >= gzip::TRANSPLANT_SIZE).then_some(DeflateStream { compressed: compressed as u32, crc32 })
     }
 }
 
