@@ -31,6 +31,7 @@ class ModelServer:
     """Ollama and an OpenAI-compatible API. It answers with the last message it was given, word by word."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()  # keeps requests and headers in step
         self.requests: list[tuple[str, str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.failures = 0  # requests that are answered with 503 first
@@ -73,8 +74,9 @@ class ModelServer:
         return [text for _, path, body in self.requests if path.endswith(("/embed", "/embeddings")) for text in body["input"]]
 
     def handle(self, http: BaseHTTPRequestHandler, body: Any) -> None:
-        self.requests.append((http.command, http.path, body))
-        self.headers.append({name.lower(): value for name, value in http.headers.items()})
+        with self.lock:
+            self.requests.append((http.command, http.path, body))
+            self.headers.append({name.lower(): value for name, value in http.headers.items()})
         if self.failures:
             self.failures -= 1
             return self.whole(http, 503, {"error": "loading"})
