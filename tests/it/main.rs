@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+mod apt_oracle;
 mod archive_trust;
 mod cache;
 mod config_real;

@@ -132,7 +132,7 @@ impl<'a> Marks<'a> {
         group.iter().any(|dep| self.holds(dep, owner, when))
     }
 
-    fn is_important(&self, dep: &Dep) -> bool {
+    pub fn is_important(&self, dep: &Dep) -> bool {
         dep.kind.is_critical() || self.recommends && dep.kind == super::universe::Kind::Recommends
     }
 
@@ -207,6 +207,20 @@ impl<'a> Marks<'a> {
 
     pub fn protect(&mut self, node: NodeId) {
         self.state_mut(node).protected = true;
+    }
+
+    /// Replaces all marks by a solution.
+    pub fn accept(&mut self, solution: &[(NodeId, VersionId)], requests: &[NodeId]) {
+        for state in &mut self.states {
+            (state.mode, state.install, state.auto) = (Mode::Keep, state.current, true);
+        }
+        for (node, version) in solution {
+            let requested = requests.contains(node);
+            let state = self.state_mut(*node);
+            if state.current.is_none() {
+                (state.mode, state.install, state.auto) = (Mode::Install, Some(*version), !requested);
+            }
+        }
     }
 
     /// Marks what was asked for, without what it needs.
@@ -404,18 +418,20 @@ impl<'a> Marks<'a> {
         }
         let [only] = possible[..] else { return true };
         let other = self.universe.owner(only);
-        if self.state(other).protected || group.iter().any(|dep| self.is_met_by_ghost(dep)) {
+        if self.state(other).protected || self.is_met_by_ghost(group) {
             return true;
         }
         self.protect(other);
         self.install(other, true, depth + 1, false)
     }
 
-    fn is_met_by_ghost(&self, dep: &Dep) -> bool {
-        self.state(dep.target).ghost
-            || self.universe.nodes[dep.target as usize].providers.iter().any(|provider| {
-                self.state(self.universe.owner(provider.version)).ghost && self.universe.fits_provided(dep, provider)
-            })
+    pub fn is_met_by_ghost(&self, group: &[Dep]) -> bool {
+        group.iter().any(|dep| {
+            let mut providers = self.universe.nodes[dep.target as usize].providers.iter();
+            let ghost = |version: VersionId| self.state(self.universe.owner(version)).ghost;
+            self.state(dep.target).ghost
+                || providers.any(|provider| ghost(provider.version) && self.universe.fits_provided(dep, provider))
+        })
     }
 
     /// Whether a decision against a package stands.
@@ -447,17 +463,21 @@ impl<'a> Marks<'a> {
     /// The order among providers of `target`, best first.
     fn rank(&self, version: VersionId, target: NodeId) -> impl Ord + use<> {
         let node = self.universe.owner(version);
+        (!self.state(node).protected, self.worth(version, target), std::cmp::Reverse(node))
+    }
+
+    /// What decides among providers of `target` whatever else is marked, best first.
+    pub fn worth(&self, version: VersionId, target: NodeId) -> impl Ord + use<> {
+        let node = self.universe.owner(version);
         let (state, named) = (self.state(node), &self.universe.nodes[node as usize]);
         let wanted = self.universe.name(target);
         let namesake = wanted.split_once(':').map_or(wanted, |(name, _)| name) == &*named.name;
         (
-            !state.protected,
             state.current.is_none(),
             !namesake,
             !named.essential,
             !named.important,
             self.universe.versions[version as usize].priority,
-            std::cmp::Reverse(node),
         )
     }
 }

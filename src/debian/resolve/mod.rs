@@ -4,13 +4,14 @@
 //!  suites -> Universe: names, versions, relations            universe.rs
 //!  request -> marks, in apt's order                          mark.rs
 //!          -> repaired by scores where something is broken   problem.rs
+//!          -> or searched for, where that does not help      search.rs
 //!          -> without what nothing needs any longer          garbage.rs
 //!  -> closure, checked again by other means                  verify.rs
 //!  -> or the reason why there is none                        explain.rs
 //! ```
 //!
-//! apt (the classic solver, which `apt-get` of trixie uses) decides greedily and so does this: the aim is the set that
-//! `apt-get install` would install, not the best one. Nothing is read or written here.
+//! apt-get of trixie decides greedily and so does this: the aim is the set that `apt-get install` would install, not the
+//! best one. Nothing is read or written here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +23,7 @@ mod explain;
 mod garbage;
 mod mark;
 mod problem;
+mod search;
 #[cfg(test)]
 mod tests;
 mod universe;
@@ -239,7 +241,13 @@ impl Universe {
             }
             let whole = marks.broken().is_empty() || problem::Repair::new(&mut marks, &nodes).run();
             let refused = nodes.iter().any(|node| marks.state(*node).install.is_none());
-            if whole && !refused {
+            let mut met = whole && !refused;
+            if !met && let Some(solution) = search::search(&start, &nodes) {
+                marks = start.clone();
+                marks.accept(&solution, &nodes);
+                met = true;
+            }
+            if met {
                 garbage::collect(&mut marks);
                 return self.chosen(request, &marks, &nodes);
             }

@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
 use super::*;
 use crate::debian::packages;
 
@@ -392,4 +396,69 @@ fn held_versions_are_kept_while_they_are_offered_and_fit() {
     assert_eq!(version("aa =bb/0"), "2", "it is gone");
     assert_eq!(version("aa cc =bb/1"), "2", "it does not fit any longer");
     assert_eq!(version("aa dd =bb/1"), "2", "it is excluded");
+}
+
+/// Universes of a few names, dense with alternatives, provided names and enemies.
+fn universes() -> impl Strategy<Value = String> {
+    let name =
+        || prop_oneof![4 => (0..8u8).prop_map(|at| format!("p{at}")), 1 => (0..3u8).prop_map(|at| format!("v{at}"))];
+    let bound = || prop_oneof![5 => Just(String::new()), 1 => (0..4u8).prop_map(|at| format!(" (>= {at})")), 1 => (1..4u8).prop_map(|at| format!(" (<< {at})"))];
+    let atom = move || (name(), bound()).prop_map(|(name, bound)| name + &bound);
+    let group = move || vec(atom(), 1..4).prop_map(|atoms| atoms.join(" || "));
+    let field = |head: &'static str, groups: Vec<String>| {
+        if groups.is_empty() { String::new() } else { format!(" | {head}: {}", groups.join(", ")) }
+    };
+    let package =
+        (1..4u8, vec(group(), 0..3), vec(atom(), 0..2), vec(atom(), 0..2), vec(0..3u8, 0..2), vec(group(), 0..2));
+    let package = package.prop_map(move |(version, depends, conflicts, breaks, provides, recommends)| {
+        let provides = provides.into_iter().map(|at| format!("v{at}")).collect();
+        [
+            format!(" {version}"),
+            field("Depends", depends),
+            field("Conflicts", conflicts),
+            field("Breaks", breaks),
+            field("Provides", provides),
+            field("Recommends", recommends),
+        ]
+        .concat()
+    });
+    vec(package, 1..9)
+        .prop_map(|packages| packages.iter().enumerate().map(|(at, package)| format!("p{at}{package}\n")).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// A closure passes its own check, or there is none: `Broken` would say that the resolver is wrong.
+    #[test]
+    fn whatever_the_universe_a_closure_is_whole_and_stays_as_it_is(
+        lines in universes(),
+        wanted in vec(0..8u8, 1..4),
+        left_out in option::of(0..8u8),
+        recommends: bool,
+    ) {
+        let universe = universe(&lines);
+        let mut words: String = wanted.iter().map(|at| format!("p{at} ")).collect();
+        if recommends {
+            words.push_str("+recommends ");
+        }
+        if let Some(at) = left_out {
+            let _ = write!(words, "-p{at}");
+        }
+        match close(&universe, &words, &[]) {
+            Ok(closure) => {
+                for at in &wanted {
+                    let name = format!("p{at}");
+                    prop_assert!(closure.iter().any(|chosen| chosen.package.name() == name));
+                }
+                prop_assert!(closure.is_sorted_by_key(|chosen| chosen.package.name().to_owned()));
+                let again = close(&universe, &words, &[]).expect("the same again");
+                prop_assert_eq!(names(&closure), names(&again));
+                let above = close(&universe, &words, &closure).expect("nothing is missing");
+                prop_assert_eq!(names(&above), "");
+            }
+            Err(ResolveError::Broken { why }) => prop_assert!(false, "{}", why),
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
 }
