@@ -124,3 +124,14 @@ fn a_catalogue_outside_the_workspace_prints_its_plan() {
     assert_eq!(labels("hello"), hello);
     assert_eq!(labels("greeting"), [hello.as_slice(), &["inline /srv/greeting.txt"]].concat());
 }
+
+#[test]
+fn the_program_needs_no_shared_library_but_the_c_librarys() {
+    let bytes = std::fs::read(env!("CARGO_BIN_EXE_imgbuild")).unwrap();
+    let facts = imgbuild::debian::elf::facts(&bytes).expect("the program is an ELF file");
+    let of_libc =
+        |name: &&String| ["libc.so.", "libm.so.", "ld-linux-"].iter().any(|library| name.starts_with(library));
+    let others: Vec<&String> = facts.needed.iter().filter(|name| !of_libc(name)).collect();
+    assert!(facts.needed.iter().any(|name| name.starts_with("libc.so.")), "{:?}", facts.needed);
+    assert_eq!(others, Vec::<&String>::new());
+}
