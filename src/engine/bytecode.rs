@@ -222,7 +222,9 @@ impl Local<'_> {
                 },
             ));
         }
-        let mut by_fragment: BTreeMap<Digest, (Arc<Fragment>, Vec<(usize, ImagePath, u64, u64)>)> = BTreeMap::new();
+        // A module: its root's number, its path, where its source starts and how long it is.
+        type Module = (usize, ImagePath, u64, u64);
+        let mut by_fragment: BTreeMap<Digest, (Arc<Fragment>, Vec<Module>)> = BTreeMap::new();
         for (root, path) in modules {
             let Some((fragment, position)) = view.origin(&path) else { continue };
             let indexed = &fragment.entries[position];
