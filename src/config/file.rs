@@ -22,7 +22,6 @@ pub(super) enum Kind {
 pub(super) const KEYS: &[(&str, Kind)] = &[
     ("cache-dir", Kind::Text),
     ("jobs", Kind::Number),
-    ("layer-budget", Kind::Number),
     ("registry", Kind::Text),
     ("sandbox", Kind::Text),
     ("compression", Kind::Text),

@@ -239,14 +239,6 @@ impl Config {
         }
     }
 
-    /// The most layers that an image may have, its base's included: IMGBUILD_LAYER_BUDGET, `layer-budget`.
-    ///
-    /// # Errors
-    /// If the number is none that a registry and Docker would take (1 to 127).
-    pub fn layer_budget(&self) -> Result<Option<usize>, ConfigError> {
-        self.number("IMGBUILD_LAYER_BUDGET", "layer-budget", 1..=127)
-    }
-
     /// Where images are pushed, `host/prefix`: `flag`, IMGBUILD_REGISTRY, `registry`.
     ///
     /// # Errors

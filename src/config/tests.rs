@@ -142,7 +142,7 @@ fn a_flag_is_stronger_than_the_environment_and_that_than_the_file() {
 
 #[test]
 fn wrong_values_name_their_place() {
-    let machine = Machine::new().variable("IMGBUILD_JOBS", "many").variable("IMGBUILD_LAYER_BUDGET", "128");
+    let machine = Machine::new().variable("IMGBUILD_JOBS", "many");
     let machine =
         machine.file("project/imgbuild.toml", "sandbox = 'none'\n[debian]\nmirror = 'ftp://u:p4ss@deb.example/'");
     let config = machine.config();
@@ -150,10 +150,6 @@ fn wrong_values_name_their_place() {
     assert_eq!(
         error(config.jobs(None).unwrap_err()),
         "the variable IMGBUILD_JOBS: it is no whole number from 1 to 4096"
-    );
-    assert_eq!(
-        error(config.layer_budget().unwrap_err()),
-        "the variable IMGBUILD_LAYER_BUDGET: it is no whole number from 1 to 127"
     );
     assert_eq!(
         error(config.sandbox().unwrap_err()),

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub type Drops = BTreeSet<ImagePath>;
 /// The version of a conversion's rules; part of the fragment's key.
 pub fn version(conversion: &Conversion) -> u32 {
     match conversion {
-        Conversion::Deb { .. } => 100 + scripts::VERSION,
+        Conversion::Deb { .. } => 200 + scripts::VERSION,
         Conversion::Wheel { bytecode: Some(wanted), .. } => match wanted.modules {
             Modules::ImportedBy(_) => 1 + 100 * bytecode::VERSION + 10_000 * imports::VERSION,
             _ => 1 + 100 * bytecode::VERSION,
@@ -53,7 +53,7 @@ pub fn convert(
     let spool = Spool::new(store.scratch(), Spool::MEMORY);
     match conversion {
         Conversion::Deb { exclude } => deb(file, exclude, drops, spool).map_err(failed),
-        Conversion::Wheel { venv, python, .. } => wheel(file, &archive.name, venv, python, compiler),
+        Conversion::Wheel { venv, python, .. } => wheel(file, &archive.name, venv, python, compiler, &store.scratch()),
         Conversion::Unpack { how: Unpack::Tar, to, strip_components, owner } => {
             let reader = decompress(BufReader::with_capacity(256 << 10, file), &Limits::default()).map_err(failed)?;
             let place = Place { to, strip: *strip_components, owner: Some(*owner) };
@@ -61,8 +61,8 @@ pub fn convert(
             unpack_tar(reader, &place, made).map_err(failed)
         }
         Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner } => {
-            unpack_zip(file, &archive.name, &Place { to, strip: *strip_components, owner: Some(*owner) })
-                .map_err(failed)
+            let place = Place { to, strip: *strip_components, owner: Some(*owner) };
+            unpack_zip(file, &archive.name, &place, &store.scratch()).map_err(failed)
         }
         Conversion::File { to, mode, owner } => {
             let size = file.metadata()?.len();
@@ -183,7 +183,7 @@ fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Re
     let mut seen = BTreeSet::new();
     while let Some(mut entry) = reader.next()? {
         let Some(path) = moved(&entry.path, place)? else { continue };
-        let path = unaliased(path);
+        let path = if entry.is_dir() { unaliased_dir(path) } else { unaliased(path) };
         if let Kind::Hardlink { target } = &mut entry.kind {
             let Some(moved) = moved(target, place)? else {
                 return Err(refused(&entry.path, "its hardlink target was stripped"));
@@ -219,6 +219,7 @@ fn wheel(
     venv: &ImagePath,
     python: &str,
     compiler: Option<&Compiler<'_>>,
+    scratch: &Path,
 ) -> Result<Made<'static>, EngineError> {
     let failed = |source| EngineError::Format { archive: name.to_owned(), source };
     let (mut wheel, scheme) = open_wheel(file, name, venv.as_str(), python).map_err(failed)?;
@@ -248,7 +249,8 @@ fn wheel(
                     let entry = &wheel.archive().entries()[index];
                     (entry.size, transplantable(entry))
                 };
-                let packed = PackedFile { archive: name.to_owned(), zip: wheel.clone(), index };
+                let packed =
+                    PackedFile { archive: name.to_owned(), zip: wheel.clone(), index, scratch: scratch.into() };
                 (size, packed.content(size, stream))
             }
         };
@@ -257,7 +259,7 @@ fn wheel(
     Ok(made)
 }
 
-fn unpack_zip(file: File, name: &str, place: &Place<'_>) -> Result<Made<'static>, FormatError> {
+fn unpack_zip(file: File, name: &str, place: &Place<'_>, scratch: &Path) -> Result<Made<'static>, FormatError> {
     let archive = zip::Archive::open(BufReader::with_capacity(256 << 10, file), &Limits::default())?;
     let entries = archive.entries().to_vec();
     let archive = Rc::new(RefCell::new(archive));
@@ -275,7 +277,7 @@ fn unpack_zip(file: File, name: &str, place: &Place<'_>) -> Result<Made<'static>
             made.push(entry, Content::None);
             continue;
         }
-        let packed = PackedFile { archive: name.to_owned(), zip: archive.clone(), index };
+        let packed = PackedFile { archive: name.to_owned(), zip: archive.clone(), index, scratch: scratch.into() };
         made.push(entry, packed.content(found.size, transplantable(&found)));
     }
     Ok(made)
@@ -320,13 +322,18 @@ struct PackedFile<Z> {
     archive: String,
     zip: Rc<RefCell<Z>>,
     index: usize,
+    /// Where temporary files go.
+    scratch: PathBuf,
 }
 
 impl<Z: Zip + 'static> PackedFile<Z> {
     fn content(mut self, size: u64, stream: Option<DeflateStream>) -> Content<'static> {
         match stream {
             Some(stream) => Content::Deflated(stream, Box::new(self)),
-            None => Content::Open(Box::new(move || read_whole(size, |out| self.inflate(out)))),
+            None => {
+                let scratch = std::mem::take(&mut self.scratch);
+                Content::Open(Box::new(move || read_whole(size, &scratch, |out| self.inflate(out))))
+            }
         }
     }
 }
@@ -347,6 +354,7 @@ impl<Z: Zip> Deflated for PackedFile<Z> {
 /// Content that can only be written, for a reader: small files in memory, large ones through a temporary file.
 fn read_whole(
     size: u64,
+    scratch: &Path,
     copy: impl FnOnce(&mut dyn Write) -> Result<(), EngineError>,
 ) -> Result<Box<dyn Read>, EngineError> {
     if size <= Spool::MEMORY as u64 {
@@ -354,7 +362,8 @@ fn read_whole(
         copy(&mut bytes)?;
         return Ok(Box::new(io::Cursor::new(bytes)));
     }
-    let mut file = tempfile::tempfile()?;
+    // Not in TMPDIR, which may be a small one in memory.
+    let mut file = tempfile::tempfile_in(scratch)?;
     copy(&mut file)?;
     file.rewind()?;
     Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
@@ -380,6 +389,12 @@ fn unaliased(path: ImagePath) -> ImagePath {
         }
     }
     path
+}
+
+/// A package built for both worlds ships the folder `/lib`, too; with merged /usr it is `/usr/lib`, and the link stays.
+fn unaliased_dir(path: ImagePath) -> ImagePath {
+    let inside = path.join("x").map(unaliased);
+    inside.ok().and_then(|inside| inside.parent()).unwrap_or(path)
 }
 
 fn refused(path: &ImagePath, why: &str) -> FormatError {

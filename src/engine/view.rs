@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead as _, Read};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use layers::encode::{Entry, Kind, TarReader};
@@ -36,6 +37,12 @@ pub struct View<'a> {
 /// Why a layer does not fit on what is below.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
+    /// A path that one layer would hold twice, which container engines refuse.
+    #[error("`{path}` is there twice in one layer, or as a directory and as something else")]
+    Twice {
+        /// The path.
+        path: ImagePath,
+    },
     /// A file or link where a directory with content is.
     #[error("`{path}` would replace a directory that is not empty (it holds `{inside}`)")]
     ReplacesTree {
@@ -70,6 +77,7 @@ impl<'a> View<'a> {
 
     /// Applies a layer: its skeleton, then its fragments.
     pub fn apply(&mut self, skeleton: &[Entry], fragments: &[Arc<Fragment>]) -> Result<(), ViewError> {
+        let (first_dir, first_fragment) = (self.dirs.len() as u32, self.fragments.len() as u32);
         for entry in skeleton {
             let at = self.dirs.len() as u32;
             self.dirs.push(entry.clone());
@@ -84,10 +92,17 @@ impl<'a> View<'a> {
             for (at, indexed) in fragment.entries.iter().enumerate() {
                 let path = &indexed.entry.path;
                 let place = Place::Item { fragment: number, entry: at as u32 };
-                if let Some(Place::Dir(_)) = self.paths.insert(path.clone(), place)
-                    && let Some(inside) = self.first_inside(path)
-                {
-                    return Err(ViewError::ReplacesTree { path: path.clone(), inside });
+                match self.paths.insert(path.clone(), place) {
+                    Some(Place::Dir(dir)) if dir >= first_dir => return Err(ViewError::Twice { path: path.clone() }),
+                    Some(Place::Item { fragment, .. }) if fragment >= first_fragment => {
+                        return Err(ViewError::Twice { path: path.clone() });
+                    }
+                    Some(Place::Dir(_)) => {
+                        if let Some(inside) = self.first_inside(path) {
+                            return Err(ViewError::ReplacesTree { path: path.clone(), inside });
+                        }
+                    }
+                    _ => {}
                 }
             }
         }
@@ -139,14 +154,13 @@ impl<'a> View<'a> {
     }
 
     fn first_inside(&self, path: &ImagePath) -> Option<ImagePath> {
-        let below = format!("{path}/");
-        let start = ImagePath::new(format!("{below}!")).ok()?;
-        // `!` sorts before every printable character, so the first path from here on is the first one inside, if any.
+        // Siblings such as `/a b` and `/a-b` sort between `/a` and what is inside of it.
         self.paths
-            .range(start..)
-            .next()
-            .map(|(found, _)| found.clone())
-            .filter(|found| found.as_str().starts_with(&below))
+            .range((Bound::Excluded(path), Bound::Unbounded))
+            .map(|(found, _)| found)
+            .take_while(|found| found.as_str().starts_with(path.as_str()))
+            .find(|found| found.starts_with(path))
+            .cloned()
     }
 
     /// The fragment that holds a file, and the file's position in it.

@@ -1,6 +1,8 @@
 //! Downloads from servers that are slow, broken, elsewhere or hostile.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 use cache::Store;
 use imgbuild::fetch::{Credential, Download, FetchError, Http, HttpConfig, Proxies, Url};
@@ -185,4 +187,94 @@ fn a_busy_server_is_asked_again() {
     });
     assert_eq!(text(&Http::new(HttpConfig::default()), &server.url("/")), "at last");
     assert_eq!(server.asked().len(), 3);
+}
+
+/// A server with TLS, by openssl and Python: `/away` leads to `elsewhere`, everything else is there.
+struct Secure {
+    child: std::process::Child,
+    port: String,
+    folder: tempfile::TempDir,
+}
+
+impl Secure {
+    fn start(elsewhere: &Url) -> Secure {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("openssl.cnf"), "[req]\ndistinguished_name = dn\n[dn]\n").unwrap();
+        let openssl = |arguments: &[&str]| {
+            let made = Command::new("openssl")
+                .args(["req", "-config", "openssl.cnf", "-x509", "-newkey", "ec", "-pkeyopt"])
+                .args(["ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+                .args(arguments)
+                .current_dir(folder.path())
+                .output()
+                .expect("openssl is installed");
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        };
+        openssl(&[
+            "-subj",
+            "/CN=Tests",
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+        ]);
+        let name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"];
+        let signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "basicConstraints=CA:FALSE"];
+        openssl(&[&name[..], &signed, &["-keyout", "key.pem", "-out", "server.pem"]].concat());
+        let script = r#"
+import http.server, ssl, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(302 if self.path == "/away" else 200)
+        if self.path == "/away":
+            self.send_header("Location", sys.argv[1])
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"here")
+    def log_message(self, *_):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("server.pem", "key.pem")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"#;
+        let mut child = Command::new("python3")
+            .args(["-I", "-c", script, elsewhere.as_str()])
+            .current_dir(folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 is installed");
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Secure { child, port: port.trim().to_owned(), folder }
+    }
+
+    fn url(&self, path: &str) -> Url {
+        format!("https://localhost:{}{path}", self.port).parse().unwrap()
+    }
+}
+
+impl Drop for Secure {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn real_an_own_ca_is_trusted_when_it_is_named_and_no_redirect_leads_down_to_http() {
+    let plain = Server::start(|_| Answer::ok("anybody's"));
+    let secure = Secure::start(&plain.url("/"));
+    let named = HttpConfig { extra_ca: vec![secure.folder.path().join("ca.pem")], ..HttpConfig::default() };
+    let http = Http::new(named);
+    assert_eq!(text(&http, &secure.url("/")), "here");
+    let error = http.get(&secure.url("/away"), None, 100).unwrap_err().to_string();
+    assert!(error.contains("redirect"), "{error}");
+    assert!(plain.asked().is_empty());
+    let error = Http::new(HttpConfig::default()).get(&secure.url("/"), None, 100).unwrap_err().to_string();
+    assert!(error.contains("cannot connect"), "{error}");
 }

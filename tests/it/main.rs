@@ -8,6 +8,7 @@ mod cache;
 mod config_real;
 mod crates;
 mod fetch;
+mod hostile_archives;
 mod image_scripts;
 mod init;
 mod push_cli;
@@ -23,6 +24,7 @@ mod registry;
 mod registry_auth;
 mod registry_push;
 mod registry_real;
+mod robustness;
 mod server;
 mod support_real;
 
