@@ -5,13 +5,17 @@
 mod apt_oracle;
 mod archive_trust;
 mod cache;
+mod command_line;
 mod config_real;
 mod crates;
+mod determinism_real;
 mod fetch;
 mod hostile_archives;
 mod image_scripts;
 mod init;
 mod push_cli;
+mod images_real;
+mod packages_real;
 mod python;
 mod python_hostile;
 mod python_index;
@@ -27,6 +31,7 @@ mod registry_real;
 mod robustness;
 mod server;
 mod support_real;
+mod tree_real;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -68,6 +68,6 @@ pub fn difference(first: &Tree, second: &Tree) -> Vec<String> {
 #[track_caller]
 pub fn assert_same(first: &Tree, second: &Tree, what: &str) {
     let lines = difference(first, second);
-    let shown = lines.iter().take(60).cloned().collect::<Vec<_>>().join("\n");
+    let shown = lines.iter().take(300).cloned().collect::<Vec<_>>().join("\n");
     assert!(lines.is_empty(), "{what}: {} differences\n{shown}", lines.len());
 }

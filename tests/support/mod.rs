@@ -7,6 +7,8 @@
 //! * [`registry`]: a registry in this process, with scripted faults and a log of every request.
 //! * [`layout`]: OCI layouts read without our own code, and the rules that every layer keeps.
 //! * [`listing`]: trees of files as text, one a line.
+//! * [`obelisk`]: this repository's images, built once for all tests.
+//! * [`tiny`]: small catalogues, without the network or with a mirror of their own.
 //! * [`debs`]: packages made by dpkg-deb, and signed repositories of them.
 
 #![allow(dead_code, reason = "a helper may wait for its second caller")]
@@ -16,6 +18,8 @@ pub mod docker;
 pub mod layout;
 pub mod listing;
 pub mod registry;
+pub mod obelisk;
 pub mod run;
 pub mod server;
 pub mod shared;
+pub mod tiny;

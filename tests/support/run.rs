@@ -107,6 +107,8 @@ impl Sandbox {
         for name in ["home", "work", "cache"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
+        // Nothing above the sandbox configures it.
+        fs::write(folder.path().join("work/imgbuild.toml"), "").unwrap();
         let cache = folder.path().join("cache");
         Sandbox { folder, cache }
     }

@@ -1,0 +1,82 @@
+//! This repository's images, built once for all tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::docker::{Engine, engine};
+use super::layout::Layout;
+use super::run::{Outcome, Sandbox, outcome, repository};
+
+/// The images that the catalogue has.
+pub const IMAGES: [&str; 4] = ["base", "core", "init", "rag"];
+
+/// A copy of the project with everything built into layouts.
+#[derive(Debug)]
+pub struct Obelisk {
+    sandbox: Sandbox,
+}
+
+/// Builds what all tests look at: four images for amd64, base and init for arm64.
+pub fn obelisk() -> &'static Obelisk {
+    static OBELISK: OnceLock<Obelisk> = OnceLock::new();
+    OBELISK.get_or_init(|| {
+        // The lock may have to be resolved anew, where a mirror has moved on: that must not touch the repository's own.
+        let sandbox = Sandbox::warm();
+        copy_project(&sandbox.work());
+        let obelisk = Obelisk { sandbox };
+        let amd64 = ["build", "--platform", "linux/amd64", "--output", "oci:dist"];
+        let archives = ["--output", "docker-archive:docker.tar", "--output", "oci-archive:oci.tar"];
+        let printed = obelisk.sandbox.imgbuild([&amd64[..], &archives].concat()).success();
+        let names: Vec<&str> = printed.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(names, IMAGES, "{printed}");
+        obelisk
+            .imgbuild(&["build", "base", "init", "--platform", "linux/arm64", "--output", "oci:dist-arm64"])
+            .success();
+        let both = ["build", "base", "--platform", "linux/amd64,linux/arm64", "--output", "oci:dist-both"];
+        obelisk.imgbuild(&both).success();
+        let init = ["build", "init", "--platform", "linux/amd64", "--output", "oci-archive:init.tar"];
+        obelisk.imgbuild(&init).success();
+        obelisk
+    })
+}
+
+/// Copies what a build of this repository reads: definitions' files, the lock and the context.
+pub fn copy_project(to: &Path) {
+    outcome(Command::new("cp").arg("-a").arg(repository().join("images")).arg(to)).success();
+}
+
+impl Obelisk {
+    /// The copy of the project.
+    pub fn folder(&self) -> PathBuf {
+        self.sandbox.work()
+    }
+
+    /// A file that building left.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    /// Runs imgbuild in the copy of the project, with the cache that has everything.
+    #[track_caller]
+    pub fn imgbuild(&self, arguments: &[&str]) -> Outcome {
+        self.sandbox.imgbuild(arguments)
+    }
+
+    /// All images for amd64.
+    pub fn layout(&self) -> Layout {
+        Layout::open(&self.file("dist"))
+    }
+}
+
+/// The engine with all four images of amd64 loaded, as `base:latest` and so on.
+pub fn loaded() -> &'static Engine {
+    static LOADED: OnceLock<()> = OnceLock::new();
+    LOADED.get_or_init(|| {
+        let said = engine().load(&obelisk().file("docker.tar"), "base:latest");
+        for name in IMAGES {
+            assert!(said.contains(&format!("Loaded image: {name}:latest")), "{said}");
+        }
+    });
+    engine()
+}
