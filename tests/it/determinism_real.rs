@@ -2,33 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-
-use serde_json::Value;
 
 use crate::support::obelisk::{copy_project, obelisk};
 use crate::support::run::{Sandbox, binary, outcome, tool};
 use crate::support::shared::in_trixie;
 
 const BUILD: [&str; 5] = ["build", "--offline", "--locked", "--platform", "linux/amd64"];
-
-/// What the images' lock names is linked into a cache that has nothing else.
-fn seed(cache: &Path, lock: &Value) {
-    let shared = crate::support::shared::folder("cache").join("blobs-v1");
-    let debs = lock["debian"]["linux/amd64"].as_array().unwrap().iter();
-    let wheels = lock["python"].as_array().unwrap().iter();
-    let wheels = wheels.flat_map(|it| it["wheels"]["linux/amd64"].as_array().unwrap());
-    for archive in debs.chain(wheels) {
-        let digest = archive["sha256"].as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
-        let place = |root: &Path| root.join(&digest[..2]).join(&digest);
-        let to = place(&cache.join("blobs-v1"));
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        if !to.exists() {
-            fs::hard_link(place(&shared), to).unwrap();
-        }
-    }
-}
 
 /// A sandbox with a copy of the project in a folder of another name, and only downloads in its cache.
 fn elsewhere() -> (Sandbox, PathBuf) {
@@ -39,8 +20,7 @@ fn elsewhere() -> (Sandbox, PathBuf) {
     copy_project(&project);
     // The lock of the built images: a mirror may have made it newer than the repository's.
     fs::copy(obelisk().file("images/images.lock"), project.join("images/images.lock")).unwrap();
-    let lock = serde_json::from_slice(&fs::read(project.join("images/images.lock")).unwrap()).unwrap();
-    seed(sandbox.cache(), &lock);
+    obelisk().seed(sandbox.cache());
     (sandbox, project)
 }
 

@@ -15,6 +15,7 @@ mod image_scripts;
 mod init;
 mod push_cli;
 mod images_real;
+mod init;
 mod packages_real;
 mod python;
 mod python_hostile;
@@ -32,6 +33,7 @@ mod robustness;
 mod server;
 mod support_real;
 mod tree_real;
+mod venv_real;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,8 +1,11 @@
 //! This repository's images, built once for all tests.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+
+use serde_json::Value;
 
 use super::docker::{Engine, engine};
 use super::layout::Layout;
@@ -63,10 +66,48 @@ impl Obelisk {
         self.sandbox.imgbuild(arguments)
     }
 
+    /// The lock that they were built from.
+    pub fn lock(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.file("images/images.lock")).unwrap()).unwrap()
+    }
+
+    /// The wheels of an image for amd64: the lock's entries.
+    pub fn wheels(&self, image: &str) -> Vec<Value> {
+        let lock = self.lock();
+        let sources = lock["python"].as_array().unwrap().iter();
+        let of = sources.filter(|it| it["images"].as_array().unwrap().iter().any(|name| name == image));
+        of.flat_map(|it| it["wheels"]["linux/amd64"].as_array().unwrap().clone()).collect()
+    }
+
+    /// Where a locked archive lies in the cache.
+    pub fn blob(&self, archive: &Value) -> PathBuf {
+        blob(self.sandbox.cache(), archive)
+    }
+
+    /// Links what the lock names for amd64 into a cache, and nothing else.
+    pub fn seed(&self, cache: &Path) {
+        let lock = self.lock();
+        let debs = lock["debian"]["linux/amd64"].as_array().unwrap().iter();
+        let wheels = lock["python"].as_array().unwrap().iter();
+        let wheels = wheels.flat_map(|it| it["wheels"]["linux/amd64"].as_array().unwrap());
+        for archive in debs.chain(wheels) {
+            let to = blob(cache, archive);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            if !to.exists() {
+                fs::hard_link(self.blob(archive), to).unwrap();
+            }
+        }
+    }
+
     /// All images for amd64.
     pub fn layout(&self) -> Layout {
         Layout::open(&self.file("dist"))
     }
+}
+
+fn blob(cache: &Path, archive: &Value) -> PathBuf {
+    let digest = archive["sha256"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    cache.join("blobs-v1").join(&digest[..2]).join(digest)
 }
 
 /// The engine with all four images of amd64 loaded, as `base:latest` and so on.

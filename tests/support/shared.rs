@@ -87,7 +87,7 @@ pub fn in_trixie(binds: &[&Path], script: &str) -> Command {
     let mut command = Command::new("unshare");
     // A mount namespace of its own: nothing is left mounted, however it ends.
     let mut setup = String::from(
-        "set -e; root=$1; shift; mount -t proc proc \"$root/proc\"; mount -t tmpfs tmp \"$root/tmp\"; mount --bind /dev \"$root/dev\"; mount --bind /etc/resolv.conf \"$root/etc/resolv.conf\" 2>/dev/null || cp /etc/resolv.conf \"$root/etc/resolv.conf\"; ",
+        "set -e; root=$1; shift; mount -t proc proc \"$root/proc\"; mount -t tmpfs tmp \"$root/tmp\"; mkdir -p \"$root/opt\"; mount --bind /dev \"$root/dev\"; mount --bind /etc/resolv.conf \"$root/etc/resolv.conf\" 2>/dev/null || cp /etc/resolv.conf \"$root/etc/resolv.conf\"; ",
     );
     for bind in binds {
         let path = bind.display();
