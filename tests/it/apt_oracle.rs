@@ -319,7 +319,9 @@ fn real_small_universes_close_as_apt_closes_them() {
     let seed = seed();
     let count = from_environment("IMGBUILD_ORACLE_UNIVERSES").unwrap_or(100) as usize;
     let mut random = Random(seed);
-    let universes: Vec<(String, Vec<(Vec<String>, bool)>)> = (0..count)
+    // What is wanted, and whether Recommends are followed.
+    type Wanted = (Vec<String>, bool);
+    let universes: Vec<(String, Vec<Wanted>)> = (0..count)
         .map(|_| {
             let text = small_universe(&mut random);
             let size = text.matches("Package: ").count();
