@@ -161,6 +161,10 @@ pub fn check_secrets(schema: &Schema, environment: &str, folder: &Path, effectiv
         effective.get(name).map(String::as_str).or(default).unwrap_or_default().eq_ignore_ascii_case(wanted)
     };
     let key = std::fs::read_to_string(folder.join("openai_api_key")).unwrap_or_default();
+    if uses("USE_OPENAI", "true") && !uses("OPENAI_API_KEY_FILE", "/run/secrets/openai_api_key") {
+        let what = "must be /run/secrets/openai_api_key because USE_OPENAI is true: init reads the key there";
+        problems.push(Problem::new("OPENAI_API_KEY_FILE", what));
+    }
     for (name, wanted) in [("USE_OPENAI", "true"), ("EMBEDDING_PROVIDER", "openai"), ("COMPLETION_PROVIDER", "openai")]
     {
         if uses(name, wanted) && key.trim().is_empty() {
@@ -379,9 +383,9 @@ mod tests {
             ("minio_root_password", "minioadmin", "everybody knows"),
             ("litellm_master_key", "sk-1234", "everybody knows"),
             ("litellm_master_key", "0123456789abcdef0123", "does not begin with `sk-`"),
-            ("webui_secret_key", "short", "has 5 characters"),
-            ("webui_secret_key", "", "is empty"),
-            ("webui_secret_key", "0123456789 abcdef 0123", "white space"),
+            ("postgres_password", "short", "has 5 characters"),
+            ("postgres_password", "", "is empty"),
+            ("postgres_password", "0123456789 abcdef 0123", "white space"),
         ] {
             let path = folder.path().join(name);
             let before = std::fs::read(&path).unwrap();
@@ -392,6 +396,8 @@ mod tests {
             std::fs::write(&path, before).unwrap();
         }
         let openai = Settings::from([("USE_OPENAI".to_owned(), "true".to_owned())]);
-        assert!(check_secrets(&schema, "prod", folder.path(), &openai)[0].what.contains("no OpenAI key"));
+        let problems = check_secrets(&schema, "prod", folder.path(), &openai);
+        let names: Vec<&str> = problems.iter().map(|problem| problem.at.as_str()).collect();
+        assert_eq!(names, ["OPENAI_API_KEY_FILE", "USE_OPENAI"], "{problems:?}");
     }
 }

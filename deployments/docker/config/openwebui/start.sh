@@ -2,15 +2,20 @@
 # Open WebUI reads its keys from variables; they are files here: export them and become the image's own start script.
 set -euo pipefail
 
-WEBUI_SECRET_KEY=$(< /run/secrets/webui_secret_key)
-[ -n "$WEBUI_SECRET_KEY" ] || { echo "error: /run/secrets/webui_secret_key is empty" >&2; exit 1; }
-export WEBUI_SECRET_KEY
+# token NAME: what init wrote into the tokens volume.
+token() {
+  local value
+  value=$(cat "/app/tokens/$1" 2> /dev/null) || value=''
+  [ -n "$value" ] || { echo "error: /app/tokens/$1 is missing or empty: has init completed?" >&2; exit 1; }
+  printf %s "$value"
+}
 
-# What init wrote: LITELLM_API_TOKEN, the key that both LiteLLM and the RAG service accept.
-token=$(sed -n 's/^LITELLM_API_TOKEN=//p' /app/tokens/api_tokens.env)
-[ -n "$token" ] || { echo "error: no LITELLM_API_TOKEN in /app/tokens/api_tokens.env: has init completed?" >&2; exit 1; }
-# One key for each address of OPENAI_API_BASE_URLS, in the same order.
-export OPENAI_API_KEYS="$token;$token"
+WEBUI_SECRET_KEY=$(token webui_secret_key)
+litellm=$(token litellm_api_token)
+rag=$(token rag_api_token)
+# One key for each address of OPENAI_API_BASE_URLS, in the same order: LiteLLM, then the retrieval service.
+OPENAI_API_KEYS="$litellm;$rag"
+export WEBUI_SECRET_KEY OPENAI_API_KEYS
 
 mkdir -p "$STATIC_DIR"
 cd /app/backend
