@@ -32,7 +32,7 @@ fn plan_of(image: &str, sandbox: &Sandbox) -> std::path::PathBuf {
 #[test]
 fn real_base_is_what_mmdebstrap_makes_less_what_is_left_out() {
     // Locked now, so that both take the mirror's newest.
-    let sandbox = Sandbox::warm();
+    let sandbox = obelisk().sandbox();
     let plan = plan_of("base", &sandbox);
     let plan = plan.to_str().unwrap();
     sandbox.imgbuild(["--catalogue", plan, "lock"]).success();

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::docker::{Engine, engine};
 use super::layout::Layout;
 use super::run::{Outcome, Sandbox, outcome, repository};
+use super::shared;
 
 /// The images that the catalogue has.
 pub const IMAGES: [&str; 4] = ["base", "core", "init", "rag"];
@@ -25,12 +26,16 @@ pub fn obelisk() -> &'static Obelisk {
     static OBELISK: OnceLock<Obelisk> = OnceLock::new();
     OBELISK.get_or_init(|| {
         // The lock may have to be resolved anew, where a mirror has moved on: that must not touch the repository's own.
-        let sandbox = Sandbox::warm();
+        let sandbox = Sandbox::new();
         copy_project(&sandbox.work());
         let obelisk = Obelisk { sandbox };
+        // Downloads are kept between runs. What is made of them is not: another engine made it.
+        let downloads = shared::folder("downloads");
+        obelisk.link(&downloads, obelisk.sandbox.cache());
         let amd64 = ["build", "--platform", "linux/amd64", "--output", "oci:dist"];
         let archives = ["--output", "docker-archive:docker.tar", "--output", "oci-archive:oci.tar"];
         let printed = obelisk.sandbox.imgbuild([&amd64[..], &archives].concat()).success();
+        obelisk.link(obelisk.sandbox.cache(), &downloads);
         let names: Vec<&str> = printed.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(names, IMAGES, "{printed}");
         obelisk
@@ -84,17 +89,27 @@ impl Obelisk {
         blob(self.sandbox.cache(), archive)
     }
 
+    /// A sandbox with the cache of these images.
+    pub fn sandbox(&self) -> Sandbox {
+        Sandbox::sharing(self.sandbox.cache())
+    }
+
     /// Links what the lock names for amd64 into a cache, and nothing else.
     pub fn seed(&self, cache: &Path) {
+        self.link(self.sandbox.cache(), cache);
+    }
+
+    /// Links what the lock names for amd64 from one cache to another, as far as it is there.
+    fn link(&self, from: &Path, to: &Path) {
         let lock = self.lock();
         let debs = lock["debian"]["linux/amd64"].as_array().unwrap().iter();
         let wheels = lock["python"].as_array().unwrap().iter();
         let wheels = wheels.flat_map(|it| it["wheels"]["linux/amd64"].as_array().unwrap());
         for archive in debs.chain(wheels) {
-            let to = blob(cache, archive);
+            let (from, to) = (blob(from, archive), blob(to, archive));
             fs::create_dir_all(to.parent().unwrap()).unwrap();
-            if !to.exists() {
-                fs::hard_link(self.blob(archive), to).unwrap();
+            if from.exists() && !to.exists() {
+                fs::hard_link(from, to).unwrap();
             }
         }
     }

@@ -113,9 +113,9 @@ impl Sandbox {
         Sandbox { folder, cache }
     }
 
-    /// With the cache that all such tests share: what was downloaded or built once is there.
-    pub fn warm() -> Sandbox {
-        Sandbox { cache: shared::folder("cache"), ..Sandbox::new() }
+    /// With a cache that others use, too.
+    pub fn sharing(cache: &Path) -> Sandbox {
+        Sandbox { cache: cache.into(), ..Sandbox::new() }
     }
 
     pub fn path(&self) -> &Path {
