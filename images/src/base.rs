@@ -23,9 +23,10 @@ pub fn stage() -> Stage {
     )
 }
 
-/// `dash` is there for `/bin/sh`: entry points, `docker exec` and Python's `subprocess` with a shell need one.
+/// `dash` is there for `/bin/sh`: entry points, `docker exec` and Python's `subprocess` with a shell need one; `libc-bin`
+/// has the `ldconfig` that Python's `ctypes.util.find_library` asks.
 fn packages() -> Debian {
-    debian(COMMON.into_iter().chain(["dash", "python3"]))
+    debian(COMMON.into_iter().chain(["dash", "libc-bin", "python3"]))
         .without(LEFT_OUT)
         .without(["dpkg", "readline-common", "tar"])
         .slim()
