@@ -102,11 +102,10 @@ fn real_images_of_arm64_run_under_emulation() {
         tool("skopeo", [&os[..], &[&from, &to]].concat());
         docker.load(&renamed, &format!("{name}-arm64:latest"));
     }
-    let program = "import ctypes.util, platform, ssl, zoneinfo; zoneinfo.ZoneInfo('Europe/Berlin'); \
-                   print(platform.machine(), ssl.create_default_context().cert_store_stats()['x509_ca'] > 100, \
-                   ctypes.util.find_library('z'))";
+    let program = "import platform, ssl, zoneinfo; zoneinfo.ZoneInfo('Europe/Berlin'); \
+                   print(platform.machine(), ssl.create_default_context().cert_store_stats()['x509_ca'] > 100)";
     let ran = docker.run("base-arm64:latest", &["--platform", "linux/arm64"], &["python3", "-c", program]);
-    assert_eq!(ran.stdout, "aarch64 True libz.so.1\n", "{ran:?}");
+    assert_eq!(ran.stdout, "aarch64 True\n", "{ran:?}");
     let shell = ["--platform", "linux/arm64", "--entrypoint", "bash"];
     let ran = docker.run(
         "init-arm64:latest",
@@ -118,14 +117,14 @@ fn real_images_of_arm64_run_under_emulation() {
 
 #[test]
 fn real_base_has_a_working_python_for_its_user_on_a_read_only_root() {
-    let program = "import ctypes.util, os, pwd, ssl, sqlite3, lzma, bz2, zoneinfo, encodings.idna, decimal\n\
-        print(os.getuid(), pwd.getpwuid(10001).pw_name, ctypes.util.find_library('z'), ctypes.util.find_library('crypto'))\n\
+    let program = "import os, pwd, ssl, sqlite3, lzma, bz2, zoneinfo, encodings.idna, decimal\n\
+        print(os.getuid(), pwd.getpwuid(10001).pw_name)\n\
         print(ssl.create_default_context().cert_store_stats()['x509_ca'] > 100, zoneinfo.ZoneInfo('Asia/Tokyo'))\n\
         open('/tmp/x', 'w').close()\n\
         try: open('/x', 'w')\n\
         except OSError as error: print(error.strerror)\n";
     let ran = loaded().run("base:latest", &[], &["python3", "-c", program]);
-    let expected = "10001 obelisk libz.so.1 libcrypto.so.3\nTrue Asia/Tokyo\nRead-only file system\n";
+    let expected = "10001 obelisk\nTrue Asia/Tokyo\nRead-only file system\n";
     assert_eq!(ran.stdout, expected, "{ran:?}");
 }
 
