@@ -13,7 +13,35 @@ use crate::support::run::{Sandbox, tool};
 use crate::support::shared;
 
 /// Where base differs from a tree that dpkg configured, on purpose. A path stands for what is below it, too.
-const DIFFERENT: &[(&str, &str)] = &[];
+const DIFFERENT: &[(&str, &str)] = &[
+    ("dev", "a runtime mounts its own"),
+    ("etc/apt", "mmdebstrap configures apt"),
+    ("etc/environment", "of libpam-modules, which is left out"),
+    ("etc/fstab", "written by mmdebstrap"),
+    ("etc/group", "has the image's user"),
+    ("etc/hostname", "copied by mmdebstrap"),
+    ("etc/inputrc", "of readline-common, which is left out"),
+    ("etc/ld.so.cache", "lists the libraries that are there"),
+    ("etc/pam.d", "of libpam-runtime, which is left out"),
+    ("etc/passwd", "has the image's user"),
+    ("etc/resolv.conf", "copied by mmdebstrap"),
+    ("etc/security", "of libpam-modules, which is left out"),
+    ("etc/shells", "of debianutils, which is left out"),
+    ("etc/systemd", "units of packages that are left out"),
+    ("usr/local/lib/obelisk", "the image's own health check"),
+    ("usr/share/info", "empty"),
+    ("usr/share/lintian", "empty"),
+    ("usr/share/man", "empty"),
+    ("var/cache/apt", "apt's"),
+    ("var/cache/debconf", "debconf's"),
+    ("var/lib/apt", "apt's"),
+    ("var/lib/dpkg", "status.d instead of one status file"),
+    ("var/lib/pam", "of libpam-runtime, which is left out"),
+    ("var/lib/python", "remembers which byte-code python3.13's script made"),
+    ("var/lib/shells.state", "of debianutils, which is left out"),
+    ("var/lib/systemd", "of units of packages that are left out"),
+    ("var/log/apt", "apt's"),
+];
 
 /// Left out of every image by `slim()`.
 fn slim(path: &str) -> bool {
