@@ -89,6 +89,7 @@ work!(
     crate::fetch::FetchError,
     crate::output::OutputError,
     crate::pin::PinError,
+    crate::places::PlaceError,
     crate::python::PythonError,
 );
 

@@ -14,6 +14,7 @@ pub mod ops;
 pub mod output;
 pub mod parallel;
 pub mod pin;
+pub mod places;
 pub mod python;
 pub mod registry;
 pub mod report;

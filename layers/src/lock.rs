@@ -8,6 +8,7 @@
 //!                 "packages": {"linux/amd64": [ {"package":"libc6","by":"python3.13-minimal"}, ... ]}} ],
 //!   "python":  [ {"images":["rag"], "source":"python poetry.lock --group rag", "request":"...",
 //!                 "wheels": {"linux/amd64": [ {"name":"numpy",...}, ... ]}} ],
+//!   "bases":   [ {"image":"docker.io/library/debian:trixie","digest":"sha256:...","manifests":{...}} ],
 //!   "groups":  { "linux/amd64": {"debian": [["libc6"], ...], "python": [["numpy"], ...]} } }
 //! ```
 
@@ -157,6 +158,18 @@ pub struct Groups {
     pub python: Vec<Vec<String>>,
 }
 
+/// A base image of a registry: what its tag meant when it was locked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedBase {
+    /// The reference as definitions have it.
+    pub image: String,
+    /// What the tag led to: an index, or a manifest.
+    pub digest: Digest,
+    /// The manifest of each platform that it has.
+    pub manifests: BTreeMap<Platform, Digest>,
+}
+
 /// A whole lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -177,6 +190,9 @@ pub struct Lock {
     pub python: Vec<LockedWheels>,
     /// The partition into layers.
     pub groups: BTreeMap<Platform, Groups>,
+    /// Base images of registries, sorted by reference.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<LockedBase>,
 }
 
 /// Why a text is not a lock.
@@ -223,6 +239,7 @@ impl Default for Lock {
             sources: Vec::new(),
             python: Vec::new(),
             groups: BTreeMap::new(),
+            bases: Vec::new(),
         }
     }
 }
@@ -283,6 +300,11 @@ impl Lock {
     pub fn package(&self, platform: Platform, name: &str) -> Option<&LockedPackage> {
         let pool = self.debian.get(&platform)?;
         pool.binary_search_by(|package| package.name.as_str().cmp(name)).ok().map(|at| &pool[at])
+    }
+
+    /// The manifest of a base image for a platform.
+    pub fn base(&self, image: &str, platform: Platform) -> Option<Digest> {
+        self.bases.iter().find(|base| base.image == image)?.manifests.get(&platform).copied()
     }
 
     /// The newest date of its Release files, seconds since 1970; `created` of images is taken from it.
@@ -356,7 +378,12 @@ impl Lock {
             list(&mut out, "  ", &groups.python);
             out.push('}');
         }
-        out.push_str("\n}\n}\n");
+        out.push_str("\n}");
+        if !self.bases.is_empty() {
+            out.push_str(",\n\"bases\": ");
+            list(&mut out, "", &self.bases);
+        }
+        out.push_str("\n}\n");
         out
     }
 }

@@ -8,14 +8,38 @@ use crate::lock::{Lock, LockedPackage};
 use crate::op::{Archive, ByteCode, Configure, Conversion, Interpreter, LayerPlan, Op, Origin, Unpacked};
 use crate::plan::{Plan, StageId, StageStep};
 use crate::platform::Platform;
-use crate::source::{Debian, Inline, Link, Modules, OciLayout, Owner, Python, Source};
+use crate::source::{Base, Debian, Inline, Link, Modules, OciLayout, Owner, Python, Source};
 use crate::stage::Location;
+
+/// A base image whose content is certain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PinnedBase {
+    /// In a layout of the catalogue's folder.
+    Layout(OciLayout),
+    /// In a registry.
+    Registry {
+        /// The reference as the definition has it.
+        image: String,
+        /// The manifest of the platform, from the lock.
+        manifest: Digest,
+    },
+}
+
+impl PinnedBase {
+    /// What a person calls it.
+    pub fn label(&self) -> &str {
+        match self {
+            PinnedBase::Layout(layout) => layout.name.as_deref().unwrap_or(&layout.path),
+            PinnedBase::Registry { image, .. } => image,
+        }
+    }
+}
 
 /// A stage whose every input is known by digest, except the files of the build context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     /// The base image below the layers.
-    pub base: Option<OciLayout>,
+    pub base: Option<PinnedBase>,
     /// The layers, bottom first.
     pub layers: Vec<LayerPlan>,
     /// Shared libraries that may be missing.
@@ -115,7 +139,16 @@ pub fn lower(
         let source = match &planned.step {
             StageStep::Scratch => continue,
             StageStep::From { base } => {
-                resolved.base = Some(base.clone());
+                resolved.base = Some(match base {
+                    Base::Layout(layout) => PinnedBase::Layout(layout.clone()),
+                    Base::Registry(base) => match lock.base(&base.image, platform) {
+                        Some(manifest) => PinnedBase::Registry { image: base.image.clone(), manifest },
+                        None => {
+                            let (label, at) = (format!("from {}", base.image), planned.at.clone());
+                            return Err(LowerError::Unlocked { label, platform, at });
+                        }
+                    },
+                });
                 continue;
             }
             StageStep::Layer { source, .. } => source,

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::Catalogue;
 use crate::image::ImageConfig;
-use crate::source::{OciLayout, Source};
+use crate::source::{Base, Source};
 use crate::stage::{Location, Node, Stage};
 
 /// The version of the plan's JSON that this crate writes and reads.
@@ -38,7 +38,7 @@ pub enum StageStep {
     /// The layers of a base image.
     From {
         /// The base.
-        base: OciLayout,
+        base: Base,
     },
     /// A source on top of a stage.
     Layer {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
 use crate::path::ImagePath;
-use crate::source::{OciLayout, Source, TakeFrom};
+use crate::source::{Base, Source, TakeFrom};
 
 /// Where in a definition something was written; shown in errors, never part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub struct Stage(pub(crate) Arc<Node>);
 #[derive(Debug)]
 pub(crate) enum Node {
     Scratch,
-    From { base: OciLayout, at: Location },
+    From { base: Base, at: Location },
     Layer { below: Stage, source: Source, at: Location },
 }
 
@@ -49,10 +49,11 @@ impl Stage {
         Stage(Arc::new(Node::Scratch))
     }
 
-    /// Starts with the layers and the configuration of an existing image (`FROM`).
+    /// Starts with the layers and the configuration of an existing image (`FROM`): one of a registry,
+    /// `Stage::from("docker.io/library/debian:trixie-slim")`, or of an [`oci_layout`](crate::source::oci_layout).
     #[track_caller]
-    pub fn from(base: OciLayout) -> Stage {
-        Stage(Arc::new(Node::From { base, at: Location::caller() }))
+    pub fn from(base: impl Into<Base>) -> Stage {
+        Stage(Arc::new(Node::From { base: base.into(), at: Location::caller() }))
     }
 
     /// Puts the outcome of a source on top: one layer, or several where the source spreads (packages, wheels).

@@ -18,6 +18,7 @@ use crate::observe::Observer;
 use crate::ops::Bench;
 use crate::ops::project::Project;
 use crate::pin::{Context, StatCache};
+use crate::places::Docker;
 use crate::registry::{ClientConfig, Registries};
 use crate::report::{self, Progress, Screen};
 
@@ -64,6 +65,7 @@ pub(crate) struct Setup {
     pub(crate) project: Project,
     pub(crate) config: Config,
     http: Http,
+    registries: Registries,
     store: Store,
     context: Context,
     observer: Box<dyn Observer>,
@@ -124,6 +126,7 @@ impl Invocation {
         let store = Store::open_at(&config.cache_dir(self.globals.cache_dir.as_deref())?)?;
         let jobs = config.jobs(self.globals.jobs.map(usize::from))?;
         let http = Http::new(HttpConfig { offline: self.globals.offline, ..config.http()? });
+        let registries = self.registries(&config, &[], None)?;
         let stats = StatCache::load(store.root().join("stat-v1"));
         let context = Context::open(&project.context, stats, jobs)?;
         let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
@@ -131,8 +134,47 @@ impl Invocation {
         let limits = config.cache_limits()?.into();
         let compression = config.compression(self.globals.compression)?;
         let hold = store.hold()?;
-        Ok(Setup { project, config, http, store, context, observer, jobs, now: now(), limits, compression, hold })
+        Ok(Setup {
+            project,
+            config,
+            http,
+            registries,
+            store,
+            context,
+            observer,
+            jobs,
+            now: now(),
+            limits,
+            compression,
+            hold,
+        })
     }
+}
+
+/// What commands without a catalogue work with.
+pub(crate) struct Tools {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) observer: Box<dyn Observer>,
+    _hold: Hold,
+}
+
+impl Invocation {
+    /// Opens what work on images needs, wherever they come from.
+    pub(crate) fn tools(&self) -> Result<Tools, Stop> {
+        let config = self.config()?;
+        let store = Store::open_at(&config.cache_dir(self.globals.cache_dir.as_deref())?)?;
+        let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
+        let observer = report::choose(self.globals.progress, screen);
+        let hold = store.hold()?;
+        Ok(Tools { config, store, observer, _hold: hold })
+    }
+}
+
+/// The engine of Docker that the environment names.
+pub(crate) fn docker(config: &Config) -> Result<Docker, Stop> {
+    let environment = config.environment();
+    Ok(Docker::from_environment(|name| environment.variable(name).map(ToOwned::to_owned))?)
 }
 
 impl Setup {
@@ -141,6 +183,7 @@ impl Setup {
             project: &self.project,
             config: &self.config,
             http: &self.http,
+            registries: &self.registries,
             store: &self.store,
             context: &self.context,
             observer: self.observer.as_ref(),

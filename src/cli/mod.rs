@@ -9,6 +9,7 @@ mod completions;
 mod explain;
 mod inspect;
 mod list;
+mod load;
 mod lock;
 mod login;
 mod man;
@@ -120,6 +121,10 @@ enum Command {
     Build(build::Args),
     /// Build what is stale and push it to registries
     Push(push::Args),
+    /// Build what is stale and load it into Docker, podman or containerd
+    Load(load::LoadArgs),
+    /// Copy an image between registries, layouts, archives and Docker
+    Copy(load::CopyArgs),
     /// Resolve what the definitions ask for and write images.lock
     Lock(lock::Args),
     /// List the images of the catalogue
@@ -153,6 +158,8 @@ impl Command {
         match self {
             Command::Build(args) => build::run(invocation, args),
             Command::Push(args) => push::run(invocation, args),
+            Command::Load(args) => load::load(invocation, args),
+            Command::Copy(args) => load::run_copy(invocation, args),
             Command::Login(args) => login::login(invocation, args),
             Command::Logout(args) => login::logout(invocation, args),
             Command::Auth(args) => login::auth(invocation, args),

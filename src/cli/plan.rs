@@ -79,7 +79,7 @@ fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result
         let resolved = lower(&bench.project.plan, image.stage, &lock, platform, &lock_file).map_err(Failure::from)?;
         let _ = writeln!(out, "{name} {platform}: {} layers", resolved.layers.len());
         if let Some(base) = &resolved.base {
-            let _ = writeln!(out, "  from {}", base.path);
+            let _ = writeln!(out, "  from {}", base.label());
         }
         for layer in &resolved.layers {
             let at = layer.at.as_ref().map(|at| format!("  ({at})")).unwrap_or_default();
@@ -116,7 +116,7 @@ fn dot(plan: &Plan) -> String {
         let id = StageId(at);
         let label = match &stage.step {
             StageStep::Scratch => "scratch".to_owned(),
-            StageStep::From { base } => format!("from {}", base.path),
+            StageStep::From { base } => format!("from {}", base.label()),
             StageStep::Layer { source, .. } => source.label(),
         };
         let _ = writeln!(out, "  {} [label={}];", node(&id), quoted(&label));

@@ -1,4 +1,4 @@
-//! Base images from an OCI layout on disk.
+//! Base images: of an OCI layout on disk, or of a registry, from where they were brought into the cache before.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use layers::encode::{Kind, LAYER_FORMAT};
 use layers::format::tar::{Reader, TarItem};
 use layers::format::{FormatError, Limits, decompress};
+use layers::lower::PinnedBase;
 use layers::oci::{self, BaseParts, Descriptor};
 use layers::source::OciLayout;
 use layers::{Digest, KeyHasher, Platform};
@@ -27,14 +28,43 @@ pub struct BaseImage {
     /// What images on top of it inherit.
     pub parts: BaseParts,
     name: String,
-    blobs: PathBuf,
+    blobs: Option<PathBuf>,
 }
 
 /// The largest document that is read, bytes.
 const DOCUMENT_LIMIT: u64 = 16 << 20;
 
-/// Opens the image that `layout` names for `platform`; its path is relative to `folder`.
-pub fn open(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<BaseImage, EngineError> {
+/// Opens a base image for `platform`; the path of a layout is relative to `folder`.
+pub fn open(
+    folder: &Path,
+    base: &PinnedBase,
+    platform: Platform,
+    store: &cache::Store,
+) -> Result<BaseImage, EngineError> {
+    match base {
+        PinnedBase::Layout(layout) => open_layout(folder, layout, platform),
+        PinnedBase::Registry { image, manifest } => open_cached(image, manifest, platform, store),
+    }
+}
+
+/// Opens an image whose documents are in the cache.
+fn open_cached(
+    image: &str,
+    manifest: &Digest,
+    platform: Platform,
+    store: &cache::Store,
+) -> Result<BaseImage, EngineError> {
+    let wrong = |why: String| EngineError::Base { path: image.to_owned(), why };
+    let read = |digest: &Digest| match store.read(digest)? {
+        Some(bytes) => Ok(bytes),
+        None => Err(wrong(format!("{digest} is not in the cache"))),
+    };
+    let document: ImageManifest = parse(&read(manifest)?).map_err(&wrong)?;
+    let config = read(&digest_of(document.config().digest().as_ref()).map_err(&wrong)?)?;
+    finish(image, *manifest, &document, &config, platform, None)
+}
+
+fn open_layout(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<BaseImage, EngineError> {
     let root = folder.join(&layout.path);
     let wrong = |why: String| EngineError::Base { path: layout.path.clone(), why };
     let text = fs::read(root.join("index.json")).map_err(|error| wrong(format!("index.json: {error}")))?;
@@ -78,8 +108,20 @@ pub fn open(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<Bas
     let manifest_bytes = document(&blobs, &manifest_digest).map_err(&wrong)?;
     let manifest: ImageManifest = parse(&manifest_bytes).map_err(&wrong)?;
     let config_digest = digest_of(manifest.config().digest().as_ref()).map_err(&wrong)?;
-    let config: serde_json::Map<String, serde_json::Value> =
-        parse(&document(&blobs, &config_digest).map_err(&wrong)?).map_err(&wrong)?;
+    let config = document(&blobs, &config_digest).map_err(&wrong)?;
+    finish(&layout.path, manifest_digest, &manifest, &config, platform, Some(blobs))
+}
+
+fn finish(
+    name: &str,
+    manifest_digest: Digest,
+    manifest: &ImageManifest,
+    config: &[u8],
+    platform: Platform,
+    blobs: Option<PathBuf>,
+) -> Result<BaseImage, EngineError> {
+    let wrong = |why: String| EngineError::Base { path: name.to_owned(), why };
+    let config: serde_json::Map<String, serde_json::Value> = parse(config).map_err(&wrong)?;
     let architecture = config.get("architecture").and_then(serde_json::Value::as_str).unwrap_or_default();
     if architecture != platform.architecture() {
         return Err(wrong(format!("it is for {architecture}, not for {platform}")));
@@ -106,7 +148,7 @@ pub fn open(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<Bas
     if diff_ids != layers.len() {
         return Err(wrong(format!("its configuration names {diff_ids} layers, its manifest {}", layers.len())));
     }
-    Ok(BaseImage { manifest: manifest_digest, parts: BaseParts { config, layers }, name: layout.path.clone(), blobs })
+    Ok(BaseImage { manifest: manifest_digest, parts: BaseParts { config, layers }, name: name.to_owned(), blobs })
 }
 
 impl BaseImage {
@@ -118,7 +160,10 @@ impl BaseImage {
     fn fragment(&self, engine: &Local<'_>, layer: &Descriptor) -> Result<Arc<Fragment>, EngineError> {
         let wrong = |why: String| EngineError::Base { path: self.name.clone(), why };
         if engine.store.has(&layer.digest)? != Some(layer.size) {
-            let path = self.blobs.join(layer.digest.hex());
+            let Some(blobs) = &self.blobs else {
+                return Err(wrong(format!("layer {} is not in the cache", layer.digest)));
+            };
+            let path = blobs.join(layer.digest.hex());
             let mut file = File::open(path).map_err(|error| wrong(format!("layer {}: {error}", layer.digest)))?;
             let mut writer = engine.store.writer()?;
             std::io::copy(&mut file, &mut writer)?;

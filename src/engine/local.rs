@@ -180,7 +180,7 @@ impl Local<'_> {
         self.interpreters.learn(resolved);
         let mut walked = Walked { jobs: Vec::new(), base: None, packages: Vec::new() };
         if let Some(layout) = &resolved.base {
-            let base = base::open(&self.catalogue_dir, layout, subject.platform)?;
+            let base = base::open(&self.catalogue_dir, layout, subject.platform, self.store)?;
             for fragment in base.fragments(self)? {
                 view.apply_base(&fragment);
             }

@@ -75,6 +75,8 @@ pub struct BuiltLayer {
 pub struct BuiltPlatform {
     /// The platform.
     pub platform: Platform,
+    /// The reference of the base, where it is a registry's.
+    pub base: Option<String>,
     /// The base's layers: digest and compressed bytes.
     pub base_layers: Vec<(layers::Digest, u64)>,
     /// Its own layers, bottom first.
@@ -175,6 +177,7 @@ fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<
     for (name, image) in &images {
         for &platform in &request.platforms {
             let resolved = lower(plan, image.stage, &locked, platform, &lock_file)?;
+            super::bases::bring(bench, &resolved, platform)?;
             let key = image_key(bench, plan, &locked, platform, &resolved)?;
             let record = match bench.store.find(&key.0)? {
                 Some(bytes) => serde_json::from_slice::<ImageRecord>(&bytes).ok(),
@@ -300,8 +303,8 @@ fn finish<'a>(
         if !image.description.is_empty() {
             label(&mut labels, "description", image.description.clone());
         }
-        if let (Some((digest, _)), Some(layout)) = (&record.base, &it.resolved.base) {
-            label(&mut labels, "base.name", layout.name.clone().unwrap_or_else(|| layout.path.clone()));
+        if let (Some((digest, _)), Some(base)) = (&record.base, &it.resolved.base) {
+            label(&mut labels, "base.name", base.label().to_owned());
             label(&mut labels, "base.digest", digest.to_string());
         }
         // What a definition says wins over what is derived, and the request over both.
@@ -335,6 +338,10 @@ fn finish<'a>(
         }
         platforms.push(BuiltPlatform {
             platform: it.platform,
+            base: match &it.resolved.base {
+                Some(layers::lower::PinnedBase::Registry { image, .. }) => Some(image.clone()),
+                _ => None,
+            },
             base_layers,
             layers: parts
                 .layers

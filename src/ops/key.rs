@@ -57,7 +57,7 @@ pub fn image_key(
     let versions = (scripts::VERSION, gate::VERSION, effects::versions([]));
     hasher.field("effects", format!("{versions:?}"));
     if let Some(layout) = &resolved.base {
-        let base = base::open(&bench.project.home, layout, platform)?;
+        let base = base::open(&bench.project.home, layout, platform, bench.store)?;
         hasher.field("base", base.manifest);
     }
     hasher.list("allow-missing", resolved.allow_missing.iter());

@@ -137,6 +137,7 @@ fn relock(bench: &Bench<'_>, old: &Lock, request: &Request) -> Result<Lock, Fail
         lock.suites = archives.suites;
         lock.suites.sort_by(|a, b| (&a.archive, &a.suite).cmp(&(&b.archive, &b.suite)));
     }
+    lock.bases = super::bases::relock(bench, &needed, &old.bases, request.refresh == Refresh::All)?;
     for id in &needed {
         let StageStep::Layer { source: source @ Source::Python(python), .. } = &plan.stages[id.0].step else {
             continue;
@@ -422,9 +423,8 @@ fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure
         for platform in Platform::ALL {
             let resolved = lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file)?;
             let base = match &resolved.base {
-                Some(layout) => {
-                    base::open(&bench.project.home, layout, platform).map_or(0, |base| base.parts.layers.len())
-                }
+                Some(layout) => base::open(&bench.project.home, layout, platform, bench.store)
+                    .map_or(0, |base| base.parts.layers.len()),
                 None => 0,
             };
             if base + resolved.layers.len() > usize::from(image.layer_budget) {

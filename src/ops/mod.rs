@@ -1,9 +1,11 @@
 //! What commands do: no terminal, no environment, no flags in sight.
 
+pub mod bases;
 pub mod build;
 pub mod cache;
 pub mod explain;
 pub mod key;
+pub mod load;
 pub mod lock;
 pub mod project;
 pub mod push;
@@ -17,6 +19,7 @@ use crate::config::Config;
 use crate::fetch::Http;
 use crate::observe::Observer;
 use crate::pin::Context;
+use crate::registry::Registries;
 use project::Project;
 
 /// Everything that work is done with.
@@ -27,6 +30,8 @@ pub struct Bench<'a> {
     pub config: &'a Config,
     /// The network.
     pub http: &'a Http,
+    /// Registries that bases come from.
+    pub registries: &'a Registries,
     /// The cache.
     pub store: &'a Store,
     /// The build context.

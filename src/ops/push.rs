@@ -119,7 +119,18 @@ fn prepare(
         }
     }
     let images: Vec<NamedImage> = built.iter().map(|it| it.image.clone()).collect();
-    Ok((built, deliveries, Supply::of(&images, bench.store)))
+    let mut supply = Supply::of(&images, bench.store);
+    // Layers of a base are where the base is: the same registry mounts them.
+    for platform in built.iter().flat_map(|it| &it.platforms) {
+        let Some(reference) = platform.base.as_ref().and_then(|text| text.parse::<Reference>().ok()) else { continue };
+        for (digest, _) in &platform.base_layers {
+            let origins = supply.origins.entry((*digest).into()).or_default();
+            if !origins.contains(&reference.repository) {
+                origins.push(reference.repository.clone());
+            }
+        }
+    }
+    Ok((built, deliveries, supply))
 }
 
 /// References by repository, in their order.

@@ -137,6 +137,42 @@ impl Supply {
         Supply { store: Some(store.clone()), bytes, ..Supply::default() }
     }
 
+    /// Copies a blob, verifying it on its way.
+    pub fn copy(&self, descriptor: &Descriptor, out: &mut dyn std::io::Write) -> Result<(), RegistryError> {
+        let digest = descriptor.digest;
+        let failed = |source| RegistryError::File { path: digest.to_string().into(), source };
+        let source = self.open(descriptor)?.ok_or(RegistryError::Lost(digest))?;
+        match source.content {
+            Content::Bytes(bytes) if digest.fits(&bytes) => out.write_all(&bytes).map_err(failed),
+            Content::Bytes(_) => Err(RegistryError::Damaged(digest)),
+            Content::File(file) => {
+                use std::io::Read as _;
+                let (mut file, mut hasher) = (&*file, digest.hasher());
+                let mut piece = vec![0; 256 << 10];
+                loop {
+                    match file.read(&mut piece).map_err(failed)? {
+                        0 => break,
+                        count => {
+                            hasher.update(&piece[..count]);
+                            out.write_all(&piece[..count]).map_err(failed)?;
+                        }
+                    }
+                }
+                if hasher.finish() == digest { Ok(()) } else { Err(RegistryError::Damaged(digest)) }
+            }
+        }
+    }
+
+    /// A small blob whole; `None` where it is not here.
+    pub fn read(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, RegistryError> {
+        if descriptor.size > super::document::LARGEST as u64 || self.open(descriptor)?.is_none() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        self.copy(descriptor, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+
     fn open(&self, descriptor: &Descriptor) -> Result<Option<Source>, RegistryError> {
         let (digest, size) = (descriptor.digest, descriptor.size);
         let file = |path: PathBuf, file: std::fs::File| {

@@ -59,6 +59,11 @@ impl Engine {
         Engine { socket, server }
     }
 
+    /// What `DOCKER_HOST` has to be.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
     /// The client, ready for its arguments.
     pub fn command(&self) -> Command {
         client(&self.socket)

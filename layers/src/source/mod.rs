@@ -11,7 +11,7 @@ mod user;
 
 use serde::{Deserialize, Serialize};
 
-pub use base::{OciLayout, oci_layout};
+pub use base::{Base, OciLayout, RegistryImage, oci_layout};
 pub use debian::{Debian, Effect, Repository, debian};
 pub use entries::{Dir, Inline, Link, dir, inline, link};
 pub use fetch::{Fetch, Unpack, fetch};

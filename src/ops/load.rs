@@ -1,0 +1,55 @@
+//! `load` and `copy`: images into engines, and from one place to another.
+
+use layers::Platform;
+
+use super::Bench;
+use super::build::{Request, build};
+use crate::error::Failure;
+use crate::places::{Held, Into, Loaded, Loading, Place, Reach, load};
+use crate::registry::{Bundle, Supply, TagRequest};
+
+/// Builds what is stale and loads it into an engine under `tag`.
+pub fn load_images(
+    bench: &Bench<'_>,
+    reach: &Reach<'_>,
+    request: &Request,
+    tag: &TagRequest,
+    into: Into,
+) -> Result<Vec<Loaded>, Failure> {
+    let images = bench.project.images(&request.images)?;
+    if let (TagRequest::Reference(text), false) = (tag, tag.serves_all())
+        && images.len() > 1
+    {
+        return Err(Failure::usage(format!("`{text}` is one name for {} images", images.len()))
+            .hint("write `{image}` into it, or name the image"));
+    }
+    if request.platforms.len() != 1 {
+        return Err(Failure::usage("an engine takes one platform: choose it with `--platform`"));
+    }
+    let name = |image: &str| match tag {
+        TagRequest::Tag(tag) => Ok(format!("{image}:{tag}")),
+        TagRequest::Reference(_) => tag.resolve(image, None).map(|reference| reference.to_string()),
+    };
+    for (image, _) in &images {
+        name(image)?;
+    }
+    let built = build(bench, request)?;
+    let mut loading = Vec::new();
+    for it in built {
+        let image = it.image;
+        let supply = Supply::of(std::slice::from_ref(&image), bench.store);
+        loading.push(Loading { held: Held { bundle: Bundle::of(&image)?, supply }, name: name(&image.name)? });
+    }
+    Ok(load(reach, into, &loading)?)
+}
+
+/// Copies an image, for all its platforms or one. Returns its digest.
+pub fn copy(reach: &Reach<'_>, from: &Place, to: &Place, platform: Option<Platform>) -> Result<String, Failure> {
+    let mut held = reach.read(from)?;
+    if let Some(platform) = platform {
+        held = held.for_platform(platform)?;
+    }
+    let digest = held.top().digest.to_string();
+    reach.write(held, to)?;
+    Ok(digest)
+}

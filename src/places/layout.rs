@@ -1,0 +1,146 @@
+//! OCI image layouts (image-layout.md).
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{Held, PlaceError};
+use crate::registry::document::{self, Descriptor, Document};
+use crate::registry::{AnyDigest, Bundle, Supply};
+
+/// The annotation that names an image of a layout.
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Chooses an image of an index by its name, the only one where none is given.
+pub(super) fn choose(index: &Value, name: Option<&str>, place: &str) -> Result<Descriptor, PlaceError> {
+    let wrong = |why: String| PlaceError::Content { place: place.into(), why };
+    let all = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+    let name_of = |it: &Value| {
+        it.pointer("/annotations/org.opencontainers.image.ref.name").and_then(Value::as_str).map(str::to_owned)
+    };
+    let found: Vec<&Value> = all.iter().filter(|it| name.is_none() || name_of(it).as_deref() == name).collect();
+    match found.as_slice() {
+        [one] => serde_json::from_value((*one).clone()).map_err(|error| wrong(format!("index.json: {error}"))),
+        many => {
+            let names: Vec<String> = all.iter().filter_map(name_of).collect();
+            let names = names.join(", ");
+            Err(wrong(match (many.len(), name) {
+                (0, Some(name)) => format!("it has no image `{name}`, only {names}"),
+                (0, None) => "it has no image".into(),
+                _ => format!("it has several images; choose one of {names} with `:NAME` at the end"),
+            }))
+        }
+    }
+}
+
+/// Gives the bytes of a document; `None` where it is not there.
+pub(super) type Find<'a> = dyn FnMut(&AnyDigest) -> Result<Option<Vec<u8>>, PlaceError> + 'a;
+
+/// Reads documents from `find`, those that others refer to first.
+pub(super) fn documents(top: &Descriptor, place: &str, find: &mut Find<'_>) -> Result<Vec<Document>, PlaceError> {
+    let wrong = |why: String| PlaceError::Content { place: place.into(), why };
+    let mut found: Vec<Document> = Vec::new();
+    let mut todo = vec![top.clone()];
+    let mut at = 0;
+    while at < todo.len() && at < 1000 {
+        let descriptor = todo[at].clone();
+        at += 1;
+        let Some(bytes) = find(&descriptor.digest)? else {
+            if at == 1 {
+                return Err(wrong(format!("{} is missing", descriptor.digest)));
+            }
+            continue;
+        };
+        if bytes.len() > document::LARGEST || !descriptor.digest.fits(&bytes) {
+            return Err(wrong(format!("{} is damaged", descriptor.digest)));
+        }
+        let document = Document { media_type: descriptor.media_type, digest: descriptor.digest, bytes: bytes.into() };
+        todo.extend(document.read().map_err(|why| wrong(format!("{}: {why}", document.digest)))?.manifests);
+        found.push(document);
+    }
+    found.reverse();
+    Ok(found)
+}
+
+fn path_of(root: &Path, digest: &AnyDigest) -> PathBuf {
+    root.join("blobs").join(digest.algorithm()).join(digest.hex())
+}
+
+pub(super) fn read(root: &Path, name: Option<&str>) -> Result<Held, PlaceError> {
+    let place = format!("oci:{}", root.display());
+    let file = |path: PathBuf| move |source| PlaceError::File { path, source };
+    let index = root.join("index.json");
+    let text = fs::read(&index).map_err(file(index.clone()))?;
+    let index: Value = serde_json::from_slice(&text)
+        .map_err(|error| PlaceError::Content { place: place.clone(), why: format!("index.json: {error}") })?;
+    let top = choose(&index, name, &place)?;
+    let documents = documents(&top, &place, &mut |digest| {
+        let path = path_of(root, digest);
+        match File::open(&path) {
+            Ok(opened) => {
+                let mut bytes = Vec::new();
+                opened.take(document::LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(file(path))?;
+                Ok(Some(bytes))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(PlaceError::File { path, source }),
+        }
+    })?;
+    let bundle = Bundle::read(documents)?;
+    let files = bundle.blobs.iter().flatten().map(|blob| (blob.digest, path_of(root, &blob.digest)));
+    let files: BTreeMap<_, _> = files.filter(|(_, path)| path.is_file()).collect();
+    Ok(Held { bundle, supply: Supply { files, ..Supply::default() } })
+}
+
+/// Adds an image to a layout; it becomes visible when `index.json` is renamed.
+pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), PlaceError> {
+    let place = format!("oci:{}", root.display());
+    let file = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| PlaceError::File { path, source }
+    };
+    let wrong = |why: String| PlaceError::Content { place: place.clone(), why };
+    let occupied = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+    if occupied && !root.join("oci-layout").is_file() {
+        return Err(wrong("it is not empty and not an OCI layout".into()));
+    }
+    fs::create_dir_all(root).map_err(file(root))?;
+    let lock_path = root.join(".lock");
+    let lock = File::create(&lock_path).map_err(file(&lock_path))?;
+    let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+    let put = |path: &Path, write: &mut dyn FnMut(&mut File) -> Result<(), PlaceError>| {
+        let folder = path.parent().unwrap_or(root);
+        fs::create_dir_all(folder).map_err(file(folder))?;
+        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(file(path))?;
+        write(temporary.as_file_mut())?;
+        let _ = temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644));
+        temporary.persist(path).map(drop).map_err(|error| file(path)(error.error))
+    };
+    put(&root.join("oci-layout"), &mut |out| out.write_all(b"{\"imageLayoutVersion\":\"1.0.0\"}").map_err(file(root)))?;
+    for blob in held.bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign()) {
+        let path = path_of(root, &blob.digest);
+        if fs::metadata(&path).is_ok_and(|found| found.len() == blob.size) {
+            continue;
+        }
+        put(&path, &mut |out| held.supply.copy(blob, out).map_err(PlaceError::from))?;
+    }
+    for document in &held.bundle.documents {
+        put(&path_of(root, &document.digest), &mut |out| out.write_all(&document.bytes).map_err(file(root)))?;
+    }
+    let index_path = root.join("index.json");
+    let old: Value =
+        fs::read(&index_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let mut manifests = old.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+    manifests.retain(|it| it.pointer("/annotations/org.opencontainers.image.ref.name").and_then(Value::as_str) != name);
+    let mut descriptor = json!(held.top().descriptor());
+    if let Some(name) = name {
+        descriptor["annotations"] = json!({ REF_NAME: name });
+    }
+    manifests.push(descriptor);
+    let index = json!({"schemaVersion": 2, "mediaType": layers::oci::INDEX, "manifests": manifests}).to_string();
+    put(&index_path, &mut |out| out.write_all(index.as_bytes()).map_err(file(&index_path)))
+}

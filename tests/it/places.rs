@@ -1,0 +1,273 @@
+//! Copies between registries, layouts, archives and engines, byte for byte.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use base64::Engine as _;
+use imgbuild::observe::Silent;
+use imgbuild::places::{Docker, Place, Reach};
+use imgbuild::registry::{ClientConfig, Registries};
+use layers::Digest;
+use serde_json::{Value, json};
+use sha2::Digest as _;
+
+use crate::registry::{Images, hurried, registry};
+use crate::support::registry::{Mounting, Registry};
+
+const MANIFEST: &str = layers::oci::MANIFEST;
+const INDEX: &str = layers::oci::INDEX;
+
+/// Copies from one place to another.
+fn copy(config: ClientConfig, images: &Images, from: &str, to: &str) -> Result<(), String> {
+    let registries = Registries::new(config);
+    let docker = Docker { host: "unix:///nonexistent".into(), certificates: None };
+    let reach = Reach { registries: &registries, docker: &docker, store: &images.store, observer: &Silent };
+    let place = |text: &str| text.parse::<Place>().map_err(|error| error.to_string());
+    let held = reach.read(&place(from)?).map_err(|error| error.to_string())?;
+    reach.write(held, &place(to)?).map_err(|error| error.to_string())
+}
+
+/// A layout in the making.
+struct Writer<'a>(&'a Path, Vec<Value>);
+
+impl Writer<'_> {
+    fn blob(&self, algorithm: &str, bytes: &[u8]) -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let name = match algorithm {
+            "sha512" => hex(&sha2::Sha512::digest(bytes)),
+            _ => hex(&sha2::Sha256::digest(bytes)),
+        };
+        let folder = self.0.join("blobs").join(algorithm);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(&name), bytes).unwrap();
+        format!("{algorithm}:{name}")
+    }
+
+    fn descriptor(&self, media_type: &str, bytes: &[u8]) -> Value {
+        json!({"mediaType": media_type, "digest": self.blob("sha256", bytes), "size": bytes.len()})
+    }
+
+    fn document(&self, media_type: &str, document: &Value) -> Value {
+        self.descriptor(media_type, document.to_string().as_bytes())
+    }
+
+    fn named(&mut self, name: &str, mut descriptor: Value) {
+        descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+        self.1.push(descriptor);
+    }
+
+    fn finish(self) {
+        std::fs::write(self.0.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": self.1});
+        std::fs::write(self.0.join("index.json"), index.to_string()).unwrap();
+    }
+}
+
+/// One of everything that the image specification allows.
+fn one_of_everything(folder: &Path) -> Vec<&'static str> {
+    let mut out = Writer(folder, Vec::new());
+    let config = out.descriptor(
+        layers::oci::CONFIG,
+        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#,
+    );
+    let layer = out.descriptor(layers::oci::LAYER_GZIP, b"not really a layer");
+    let image = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]});
+    let described = out.document(MANIFEST, &image);
+    out.named("image", described.clone());
+    let mut spaced = serde_json::to_vec_pretty(&image).unwrap();
+    spaced.push(b'\n');
+    let strange = out.descriptor(MANIFEST, &spaced);
+    out.named("white-space", strange);
+    let platform = |mut it: Value, architecture: &str| {
+        it["platform"] = json!({"os": "linux", "architecture": architecture});
+        it
+    };
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [platform(described.clone(), "amd64")]});
+    let indexed = out.document(INDEX, &index);
+    out.named("index", indexed.clone());
+    let nested = out.document(INDEX, &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [indexed]}));
+    out.named("nested-index", nested);
+    let gone = json!({"mediaType": MANIFEST, "digest": Digest::of(b"gone"), "size": 4, "platform": {"os": "linux", "architecture": "arm64"}});
+    let sparse =
+        json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [platform(described.clone(), "amd64"), gone]});
+    let sparse = out.document(INDEX, &sparse);
+    out.named("sparse-index", sparse);
+    let empty = out.descriptor("application/vnd.oci.empty.v1+json", b"{}");
+    let artifact = json!({"schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/x.test", "config": empty, "layers": [empty]});
+    let described_artifact = out.document(MANIFEST, &artifact);
+    out.named("artifact", described_artifact.clone());
+    let artifacts = json!({"schemaVersion": 2, "mediaType": INDEX, "artifactType": "application/x.test", "manifests": [described_artifact]});
+    let artifacts = out.document(INDEX, &artifacts);
+    out.named("artifact-index", artifacts);
+    let with = |name: &str, value: Value| {
+        let mut changed = image.clone();
+        changed[name] = value;
+        changed
+    };
+    for (name, document) in [
+        ("subject", with("subject", described.clone())),
+        ("subject-missing", with("subject", json!({"mediaType": MANIFEST, "digest": Digest::of(b"none"), "size": 4}))),
+        ("custom-fields", with("org.example.custom", json!({"deeply": [1, {"nested": null}]}))),
+        ("no-layers", with("layers", json!([]))),
+        ("annotations", with("annotations", json!({"é": "\u{2603}"}))),
+        ("docker", json!({"schemaVersion": 2, "config": config, "layers": [layer]})),
+    ] {
+        let described = out.document(MANIFEST, &document);
+        out.named(name, described);
+    }
+    let mut data = layer.clone();
+    data["data"] = json!(base64::engine::general_purpose::STANDARD.encode(b"not really a layer"));
+    let embedded = out.document(MANIFEST, &with("layers", json!([data])));
+    out.named("data", embedded);
+    let foreign = json!({"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "digest": Digest::of(b"foreign"), "size": 7, "urls": ["http://169.254.169.254/x"]});
+    let foreign = out.document(MANIFEST, &with("layers", json!([foreign])));
+    out.named("non-distributable", foreign);
+    let nothing = out.descriptor("application/octet-stream", b"");
+    let nothing = out.document(MANIFEST, &with("layers", json!([nothing])));
+    out.named("empty-blob", nothing);
+    let long = json!({"mediaType": "application/octet-stream", "digest": out.blob("sha512", b"long"), "size": 4});
+    let long = with("layers", json!([long])).to_string();
+    let described = json!({"mediaType": MANIFEST, "digest": out.blob("sha512", long.as_bytes()), "size": long.len()});
+    out.named("sha512", described);
+    let large = with("annotations", json!({"padding": "x".repeat((4 << 20) - 1000)}));
+    let large = out.document(MANIFEST, &large);
+    out.named("large", large);
+    let names = out.1.iter().filter_map(|it| it["annotations"]["org.opencontainers.image.ref.name"].as_str());
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    out.finish();
+    names.into_iter().map(|name| &*name.leak()).collect()
+}
+
+/// All files below a folder, with their content.
+fn blobs(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for algorithm in ["sha256", "sha512"] {
+        let Ok(entries) = std::fs::read_dir(folder.join("blobs").join(algorithm)) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let name = format!("{algorithm}/{}", path.file_name().unwrap().to_str().unwrap());
+            found.insert(name, std::fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+fn top(layout: &Path, name: &str) -> (String, String) {
+    let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let all = index["manifests"].as_array().unwrap();
+    let found = all.iter().find(|it| it["annotations"]["org.opencontainers.image.ref.name"] == name).unwrap();
+    (found["digest"].as_str().unwrap().to_owned(), found["mediaType"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn one_of_everything_goes_into_a_registry_and_comes_back_byte_for_byte() {
+    let registry = registry(|kind| kind.sparse = true);
+    let images = Images::new();
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    let names = one_of_everything(&source);
+    assert_eq!(names.len(), 18);
+    for name in &names {
+        let there = format!("{}/conformance/{name}:v1", registry.host());
+        copy(hurried(), &images, &format!("oci:{}:{name}", source.display()), &there)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (digest, media_type) = top(&source, name);
+        {
+            let state = registry.state();
+            let repo = &state.repos[&format!("conformance/{name}")];
+            let (stored_type, bytes) = &repo.manifests[&digest];
+            assert_eq!((stored_type, &media_type), (&media_type, stored_type), "{name}");
+            let path = source.join("blobs").join(digest.replace(':', "/"));
+            assert_eq!(bytes, &std::fs::read(path).unwrap(), "{name}");
+        }
+        let back = folder.path().join(format!("back-{name}"));
+        if *name == "sha512" {
+            // The cache keeps SHA-256 only; within registries such content is passed on.
+            let error = copy(hurried(), &Images::new(), &there, &format!("oci:{}:{name}", back.display())).unwrap_err();
+            assert!(error.contains("SHA-256"), "{error}");
+            copy(hurried(), &Images::new(), &there, &format!("{}/elsewhere:v1", registry.host())).unwrap();
+            continue;
+        }
+        copy(hurried(), &Images::new(), &there, &format!("oci:{}:{name}", back.display()))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(top(&back, name), (digest, media_type), "{name}");
+        let all = blobs(&source);
+        for (blob, bytes) in blobs(&back) {
+            assert_eq!(all.get(&blob), Some(&bytes), "{name}: {blob}");
+        }
+        // And through an archive.
+        let archive = folder.path().join(format!("{name}.tar"));
+        copy(
+            hurried(),
+            &images,
+            &format!("oci:{}:{name}", back.display()),
+            &format!("oci-archive:{}:{name}", archive.display()),
+        )
+        .unwrap();
+        let again = folder.path().join(format!("again-{name}"));
+        copy(
+            hurried(),
+            &Images::new(),
+            &format!("oci-archive:{}", archive.display()),
+            &format!("oci:{}:{name}", again.display()),
+        )
+        .unwrap();
+        assert_eq!(blobs(&again), blobs(&back), "{name}");
+    }
+}
+
+#[test]
+fn within_a_registry_nothing_is_downloaded_and_between_two_everything_once() {
+    let (one, two) = (registry(|_| {}), registry(|_| {}));
+    let images = Images::new();
+    let image = images.image("app", &layers::Platform::ALL, &[&vec![1; 100_000], b"small"]);
+    crate::registry::push(&one, hurried(), &images, &[image]).unwrap();
+    one.clear_log();
+    let here = |registry: &Registry, name: &str| format!("{}/{name}:v1", registry.host());
+    copy(hurried(), &Images::new(), &here(&one, "app"), &here(&one, "stable/app")).unwrap();
+    assert_eq!(one.check_tag("stable/app", "v1"), Some(Ok(())));
+    assert!(one.requests("GET").iter().all(|it| !it.line.contains("/blobs/")), "{:?}", one.requests("GET"));
+    assert_eq!(one.requests("POST").iter().filter(|it| it.status == 201).count(), 4);
+    copy(hurried(), &Images::new(), &here(&one, "app"), &here(&two, "app")).unwrap();
+    assert_eq!(two.check_tag("app", "v1"), Some(Ok(())));
+    assert_eq!(one.tag("app", "v1"), two.tag("app", "v1"));
+    assert!(two.state().uploaded.values().all(|count| *count == 1));
+    // A registry that does not mount is read from after all.
+    let three = registry(|kind| kind.mounting = Mounting::Never);
+    copy(hurried(), &Images::new(), &here(&one, "app"), &here(&three, "app")).unwrap();
+    copy(hurried(), &Images::new(), &here(&three, "app"), &here(&three, "other")).unwrap();
+    assert_eq!(three.check_tag("other", "v1"), Some(Ok(())));
+}
+
+#[test]
+fn places_that_hold_something_else_are_refused() {
+    let images = Images::new();
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    one_of_everything(&source);
+    let to = format!("oci:{}", folder.path().join("to").display());
+    let from = |name: &str| format!("oci:{}{name}", source.display());
+    for (name, said) in
+        [("", "it has several images; choose one of image,"), (":nine", "it has no image `nine`, only image,")]
+    {
+        let error = copy(hurried(), &images, &from(name), &to).unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
+    // A damaged blob, a damaged manifest, and no layout at all.
+    let all = blobs(&source);
+    let layer = format!("sha256/{}", Digest::of(b"not really a layer").hex());
+    assert!(all.contains_key(&layer));
+    std::fs::write(source.join("blobs").join(&layer), "not really a LAYER").unwrap();
+    let error = copy(hurried(), &images, &from(":image"), &to).unwrap_err();
+    assert!(error.contains("is damaged"), "{error}");
+    let (digest, _) = top(&source, "image");
+    std::fs::write(source.join("blobs").join(digest.replace(':', "/")), "{}").unwrap();
+    let error = copy(hurried(), &images, &from(":image"), &to).unwrap_err();
+    assert!(error.contains("is damaged"), "{error}");
+    let error = copy(hurried(), &images, "oci:/nonexistent:x", &to).unwrap_err();
+    assert!(error.contains("index.json"), "{error}");
+    std::fs::write(folder.path().join("x.tar"), "no tar").unwrap();
+    let error =
+        copy(hurried(), &images, &format!("oci-archive:{}", folder.path().join("x.tar").display()), &to).unwrap_err();
+    assert!(error.contains("x.tar"), "{error}");
+}

@@ -1,0 +1,107 @@
+//! Images that stand on an image of a registry.
+
+use layers::source::files;
+use layers::{Catalogue, Stage, path};
+use serde_json::Value;
+
+use crate::registry::registry;
+use crate::support::registry::Registry;
+use crate::support::run::{Outcome, Sandbox, outcome};
+
+fn imgbuild(sandbox: &Sandbox, words: &[&str]) -> Outcome {
+    let mut command = sandbox.command(["--catalogue", "plan.json", "--context", "context"]);
+    outcome(command.args(words))
+}
+
+/// A base with a layer of its own, pushed as `team/base:v1`.
+fn base(registry: &Registry, content: &str) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("context/files/etc/base", content);
+    let image = Stage::scratch().layer(files("files", path!("/"))).image().env("FROM_BASE", "1");
+    sandbox.write("plan.json", Catalogue::new("bases").with("base", image).plan().to_json());
+    sandbox.write("images.lock", layers::lock::Lock::default().to_text());
+    let to = format!("{}/team", registry.host());
+    imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--platform", "amd64,arm64"]).success();
+    sandbox
+}
+
+/// An image on top of it.
+fn project(registry: &Registry) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("context/own/etc/own", "own");
+    let image = Stage::from(format!("{}/team/base:v1", registry.host())).layer(files("own", path!("/"))).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("app", image).plan().to_json());
+    sandbox
+}
+
+fn lock_of(sandbox: &Sandbox) -> Value {
+    serde_json::from_slice(&std::fs::read(sandbox.work().join("images.lock")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_base_is_locked_to_its_digest_and_its_layers_are_mounted() {
+    let registry = registry(|_| {});
+    base(&registry, "first");
+    let sandbox = project(&registry);
+    imgbuild(&sandbox, &["build"]).failure(1, &["run `imgbuild lock`"]);
+    imgbuild(&sandbox, &["lock"]).success();
+    let locked = lock_of(&sandbox);
+    let first = registry.tag("team/base", "v1").unwrap();
+    assert_eq!(locked["bases"][0]["digest"], first);
+    assert_eq!(locked["bases"][0]["manifests"].as_object().unwrap().len(), 2);
+    assert!(
+        registry.requests("GET").iter().all(|it| !it.line.contains("/blobs/") || it.sent < 1000),
+        "no layer is read to lock"
+    );
+    registry.clear_log();
+    registry.state().uploaded.clear();
+    let to = format!("{}/team", registry.host());
+    imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--platform", "amd64,arm64", "--locked"]).success();
+    assert_eq!(registry.check_tag("team/app", "v1"), Some(Ok(())));
+    assert_eq!(
+        registry.requests("POST").iter().filter(|it| it.status == 201).count(),
+        1,
+        "the base's layer is mounted"
+    );
+    assert_eq!(registry.state().uploaded.len(), 3, "its own layer and two configurations");
+    // The configuration is the base's, continued.
+    let state = registry.state();
+    let repo = &state.repos["team/app"];
+    let index: Value = serde_json::from_slice(&repo.manifests[&repo.tags["v1"]].1).unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&repo.manifests[index["manifests"][0]["digest"].as_str().unwrap()].1).unwrap();
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 2);
+    let config: Value = serde_json::from_slice(&state.blobs[manifest["config"]["digest"].as_str().unwrap()]).unwrap();
+    assert_eq!(config["config"]["Env"][0], "FROM_BASE=1");
+    assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        config["config"]["Labels"]["org.opencontainers.image.base.name"],
+        format!("{}/team/base:v1", registry.host())
+    );
+}
+
+#[test]
+fn a_tag_that_moves_changes_nothing_until_it_is_locked_again() {
+    let registry = registry(|_| {});
+    base(&registry, "first");
+    let sandbox = project(&registry);
+    imgbuild(&sandbox, &["lock"]).success();
+    let built = imgbuild(&sandbox, &["build"]).success();
+    let first = lock_of(&sandbox);
+    base(&registry, "second");
+    imgbuild(&sandbox, &["lock"]).success();
+    assert_eq!(lock_of(&sandbox), first);
+    assert_eq!(imgbuild(&sandbox, &["build"]).success(), built);
+    // Without the registry everything that is needed is in the cache.
+    assert_eq!(imgbuild(&sandbox, &["--offline", "build"]).success(), built);
+    imgbuild(&sandbox, &["lock", "--update"]).success();
+    assert_ne!(lock_of(&sandbox), first);
+    assert_ne!(imgbuild(&sandbox, &["build"]).success(), built);
+}
+
+#[test]
+fn a_base_that_is_not_there_is_named_with_the_place_that_wants_it() {
+    let registry = registry(|_| {});
+    let sandbox = project(&registry);
+    imgbuild(&sandbox, &["lock"]).failure(1, &["has no image", "team/base:v1", "tests/it/registry_bases.rs"]);
+}
