@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+#[cfg(feature = "schemas")]
 use std::sync::LazyLock;
 
 use serde_json::Value;
@@ -13,12 +14,14 @@ use crate::compose::{Condition, Project, Service};
 use crate::env::Schema;
 use crate::{graph, yaml};
 
+#[cfg(feature = "schemas")]
 /// The compose specification's schema; see `vendor/compose-spec/ORIGIN.md`.
 const COMPOSE_SPEC: &str = include_str!("../vendor/compose-spec/compose-spec.json");
 
 /// The first word of a volume's name: the area of the services that it belongs to.
 const AREAS: [&str; 8] = ["core", "edge", "init", "llm", "monitoring", "rag", "ui", "vector"];
 
+#[cfg(feature = "schemas")]
 static SPEC: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
     let schema: Value = serde_json::from_str(COMPOSE_SPEC).expect("the vendored schema is JSON");
     jsonschema::validator_for(&schema).expect("the vendored schema is a JSON schema")
@@ -28,6 +31,7 @@ static SPEC: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
 pub fn compose(project: &Project, schema: &Schema, environment: &str) -> Vec<Problem> {
     let services = project.services();
     let mut problems = Vec::new();
+    #[cfg(feature = "schemas")]
     problems.extend(specification(project));
     problems.extend(references(project, &services));
     problems.extend(dependencies(project, &services));
@@ -42,6 +46,7 @@ pub fn compose(project: &Project, schema: &Schema, environment: &str) -> Vec<Pro
     problems
 }
 
+#[cfg(feature = "schemas")]
 /// Each file by itself against the compose specification's schema, which catches what is misspelt.
 pub fn specification(project: &Project) -> Vec<Problem> {
     let mut problems = Vec::new();

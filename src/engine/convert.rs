@@ -53,7 +53,11 @@ pub fn convert(
     let spool = Spool::new(store.scratch(), Spool::MEMORY);
     match conversion {
         Conversion::Deb { exclude } => deb(file, exclude, drops, spool).map_err(failed),
-        Conversion::Wheel { venv, python, .. } => wheel(file, &archive.name, venv, python, compiler, &store.scratch()),
+        Conversion::Wheel { venv, python, .. } => {
+            let mut made = wheel(file, &archive.name, venv, python, compiler, &store.scratch())?;
+            made.entries.retain(|(entry, _)| !drops.contains(&entry.path));
+            Ok(made)
+        }
         Conversion::Unpack { how: Unpack::Tar, to, strip_components, owner } => {
             let reader = decompress(BufReader::with_capacity(256 << 10, file), &Limits::default()).map_err(failed)?;
             let place = Place { to, strip: *strip_components, owner: Some(*owner) };
@@ -422,6 +426,35 @@ pub fn conflicts(packages: &[(Digest, Arc<Fragment>)]) -> Result<BTreeMap<Digest
                 let (one, other) = (old.name.clone(), new.name.clone());
                 return Err(EngineError::Owners { one, other, path: path.clone() });
             }
+        }
+    }
+    Ok(drops)
+}
+
+/// A wheel that was converted: its name, its digest and what it installs.
+pub type ConvertedWheel<'a> = (&'a str, Digest, Arc<Fragment>);
+
+/// Finds paths that several wheels install. A file that is the same in both (a namespace's `__init__.py`) stays in the
+/// first; `same` says whether it is. Otherwise pip keeps what it happens to install last, and here it is an error.
+pub fn collisions(
+    wheels: &[ConvertedWheel<'_>],
+    same: impl Fn(&ImagePath, &Arc<Fragment>, &Arc<Fragment>) -> Result<bool, EngineError>,
+) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+    let mut owners: BTreeMap<&ImagePath, usize> = BTreeMap::new();
+    let mut drops: BTreeMap<Digest, Drops> = BTreeMap::new();
+    for (at, (name, digest, fragment)) in wheels.iter().enumerate() {
+        for indexed in &fragment.entries {
+            let path = &indexed.entry.path;
+            let first = *owners.entry(path).or_insert(at);
+            // One wheel in two stages is one wheel.
+            if wheels[first].1 == *digest {
+                continue;
+            }
+            let (one, _, other) = &wheels[first];
+            if !same(path, other, fragment)? {
+                return Err(EngineError::Collision { one: (*one).into(), other: (*name).into(), path: path.clone() });
+            }
+            drops.entry(*digest).or_default().insert(path.clone());
         }
     }
     Ok(drops)

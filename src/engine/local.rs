@@ -156,15 +156,18 @@ impl Local<'_> {
         })
     }
 
+    /// The bytes of a fragment in the store.
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>> {
+        match self.store.open(digest) {
+            Ok(Some(file)) => Ok(Box::new(io::BufReader::with_capacity(128 << 10, file))),
+            Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
     /// Walks a stage over the indexes of its fragments.
     pub fn walk(&self, subject: Subject<'_>, resolved: &Resolved) -> Result<Walked, EngineError> {
-        let open = |digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
-            match self.store.open(digest) {
-                Ok(Some(file)) => Ok(Box::new(io::BufReader::with_capacity(128 << 10, file))),
-                Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
-                Err(error) => Err(io::Error::other(error)),
-            }
-        };
+        let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         let walked = self.walk_onto(subject, resolved, &mut view)?;
         gate::check(&view, &resolved.allow_missing, subject.platform)?;
@@ -186,7 +189,8 @@ impl Local<'_> {
             }
             walked.base = Some(base);
         }
-        let drops = self.package_conflicts(resolved)?;
+        let mut drops = self.package_conflicts(resolved)?;
+        drops.extend(self.wheel_collisions(resolved)?);
         let mut at = 0;
         while at < resolved.layers.len() {
             let stage = resolved.layers[at].stage;
@@ -379,6 +383,30 @@ impl Local<'_> {
         convert::conflicts(&packages)
     }
 
+    /// Files that several wheels install alike: they are dropped from all but the first.
+    fn wheel_collisions(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+        let mut wheels: Vec<convert::ConvertedWheel<'_>> = Vec::new();
+        for layer in &resolved.layers {
+            for op in &layer.ops {
+                if let Op::Unpack { archive, conversion: conversion @ Conversion::Wheel { .. } } = op {
+                    let fragment =
+                        self.unpack(archive, conversion, &Drops::new()).map_err(|error| located(error, layer))?;
+                    wheels.push((&archive.name, archive.digest, fragment));
+                }
+            }
+        }
+        let open = |digest: &Digest| self.open(digest);
+        convert::collisions(&wheels, |path, one, other| {
+            let read = |fragment: &Arc<Fragment>| -> Result<(Entry, Vec<u8>), EngineError> {
+                let mut view = View::new(&open);
+                view.apply(&[], std::slice::from_ref(fragment))?;
+                let entry = view.entry(path).expect("the fragment holds the path").clone();
+                Ok((Entry { mtime: 0, ..entry }, view.read(path)?))
+            };
+            Ok(read(one)? == read(other)?)
+        })
+    }
+
     /// One archive as a fragment.
     pub(super) fn unpack(
         &self,
@@ -525,12 +553,7 @@ impl Local<'_> {
         let resolved = layers::lower::lower(subject.plan, take.stage, subject.lock, subject.platform, &lock_file)?;
         let resolved = self.settle(&resolved)?;
         self.fragments(&[&resolved])?;
-        let open = |digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
-            match self.store.open(digest) {
-                Ok(Some(file)) => Ok(Box::new(io::BufReader::with_capacity(128 << 10, file))),
-                _ => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
-            }
-        };
+        let open = |digest: &Digest| self.open(digest);
         let mut other = View::new(&open);
         let walked = self.walk_onto(subject, &resolved, &mut other)?;
         let from = other.through_links(&take.path)?;

@@ -65,6 +65,18 @@ pub enum EngineError {
         /// The path.
         path: ImagePath,
     },
+    /// Two wheels that install different files to the same path.
+    #[error(
+        "wheels `{one}` and `{other}` both install `{path}`, with different content: what the image holds would depend on the order of installation; leave one out with `.without([..])`"
+    )]
+    Collision {
+        /// One wheel.
+        one: String,
+        /// The other.
+        other: String,
+        /// The path.
+        path: ImagePath,
+    },
     /// A path that another stage does not have.
     #[error("`take` found nothing at `{path}` in its stage")]
     NothingToTake {

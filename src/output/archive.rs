@@ -119,13 +119,18 @@ fn blob_name(digest: &Digest) -> String {
 }
 
 fn append<W: Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &mut dyn Read, size: u64) -> io::Result<()> {
+    tar.append(&header(name, size)?, bytes)
+}
+
+/// The header of a file in an archive of images, as the same file has it every time.
+pub(crate) fn header(name: &str, size: u64) -> io::Result<tar::Header> {
     let mut header = tar::Header::new_ustar();
     header.set_path(name)?;
     header.set_size(size);
     header.set_mode(0o644);
     header.set_mtime(EPOCH as u64);
     header.set_cksum();
-    tar.append(&header, bytes)
+    Ok(header)
 }
 
 /// Bytes that leave the process are hashed on their way.

@@ -1,6 +1,6 @@
 //! Where finished images go.
 
-mod archive;
+pub(crate) mod archive;
 mod layout;
 
 use std::path::PathBuf;

@@ -7,12 +7,12 @@ use std::io::{self, BufWriter, Read, Seek as _, SeekFrom, Write};
 use std::path::Path;
 
 use cache::Store;
-use layers::encode::EPOCH;
 use layers::{Digest, oci};
 use serde_json::{Value, json};
 
 use super::layout::{REF_NAME, choose, documents};
 use super::{Held, PlaceError};
+use crate::output::archive;
 use crate::registry::document::{self, Document};
 use crate::registry::{AnyDigest, Bundle, Supply};
 
@@ -226,13 +226,7 @@ pub fn write_archive<W: Write>(
 }
 
 fn header<W: Write>(tar: &mut tar::Builder<W>, name: &str, size: u64) -> io::Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_path(name)?;
-    header.set_size(size);
-    header.set_mode(0o644);
-    header.set_mtime(EPOCH as u64);
-    header.set_cksum();
-    tar.get_mut().write_all(header.as_bytes())
+    tar.get_mut().write_all(archive::header(name, size)?.as_bytes())
 }
 
 fn append<W: Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &mut dyn Read, size: u64) -> io::Result<()> {

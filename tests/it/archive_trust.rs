@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use imgbuild::debian::archive::{Foreign, Wanted, read_suite};
@@ -21,6 +23,7 @@ use pgp::types::{Duration, KeyVersion, Password, SignedUser, SigningKey, Tag, Ti
 use rand::thread_rng;
 
 use crate::server::{Answer, Server};
+use crate::support::run::outcome;
 
 const DAY: i64 = 86_400;
 
@@ -446,4 +449,113 @@ fn a_mirror_that_is_down_or_empty_is_passed_over() {
     assert_eq!(read(&bases, &ring_of(&key), Foreign::Refuse, None).unwrap(), ["aa"]);
     let error = read(&bases[..2], &ring_of(&key), Foreign::Refuse, None).unwrap_err();
     assert!(error.contains("/debian/dists/trixie/InRelease: not there") && error.contains("403"), "{error}");
+}
+
+/// A home of gpg's own with a key of this kind, and the exported key.
+fn gpg_key(folder: &Path, algorithm: &str, subkey: bool) -> (impl Fn() -> Command + use<>, std::path::PathBuf) {
+    let home = folder.join("gnupg");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let gpg = move || {
+        let mut command = Command::new("gpg");
+        command.env("GNUPGHOME", &home).args(["--batch", "--quiet", "--no-tty", "--pinentry-mode", "loopback"]);
+        command
+    };
+    let usage = if subkey { "cert" } else { "sign,cert" };
+    outcome(gpg().args(["--passphrase", "", "--quick-gen-key", "Test <t@test.example>", algorithm, usage, "1y"]))
+        .success();
+    if subkey {
+        let list = outcome(gpg().args(["--with-colons", "--list-keys"])).success();
+        let print =
+            list.lines().find_map(|line| line.strip_prefix("fpr:::::::::")).unwrap().trim_end_matches(':').to_owned();
+        outcome(gpg().args(["--passphrase", "", "--quick-add-key", &print, algorithm, "sign", "1y"])).success();
+    }
+    let ring = folder.join("ring.gpg");
+    outcome(gpg().arg("--export").arg("--output").arg(&ring)).success();
+    (gpg, ring)
+}
+
+#[test]
+fn real_gpgv_accepts_whatever_is_accepted() {
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    let mut state = seed;
+    let mut below = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    for (algorithm, hash, subkey) in [
+        ("rsa2048", "SHA512", false),
+        ("rsa3072", "SHA256", true),
+        ("ed25519", "SHA512", true),
+        ("ed25519", "SHA256", false),
+        ("nistp256", "SHA256", false),
+        ("nistp384", "SHA384", false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (gpg, ring) = gpg_key(folder.path(), algorithm, subkey);
+        let plain = folder.path().join("Release");
+        // Dashes, blanks at line ends and empty lines are what cleartext signatures are difficult about.
+        let text = format!("{}- dash\n-----BEGIN x\n\nblank \t\nFrom me\n\n", release());
+        std::fs::write(&plain, &text).unwrap();
+        let signed =
+            outcome(gpg().args(["--digest-algo", hash, "--output", "-", "--clear-sign"]).arg(&plain)).success();
+        let gpgv = |message: &[u8]| {
+            let path = folder.path().join("message");
+            std::fs::write(&path, message).unwrap();
+            let done = outcome(Command::new("gpgv").arg("--keyring").arg(&ring).args(["--output", "-"]).arg(&path));
+            (done.status == 0).then_some(done.stdout)
+        };
+        let keyring = Keyring::parse(&std::fs::read(&ring).unwrap()).unwrap();
+        let unpadded =
+            |text: &str| text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned();
+        let ours = keyring.verify(&signed, now()).unwrap_or_else(|error| panic!("{algorithm}: {error}"));
+        assert_eq!(unpadded(&ours), unpadded(&text), "{algorithm}");
+        assert!(gpgv(signed.as_bytes()).is_some(), "{algorithm}");
+        let (mut accepted, mut refused) = (0, 0);
+        for _ in 0..40 {
+            let mut bytes = signed.clone().into_bytes();
+            let at = below(bytes.len());
+            match below(4) {
+                0 => bytes[at] = 32 + below(95) as u8,
+                1 => drop(bytes.remove(at)),
+                2 => bytes.insert(at, b" \n\r-=A"[below(6)]),
+                _ => bytes.truncate(at),
+            }
+            let Ok(message) = String::from_utf8(bytes) else { continue };
+            match keyring.verify(&message, now()) {
+                Ok(text) => {
+                    accepted += 1;
+                    let theirs = gpgv(message.as_bytes());
+                    let theirs =
+                        theirs.unwrap_or_else(|| panic!("{algorithm}: gpgv refuses what we accept:\n{message}"));
+                    assert_eq!(unpadded(&text), unpadded(&theirs), "{algorithm}:\n{message}");
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        println!("{algorithm}: {accepted} changes did not matter, {refused} were refused");
+        assert!(refused > 0);
+        outcome(Command::new("gpgconf").arg("--homedir").arg(folder.path().join("gnupg")).args(["--kill", "all"]))
+            .success();
+    }
+}
+
+#[test]
+fn a_keyring_that_is_cut_or_changed_is_refused_or_trusts_nothing_new() {
+    let key = key(KeyType::Rsa(2048));
+    let bytes = pgp::ser::Serialize::to_bytes(&SignedPublicKey::from(key.clone())).unwrap();
+    let signed = sign(&release(), &[plain(&ed25519())]);
+    let good = sign(&release(), &[plain(&key)]);
+    assert!(Keyring::parse(&bytes).unwrap().verify(&good, now()).is_ok());
+    for at in 0..bytes.len() {
+        if let Ok(ring) = Keyring::parse(&bytes[..at]) {
+            assert!(ring.verify(&signed, now()).is_err(), "cut at {at}");
+        }
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        if let Ok(ring) = Keyring::parse(&changed) {
+            assert!(ring.verify(&signed, now()).is_err(), "changed at {at}");
+        }
+    }
 }

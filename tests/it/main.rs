@@ -38,6 +38,7 @@ mod server;
 mod support_real;
 mod tree_real;
 mod venv_real;
+mod wheels;
 
 #[path = "../support/mod.rs"]
 mod support;

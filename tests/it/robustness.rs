@@ -54,7 +54,7 @@ fn started(mut command: Command, seen: &Receiver<()>) -> Child {
 
 #[test]
 fn a_build_that_is_stopped_leaves_no_image_and_the_next_one_succeeds() {
-    for signal in [Signal::TERM, Signal::KILL] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::KILL] {
         let sandbox = Sandbox::new();
         let (server, seen, go) = waiting();
         let plan = plan(&sandbox, &server, None, CONTENT);

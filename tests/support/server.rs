@@ -195,7 +195,8 @@ fn answer(state: &State, mut stream: TcpStream) -> io::Result<()> {
             .replace("%7E", "~")
             .replace("%3A", ":");
         let fault = state.faults.lock().unwrap().get(&plain).copied();
-        let file = state.root.join(plain.trim_start_matches('/'));
+        let page = if plain.ends_with('/') { "index.html" } else { "" };
+        let file = state.root.join(format!("{plain}{page}").trim_start_matches('/'));
         let inside = !plain.split('/').any(|part| part == "..");
         let body = match fault {
             Some(status) => Err(status),
