@@ -12,7 +12,9 @@ use serde_json::Value;
 use crate::Problem;
 use crate::compose::{Condition, Project, Service};
 use crate::env::Schema;
-use crate::{graph, yaml};
+use crate::graph;
+#[cfg(feature = "schemas")]
+use crate::yaml;
 
 #[cfg(feature = "schemas")]
 /// The compose specification's schema; see `vendor/compose-spec/ORIGIN.md`.
