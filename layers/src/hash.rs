@@ -23,19 +23,22 @@ impl KeyHasher {
 
     /// Adds one field.
     pub fn field(&mut self, name: &str, value: impl fmt::Display) -> &mut KeyHasher {
+        self.text_field(name, &value.to_string());
+        self
+    }
+
+    fn text_field(&mut self, name: &str, value: &str) {
         debug_assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
-        let value = value.to_string();
         let _ = write!(self.text, "{name}:{}=", value.len());
         // The length already makes the text unambiguous; the escape keeps one field on one line for people.
-        for character in value.chars() {
-            match character {
-                '\n' => self.text.push_str("\\n"),
-                '\\' => self.text.push_str("\\\\"),
-                other => self.text.push(other),
-            }
+        let mut rest = value;
+        while let Some(at) = rest.find(['\n', '\\']) {
+            self.text.push_str(&rest[..at]);
+            self.text.push_str(if rest.as_bytes()[at] == b'\n' { "\\n" } else { "\\\\" });
+            rest = &rest[at + 1..];
         }
+        self.text.push_str(rest);
         self.text.push('\n');
-        self
     }
 
     /// Adds one field for each item of a sequence, preceded by their number.
