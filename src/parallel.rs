@@ -1,7 +1,7 @@
 //! Work on several cores.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 /// Runs `work` on all items with up to `threads` threads; the first error stops the rest.
 pub fn in_parallel<T: Sync, E: Send>(
@@ -29,5 +29,71 @@ pub fn in_parallel<T: Sync, E: Send>(
     match failed.into_inner().expect("no thread panics while it holds this") {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+/// A number of bytes that work under way may hold together, whatever the number of threads.
+#[derive(Debug)]
+pub struct Budget {
+    total: u64,
+    free: Mutex<u64>,
+    returned: Condvar,
+}
+
+/// A part of a [`Budget`], given back when it is dropped.
+#[derive(Debug)]
+pub struct Share<'a> {
+    budget: &'a Budget,
+    bytes: u64,
+}
+
+impl Budget {
+    /// A budget of `total` bytes.
+    pub fn new(total: u64) -> Budget {
+        Budget { total, free: Mutex::new(total), returned: Condvar::new() }
+    }
+
+    /// Waits until `bytes` are free. What wants more than there is gets all of it, and so works alone.
+    pub fn take(&self, bytes: u64) -> Share<'_> {
+        let bytes = bytes.min(self.total);
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.returned.wait_while(free, |free| *free < bytes).unwrap_or_else(PoisonError::into_inner);
+        *free -= bytes;
+        Share { budget: self, bytes }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        *self.budget.free.lock().unwrap_or_else(PoisonError::into_inner) += self.bytes;
+        self.budget.returned.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_held_than_the_budget_has_and_everybody_has_a_turn() {
+        let budget = Budget::new(10);
+        let (held, most) = (Mutex::new(0u64), AtomicUsize::new(0));
+        let wanted = [3, 10, 1, 25, 4, 6, 2, 9];
+        in_parallel(8, &wanted, |&bytes| {
+            let share = budget.take(bytes);
+            let now = {
+                let mut held = held.lock().expect("nobody panics");
+                *held += bytes.min(10);
+                *held
+            };
+            most.fetch_max(now as usize, Ordering::SeqCst);
+            std::thread::yield_now();
+            *held.lock().expect("nobody panics") -= bytes.min(10);
+            drop(share);
+            Ok::<(), ()>(())
+        })
+        .expect("nobody fails");
+        assert!(most.into_inner() <= 10);
+        assert_eq!(*budget.free.lock().expect("nobody panics"), 10);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a text is not an [`ImagePath`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,9 +17,10 @@ pub struct InvalidPath {
 /// An absolute path inside an image without `.`, `..`, `//`, trailing `/`, NUL or whiteout names; `/` is the root.
 ///
 /// Write literals with [`path!`](crate::path!), which refuses a wrong one at compile time.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct ImagePath(String);
+///
+/// A clone shares the text: a build holds each of its paths in several tables.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImagePath(Arc<str>);
 
 /// The check behind [`path!`](crate::path!): `Err` holds the reason.
 pub const fn check(path: &str) -> Result<(), &'static str> {
@@ -68,7 +70,7 @@ impl ImagePath {
     pub fn new(path: impl Into<String>) -> Result<ImagePath, InvalidPath> {
         let path = path.into();
         match check(&path) {
-            Ok(()) => Ok(ImagePath(path)),
+            Ok(()) => Ok(ImagePath(path.into())),
             Err(why) => Err(InvalidPath { path: path.chars().take(200).collect(), why }),
         }
     }
@@ -131,7 +133,7 @@ impl ImagePath {
 
     /// Whether `self` is `other` or lies below it.
     pub fn starts_with(&self, other: &ImagePath) -> bool {
-        other.is_root() || self.0 == other.0 || self.0.strip_prefix(&other.0).is_some_and(|rest| rest.starts_with('/'))
+        other.is_root() || self.0 == other.0 || self.0.strip_prefix(&*other.0).is_some_and(|rest| rest.starts_with('/'))
     }
 }
 
@@ -152,6 +154,12 @@ impl FromStr for ImagePath {
 
     fn from_str(text: &str) -> Result<ImagePath, InvalidPath> {
         ImagePath::new(text)
+    }
+}
+
+impl Serialize for ImagePath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

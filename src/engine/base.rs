@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use layers::encode::{Kind, LAYER_FORMAT};
 use layers::format::tar::{Reader, TarItem};
-use layers::format::{FormatError, Limits, decompress};
+use layers::format::{FormatError, Limits, decoder_memory, decompress};
 use layers::lower::PinnedBase;
 use layers::oci::{self, BaseParts, Descriptor};
 use layers::source::OciLayout;
@@ -18,7 +18,8 @@ use oci_spec::image::{ImageIndex, ImageManifest};
 use super::EngineError;
 use super::index::{Fragment, INDEX_FORMAT};
 use super::local::Local;
-use super::made::{Content, Made, Spool};
+use super::made::{Content, Made};
+use super::spool::Spool;
 
 /// A base image for one platform, its documents verified.
 #[derive(Debug, Clone)]
@@ -180,8 +181,10 @@ impl BaseImage {
             return Err(wrong(format!("layer {} is gone from the cache", layer.digest)));
         };
         let failed = |source| EngineError::Format { archive: format!("layer {}", layer.digest), source };
-        let reader = decompress(BufReader::with_capacity(256 << 10, file), &Limits::default()).map_err(failed)?;
-        let spool = Spool::new(engine.store.scratch(), Spool::MEMORY);
+        let mut file = BufReader::with_capacity(256 << 10, file);
+        let _share = engine.room.decoders().take(decoder_memory(file.fill_buf()?, &Limits::default()));
+        let reader = decompress(file, &Limits::default()).map_err(failed)?;
+        let spool = Spool::new(&engine.room);
         let made = read_layer(Reader::oci_layer(reader, &Limits::default()), spool).map_err(failed)?;
         engine.keep(&key, &text, made)
     }

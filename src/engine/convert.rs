@@ -3,16 +3,15 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _, Write};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use cache::Store;
 use layers::encode::{DeflateStream, EPOCH, Entry, Kind};
 use layers::format::deb::Deb;
 use layers::format::wheel::{self, Wheel};
-use layers::format::{FormatError, Limits, decompress, tar, zip};
+use layers::format::{FormatError, Limits, decoder_memory, decompress, tar, zip};
 use layers::op::{Archive, Conversion};
 use layers::source::{Modules, Owner, Unpack};
 use layers::{Digest, ImagePath};
@@ -20,7 +19,8 @@ use layers::{Digest, ImagePath};
 use super::EngineError;
 use super::bytecode::{Compiler, open_wheel};
 use super::index::{Fragment, PackageFacts};
-use super::made::{Content, Deflated, Made, ReadStream, Spool};
+use super::made::{Content, Deflated, Made, ReadStream};
+use super::spool::{Room, Spool, Whole};
 use crate::debian::{effects, scripts};
 use crate::python::bytecode::{self, imports};
 
@@ -45,28 +45,29 @@ pub fn convert(
     archive: &Archive,
     conversion: &Conversion,
     drops: &Drops,
-    store: &Store,
+    room: &Room,
     compiler: Option<&Compiler<'_>>,
 ) -> Result<Made<'static>, EngineError> {
     let file = File::open(path)?;
     let failed = |source| EngineError::Format { archive: archive.name.clone(), source };
-    let spool = Spool::new(store.scratch(), Spool::MEMORY);
     match conversion {
-        Conversion::Deb { exclude } => deb(file, exclude, drops, spool).map_err(failed),
+        Conversion::Deb { exclude } => deb(file, exclude, drops, room).map_err(failed),
         Conversion::Wheel { venv, python, .. } => {
-            let mut made = wheel(file, &archive.name, venv, python, compiler, &store.scratch())?;
+            let mut made = wheel(file, &archive.name, venv, python, compiler, room)?;
             made.entries.retain(|(entry, _)| !drops.contains(&entry.path));
             Ok(made)
         }
         Conversion::Unpack { how: Unpack::Tar, to, strip_components, owner } => {
-            let reader = decompress(BufReader::with_capacity(256 << 10, file), &Limits::default()).map_err(failed)?;
             let place = Place { to, strip: *strip_components, owner: Some(*owner) };
-            let made = Made { spool: Some(spool), ..Made::default() };
+            let made = Made { spool: Some(Spool::new(room)), ..Made::default() };
+            let (limits, mut file) = (Limits::default(), BufReader::with_capacity(256 << 10, file));
+            let _share = room.decoders().take(decoder_memory(file.fill_buf()?, &limits));
+            let reader = decompress(file, &limits).map_err(failed)?;
             unpack_tar(reader, &place, made).map_err(failed)
         }
         Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner } => {
             let place = Place { to, strip: *strip_components, owner: Some(*owner) };
-            unpack_zip(file, &archive.name, &place, &store.scratch()).map_err(failed)
+            unpack_zip(file, &archive.name, &place, room).map_err(failed)
         }
         Conversion::File { to, mode, owner } => {
             let size = file.metadata()?.len();
@@ -86,7 +87,7 @@ struct Place<'a> {
     owner: Option<Owner>,
 }
 
-fn deb(file: File, exclude: &[String], drops: &Drops, spool: Spool) -> Result<Made<'static>, FormatError> {
+fn deb(file: File, exclude: &[String], drops: &Drops, room: &Room) -> Result<Made<'static>, FormatError> {
     let limits = Limits::default();
     let mut deb = Deb::open(BufReader::with_capacity(256 << 10, file), &limits)?;
     let control = deb.control_files().clone();
@@ -106,10 +107,13 @@ fn deb(file: File, exclude: &[String], drops: &Drops, spool: Spool) -> Result<Ma
             None => (false, pattern.chars().collect()),
         })
         .collect();
-    let data = deb.data()?;
     let root = ImagePath::root();
     let place = Place { to: &root, strip: 0, owner: None };
-    let mut made = unpack_tar(data, &place, Made { spool: Some(spool), ..Made::default() })?;
+    let mut made = Made { spool: Some(Spool::new(room)), ..Made::default() };
+    {
+        let _share = room.decoders().take(deb.decoder_memory()?);
+        made = unpack_tar(deb.data()?, &place, made)?;
+    }
     made.entries.retain(|(entry, _)| !drops.contains(&entry.path) && !excluded(&patterns, entry.path.as_str()));
     made.dirs.retain(|entry| !drops.contains(&entry.path));
     if !patterns.is_empty() {
@@ -223,7 +227,7 @@ fn wheel(
     venv: &ImagePath,
     python: &str,
     compiler: Option<&Compiler<'_>>,
-    scratch: &Path,
+    room: &Room,
 ) -> Result<Made<'static>, EngineError> {
     let failed = |source| EngineError::Format { archive: name.to_owned(), source };
     let (mut wheel, scheme) = open_wheel(file, name, venv.as_str(), python).map_err(failed)?;
@@ -253,9 +257,8 @@ fn wheel(
                     let entry = &wheel.archive().entries()[index];
                     (entry.size, transplantable(entry))
                 };
-                let packed =
-                    PackedFile { archive: name.to_owned(), zip: wheel.clone(), index, scratch: scratch.into() };
-                (size, packed.content(size, stream))
+                let packed = PackedFile { archive: name.to_owned(), zip: wheel.clone(), index, room: room.clone() };
+                (size, packed.content(stream))
             }
         };
         made.push(Entry::new(file.path, Kind::File { size }, file.mode, file.mtime), content);
@@ -263,7 +266,7 @@ fn wheel(
     Ok(made)
 }
 
-fn unpack_zip(file: File, name: &str, place: &Place<'_>, scratch: &Path) -> Result<Made<'static>, FormatError> {
+fn unpack_zip(file: File, name: &str, place: &Place<'_>, room: &Room) -> Result<Made<'static>, FormatError> {
     let archive = zip::Archive::open(BufReader::with_capacity(256 << 10, file), &Limits::default())?;
     let entries = archive.entries().to_vec();
     let archive = Rc::new(RefCell::new(archive));
@@ -281,8 +284,8 @@ fn unpack_zip(file: File, name: &str, place: &Place<'_>, scratch: &Path) -> Resu
             made.push(entry, Content::None);
             continue;
         }
-        let packed = PackedFile { archive: name.to_owned(), zip: archive.clone(), index, scratch: scratch.into() };
-        made.push(entry, packed.content(found.size, transplantable(&found)));
+        let packed = PackedFile { archive: name.to_owned(), zip: archive.clone(), index, room: room.clone() };
+        made.push(entry, packed.content(transplantable(&found)));
     }
     Ok(made)
 }
@@ -326,18 +329,18 @@ struct PackedFile<Z> {
     archive: String,
     zip: Rc<RefCell<Z>>,
     index: usize,
-    /// Where temporary files go.
-    scratch: PathBuf,
+    room: Room,
 }
 
 impl<Z: Zip + 'static> PackedFile<Z> {
-    fn content(mut self, size: u64, stream: Option<DeflateStream>) -> Content<'static> {
+    fn content(mut self, stream: Option<DeflateStream>) -> Content<'static> {
         match stream {
             Some(stream) => Content::Deflated(stream, Box::new(self)),
-            None => {
-                let scratch = std::mem::take(&mut self.scratch);
-                Content::Open(Box::new(move || read_whole(size, &scratch, |out| self.inflate(out))))
-            }
+            None => Content::Open(Box::new(move || {
+                let mut spool = Spool::new(&self.room);
+                self.inflate(&mut spool)?;
+                Ok(Box::new(Whole::new(spool)))
+            })),
         }
     }
 }
@@ -353,24 +356,6 @@ impl<Z: Zip> Deflated for PackedFile<Z> {
         let mut zip = self.zip.borrow_mut();
         read(&mut zip.archive().raw(self.index).map_err(failed)?)
     }
-}
-
-/// Content that can only be written, for a reader: small files in memory, large ones through a temporary file.
-fn read_whole(
-    size: u64,
-    scratch: &Path,
-    copy: impl FnOnce(&mut dyn Write) -> Result<(), EngineError>,
-) -> Result<Box<dyn Read>, EngineError> {
-    if size <= Spool::MEMORY as u64 {
-        let mut bytes = Vec::with_capacity(size as usize);
-        copy(&mut bytes)?;
-        return Ok(Box::new(io::Cursor::new(bytes)));
-    }
-    // Not in TMPDIR, which may be a small one in memory.
-    let mut file = tempfile::tempfile_in(scratch)?;
-    copy(&mut file)?;
-    file.rewind()?;
-    Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
 }
 
 fn moved(path: &ImagePath, place: &Place<'_>) -> Result<Option<ImagePath>, FormatError> {
@@ -470,8 +455,10 @@ fn replaces(one: &PackageFacts, other: &PackageFacts) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::process::Command;
 
+    use cache::Store;
     use layers::op::Origin;
 
     use super::super::tree::Tree as _;
@@ -507,8 +494,9 @@ mod tests {
         };
         let to = ImagePath::new("/opt").expect("a path");
         let unpack = Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } };
-        let made = convert(&path, &archive, &unpack, &Drops::new(), &store, None).expect("converts");
-        let fragment = made.write(&store).expect("writes");
+        let room = Room::new(store.scratch());
+        let made = convert(&path, &archive, &unpack, &Drops::new(), &room, None).expect("converts");
+        let fragment = made.write(&store, &room).expect("writes");
         // A batch, then a header and a stream for each of three files, then the last padding.
         assert_eq!(fragment.layout.members.len(), 7, "{:?}", fragment.layout);
         let elf: Vec<&str> =

@@ -26,6 +26,7 @@ use super::convert::{self, Drops};
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::made::{Content, Made};
 use super::skeleton::{shared_dirs, skeleton};
+use super::spool::Room;
 use super::tree::Tree;
 use super::view::View;
 use super::{EngineError, base};
@@ -93,6 +94,10 @@ pub struct Local<'a> {
     pub used: Mutex<BTreeSet<Digest>>,
     /// The interpreters that make byte-code.
     pub interpreters: Interpreters,
+    /// What conversions may hold in memory.
+    pub room: Room,
+    /// Fragments' indexes that were read: images share most of theirs.
+    pub loaded: Mutex<FragmentMap>,
 }
 
 /// What is being built.
@@ -109,7 +114,8 @@ pub struct Subject<'a> {
 /// Downloads in flight at once: polite to mirrors, and enough to fill a line.
 pub(super) const DOWNLOADS: usize = 8;
 
-type FragmentMap = HashMap<Key, Arc<Fragment>>;
+/// Fragments by the keys of what they were made from.
+pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
 
 impl Local<'_> {
     /// Converts every archive of these stages that the store does not have converted yet.
@@ -433,7 +439,7 @@ impl Local<'_> {
             Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
             _ => None,
         };
-        let made = convert::convert(&path, archive, conversion, drops, self.store, compiler.as_ref())?;
+        let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
         let fragment = self.keep(&key, &text, made)?;
         self.observer.on(Event::ConversionFinished { name: &archive.name });
         Ok(fragment)
@@ -584,11 +590,13 @@ impl Local<'_> {
     }
 
     pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {
-        let fragment = made.write(self.store)?;
+        let fragment = made.write(self.store, &self.room)?;
         self.use_fragment(&fragment);
         let index = self.store.put(&index::encode(&fragment))?;
         self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?;
-        Ok(Arc::new(fragment))
+        let fragment = Arc::new(fragment);
+        self.load(key, &fragment);
+        Ok(fragment)
     }
 
     fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
@@ -599,12 +607,25 @@ impl Local<'_> {
     }
 
     pub(super) fn find_fragment(&self, key: &Key) -> Result<Option<Arc<Fragment>>, EngineError> {
+        let loaded = self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned();
+        if let Some(fragment) = loaded
+            && self.store.has(&fragment.blob)? == Some(fragment.layout.size)
+        {
+            return Ok(Some(fragment));
+        }
         let Some(record) = self.find_record(key)? else { return Ok(None) };
         let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
         let Some(fragment) = index::decode(&bytes) else { return Ok(None) };
         self.use_fragment(&fragment);
-        let size = self.store.has(&fragment.blob)?;
-        Ok((size == Some(fragment.layout.size)).then_some(fragment))
+        if self.store.has(&fragment.blob)? != Some(fragment.layout.size) {
+            return Ok(None);
+        }
+        self.load(key, &fragment);
+        Ok(Some(fragment))
+    }
+
+    fn load(&self, key: &Key, fragment: &Arc<Fragment>) {
+        self.loaded.lock().expect("no thread panics while it holds this").insert(*key, fragment.clone());
     }
 
     fn use_fragment(&self, fragment: &Fragment) {

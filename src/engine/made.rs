@@ -1,8 +1,7 @@
 //! Entries with content become a fragment in the store.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, Read, Write};
 
 use cache::Store;
 use layers::ImagePath;
@@ -10,6 +9,7 @@ use layers::encode::{DeflateStream, Entry, FragmentWriter, Kind};
 
 use super::EngineError;
 use super::index::{Fragment, Indexed, PackageFacts};
+use super::spool::{Room, Spool};
 use crate::debian::elf;
 
 /// The content of a file that is about to be written.
@@ -44,75 +44,6 @@ pub trait Deflated {
 /// Takes an open deflate stream.
 pub type ReadStream<'a> = dyn FnMut(&mut dyn Read) -> Result<(), EngineError> + 'a;
 
-/// Holds the files of one archive while they are sorted: in memory up to a limit, then in an unnamed temporary file, so
-/// that an archive of any size needs bounded memory.
-pub struct Spool {
-    memory: Vec<u8>,
-    file: Option<std::fs::File>,
-    length: u64,
-    limit: usize,
-    folder: std::path::PathBuf,
-}
-
-impl Spool {
-    /// Bytes of an archive that are kept in memory before they go to disk.
-    pub const MEMORY: usize = 24 << 20;
-
-    /// An empty spool whose temporary file, if one is needed, lies in `folder`.
-    pub fn new(folder: std::path::PathBuf, limit: usize) -> Spool {
-        Spool { memory: Vec::new(), file: None, length: 0, limit, folder }
-    }
-
-    /// Appends everything that `reader` gives; returns where it starts and how long it is, bytes.
-    pub fn append(&mut self, reader: &mut dyn Read) -> io::Result<(u64, u64)> {
-        let start = self.length;
-        io::copy(reader, self)?;
-        Ok((start, self.length - start))
-    }
-
-    /// Bytes written so far.
-    pub fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// The bytes from `offset` on.
-    fn part(&self, offset: u64, size: u64) -> Part<'_> {
-        Part { spool: self, offset, size }
-    }
-
-    fn reader(&mut self, offset: u64, size: u64) -> io::Result<Box<dyn Read + '_>> {
-        match &mut self.file {
-            Some(file) => {
-                file.seek(SeekFrom::Start(offset))?;
-                Ok(Box::new(io::BufReader::with_capacity(256 << 10, file.take(size))))
-            }
-            None => {
-                let range = offset as usize..(offset + size) as usize;
-                let bytes = self.memory.get(range).ok_or(io::ErrorKind::UnexpectedEof)?;
-                Ok(Box::new(bytes))
-            }
-        }
-    }
-}
-
-struct Part<'a> {
-    spool: &'a Spool,
-    offset: u64,
-    size: u64,
-}
-
-impl elf::Bytes for Part<'_> {
-    fn read_at(&self, at: u64, out: &mut [u8]) -> usize {
-        let count = self.size.saturating_sub(at).min(out.len() as u64) as usize;
-        let (at, out) = (self.offset + at.min(self.size), &mut out[..count]);
-        let read = match &self.spool.file {
-            Some(file) => file.read_exact_at(out, at).is_ok(),
-            None => self.spool.memory.as_slice().read_at(at, out) == count,
-        };
-        if read { count } else { 0 }
-    }
-}
-
 /// Keeps content that begins as an ELF file does, and forgets all other.
 struct ElfProbe {
     start: Vec<u8>,
@@ -120,11 +51,8 @@ struct ElfProbe {
 }
 
 impl ElfProbe {
-    /// Larger files go to disk.
-    const MEMORY: usize = 8 << 20;
-
-    fn new(store: &Store) -> ElfProbe {
-        ElfProbe { start: Vec::new(), spool: Spool::new(store.scratch(), ElfProbe::MEMORY) }
+    fn new(room: &Room) -> ElfProbe {
+        ElfProbe { start: Vec::new(), spool: Spool::new(room) }
     }
 
     fn facts(&self) -> Option<elf::ElfFacts> {
@@ -145,27 +73,6 @@ impl Write for ElfProbe {
         if self.start == elf::MAGIC {
             self.spool.write_all(bytes)?;
         }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Write for Spool {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.file.is_none() && self.memory.len() + bytes.len() > self.limit {
-            let mut file = tempfile::tempfile_in(&self.folder)?;
-            file.write_all(&self.memory)?;
-            self.memory = Vec::new();
-            self.file = Some(file);
-        }
-        match &mut self.file {
-            Some(file) => file.write_all(bytes)?,
-            None => self.memory.extend_from_slice(bytes),
-        }
-        self.length += bytes.len() as u64;
         Ok(bytes.len())
     }
 
@@ -218,7 +125,7 @@ impl<'a> Made<'a> {
     }
 
     /// Writes the fragment into the store.
-    pub fn write(mut self, store: &Store) -> Result<Fragment, EngineError> {
+    pub fn write(mut self, store: &Store, room: &Room) -> Result<Fragment, EngineError> {
         self.entries.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
         self.dirs.sort_by(|a, b| a.path.cmp(&b.path));
         self.dirs.dedup_by(|a, b| a.path == b.path);
@@ -227,7 +134,7 @@ impl<'a> Made<'a> {
         let mut entries = Vec::with_capacity(self.entries.len());
         let mut facts = Vec::new();
         let mut transplants = Vec::new();
-        let mut spool = self.spool;
+        let spool = self.spool;
         for (at, (entry, content)) in self.entries.into_iter().enumerate() {
             let mut offset = 0;
             match content {
@@ -238,12 +145,13 @@ impl<'a> Made<'a> {
                     offset = writer.add(&entry, &mut bytes.as_slice())?;
                 }
                 Content::Spooled { offset: start, size } => {
-                    let held = spool.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-                    facts.extend(elf::facts_of(&held.part(start, size)).map(|found| (at as u32, found)));
-                    offset = writer.add(&entry, &mut held.reader(start, size)?)?;
+                    let held = spool.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+                    let mut part = held.part(start, size);
+                    facts.extend(elf::facts_of(&part).map(|found| (at as u32, found)));
+                    offset = writer.add(&entry, &mut part)?;
                 }
                 Content::Open(open) => {
-                    let mut probe = ElfProbe::new(store);
+                    let mut probe = ElfProbe::new(room);
                     offset = writer.add(&entry, &mut Teed { inner: open()?, probe: &mut probe })?;
                     facts.extend(probe.facts().map(|found| (at as u32, found)));
                 }
@@ -251,7 +159,7 @@ impl<'a> Made<'a> {
             entries.push(Indexed { entry, offset });
         }
         for (at, stream, mut file) in transplants {
-            let mut probe = ElfProbe::new(store);
+            let mut probe = ElfProbe::new(room);
             file.inflate(&mut probe)?;
             facts.extend(probe.facts().map(|found| (at as u32, found)));
             let indexed = &mut entries[at];

@@ -7,6 +7,7 @@ pub mod index;
 pub mod local;
 pub mod made;
 pub mod skeleton;
+pub mod spool;
 pub mod tree;
 pub mod view;
 

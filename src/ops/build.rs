@@ -25,6 +25,7 @@ use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
 use crate::engine::bytecode::Interpreters;
 use crate::engine::local::{Local, Subject, Walked};
+use crate::engine::spool::Room;
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
@@ -221,6 +222,8 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
         compression: bench.compression,
         used: Mutex::default(),
         interpreters: Interpreters::default(),
+        room: Room::new(bench.store.scratch()),
+        loaded: Mutex::default(),
     };
     match make_layers(bench, lock, wanted, &missing, &engine) {
         // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.

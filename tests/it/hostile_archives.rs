@@ -14,6 +14,7 @@ use cache::Store;
 use imgbuild::engine::EngineError;
 use imgbuild::engine::bytecode::Interpreters;
 use imgbuild::engine::local::{Local, Subject, Supply};
+use imgbuild::engine::spool::Room;
 use imgbuild::observe::Silent;
 use imgbuild::pin::{Context, StatCache};
 use layers::encode::Compression;
@@ -69,6 +70,8 @@ impl Shelf {
             compression: Compression::default(),
             used: Mutex::default(),
             interpreters: Interpreters::default(),
+            room: Room::new(store.scratch()),
+            loaded: Mutex::default(),
         };
         let plan = Catalogue::new("hostile").with("image", stage.clone().image()).plan();
         let lock = Lock::default();

@@ -12,7 +12,7 @@ use layers::{Catalogue, Digest, Stage, path};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::{Answer, Server};
-use crate::support::run::{Outcome, Sandbox};
+use crate::support::run::{Outcome, Sandbox, binary, outcome};
 
 const CONTENT: &[u8] = b"what takes its time";
 
@@ -90,13 +90,43 @@ fn a_closed_stderr_stops_nothing() {
 fn temporary_files_lie_in_the_cache_and_not_in_a_tmpdir_that_may_be_small_or_gone() {
     let sandbox = Sandbox::new();
     // Larger than what is held in memory, so that it has to go through a file.
-    let large = vec![b'x'; 25 << 20];
+    let large = vec![b'x'; 40 << 20];
     let zipped = zip(&large);
     let body = zipped.clone();
     let server = Server::start(move |_| Answer::ok(body.clone()));
     let plan = plan(&sandbox, &server, Some(Unpack::Zip), &zipped);
     let outcome = Outcome::of(build(&sandbox, &plan).env("TMPDIR", "/nonexistent").output().unwrap());
     assert!(outcome.success().starts_with("image sha256:"));
+}
+
+#[test]
+fn memory_depends_neither_on_the_number_of_archives_nor_on_their_size() {
+    let sandbox = Sandbox::new();
+    let archives: Vec<Vec<u8>> = (0..8u8).map(|at| zip(&vec![b'a' + at; 23 << 20])).collect();
+    let layer = |stage: Stage, (at, archive): (usize, &Vec<u8>)| (stage, at, Digest::of(archive));
+    let served = archives.clone();
+    let server = Server::start(move |request| match request.path.trim_start_matches('/').parse::<usize>() {
+        Ok(at) => Answer::ok(served[at].clone()),
+        Err(_) => Answer::status(404),
+    });
+    let stage = archives.iter().enumerate().fold(Stage::scratch(), |stage, archive| {
+        let (stage, at, digest) = layer(stage, archive);
+        let place = path!("/srv").join(&at.to_string()).unwrap();
+        stage.layer(fetch(server.url(&format!("/{at}")).as_str(), digest, place).unpack(Unpack::Zip))
+    });
+    sandbox.write("images.lock", Lock::default().to_text());
+    let plan = sandbox.write("plan.json", Catalogue::new("large").with("image", stage.image()).plan().to_json());
+    // What a process may write to: heap, threads' stacks of 2 MiB each, and buffers. 184 MiB of content are not in it.
+    let limited = |kib: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -d \"$1\" && shift && exec \"$@\"", "sh", kib]).arg(binary());
+        command.arg("--catalogue").arg(&plan).args(["build", "--jobs", "8", "--progress", "plain"]);
+        sandbox.place(&mut command);
+        outcome(&mut command)
+    };
+    // First with all archives yet to come, so that the limit is known to bind.
+    assert_ne!(limited("16384").status, 0);
+    assert!(limited("163840").success().starts_with("image sha256:"));
 }
 
 /// A zip archive with one stored file.

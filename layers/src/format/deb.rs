@@ -5,7 +5,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use super::ar::{self, Member};
 use super::error::lossy;
-use super::{Compression, FormatError, Limits, decompress_as, tar};
+use super::{ANNOUNCED, Compression, FormatError, Limits, decoder_memory, decompress_as, tar};
 use crate::encode::Kind;
 
 const FORMAT: &str = "Debian package";
@@ -58,6 +58,13 @@ impl<R: Read + Seek + Send> Deb<R> {
     /// How data.tar is compressed.
     pub fn data_compression(&self) -> Compression {
         self.compression
+    }
+
+    /// The bytes that the decoder of data.tar will hold.
+    pub fn decoder_memory(&mut self) -> Result<u64, FormatError> {
+        let mut head = Vec::with_capacity(ANNOUNCED);
+        part(&mut self.file, &self.data)?.take(ANNOUNCED as u64).read_to_end(&mut head)?;
+        Ok(decoder_memory(&head, &self.limits))
     }
 
     /// The decompressed data.tar, from its start; read it with [`tar::Reader`].

@@ -51,6 +51,72 @@ impl Compression {
     }
 }
 
+/// The bytes that [`decoder_memory`] wants to see.
+pub const ANNOUNCED: usize = 64;
+
+/// The bytes that a decoder of this stream will hold, as its first [`ANNOUNCED`] bytes say: dictionary or window. What
+/// does not say it counts as the most that `limits` allow.
+pub fn decoder_memory(head: &[u8], limits: &Limits) -> u64 {
+    match Compression::detect(head) {
+        Ok(Compression::Xz) => xz_dictionary(head).unwrap_or(limits.max_xz_memory).min(limits.max_xz_memory),
+        Ok(Compression::Zstd) => {
+            let most = 1 << limits.max_zstd_window_log;
+            zstd_window(head).unwrap_or(most).min(most)
+        }
+        // 32 KiB of window, and its buffers.
+        _ => 128 << 10,
+    }
+}
+
+/// The dictionary of an xz stream's first block (The .xz File Format, sections 3.1 and 5.3.1).
+fn xz_dictionary(head: &[u8]) -> Option<u64> {
+    let mut rest = head.get(12..)?.iter().copied();
+    let number = |rest: &mut dyn Iterator<Item = u8>| {
+        let mut value = 0u64;
+        for shift in (0..63).step_by(7) {
+            let byte = rest.next()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    };
+    let (_size, flags) = (rest.next()?, rest.next()?);
+    for present in [0x40, 0x80] {
+        if flags & present != 0 {
+            number(&mut rest)?;
+        }
+    }
+    for _ in 0..=flags & 3 {
+        let (filter, length) = (number(&mut rest)?, number(&mut rest)?);
+        if filter == 0x21 && length == 1 {
+            let bits = rest.next()? & 0x3f;
+            return Some(if bits >= 40 { u64::from(u32::MAX) } else { (2 | u64::from(bits & 1)) << (bits / 2 + 11) });
+        }
+        for _ in 0..length.min(ANNOUNCED as u64) {
+            rest.next()?;
+        }
+    }
+    None
+}
+
+/// The window of a zstd frame (RFC 8878, section 3.1.1.1).
+fn zstd_window(head: &[u8]) -> Option<u64> {
+    let descriptor = *head.get(4)?;
+    if descriptor & 0x20 == 0 {
+        let window = *head.get(5)?;
+        let base = 1u64 << (10 + u32::from(window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // A single segment: the window is the content.
+    let at = 5 + [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let (length, add) = [(1, 0), (2, 256), (4, 0), (8, 0)][usize::from(descriptor >> 6)];
+    let mut size = [0; 8];
+    size[..length].copy_from_slice(head.get(at..at + length)?);
+    u64::from_le_bytes(size).checked_add(add)
+}
+
 /// Reads a stream that is gzip (RFC 1952, any number of members), xz, zstd or plain, by its first bytes.
 ///
 /// Errors while reading are [`FormatError`]s inside `io::Error`; `FormatError::from` takes them out again. What follows
@@ -280,6 +346,26 @@ mod tests {
         // The same frame with a window of 128 MiB is at the limit, and read.
         let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 17 << 3, 0x09, 0, 0, b'x'];
         assert_eq!(all(&window, &Limits::default()).expect("128 MiB of window"), b"x");
+    }
+
+    #[test]
+    fn streams_announce_what_their_decoders_hold() {
+        let limits = Limits::default();
+        for dictionary in [1 << 16, 3 << 20, 8 << 20, 64 << 20] {
+            assert_eq!(decoder_memory(&xz(b"x", dictionary), &limits), u64::from(dictionary));
+        }
+        let announced = |bytes: &[u8]| decoder_memory(&bytes[..bytes.len().min(ANNOUNCED)], &limits);
+        assert_eq!(announced(&zstd(&[0; 100_000])), 100_000);
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 3).expect("a level");
+        encoder.window_log(20).expect("a window");
+        encoder.write_all(b"of unknown length").expect("a vector takes everything");
+        assert_eq!(announced(&encoder.finish().expect("a vector takes everything")), 1 << 20);
+        assert_eq!(announced(&gzip(b"x")), 128 << 10);
+        // Cut or beyond the limits: the most that is allowed.
+        assert_eq!(announced(&xz(b"x", 1 << 20)[..13]), limits.max_xz_memory);
+        assert_eq!(announced(&xz(b"x", 1 << 30)), limits.max_xz_memory);
+        assert_eq!(announced(&[0x28, 0xb5, 0x2f, 0xfd, 0, 23 << 3]), 1 << 27);
+        assert_eq!(announced(&[0x28, 0xb5, 0x2f, 0xfd]), 1 << 27);
     }
 
     #[test]

@@ -20,6 +20,6 @@ pub mod tar;
 pub mod wheel;
 pub mod zip;
 
-pub use decompress::{Compression, decompress, decompress_as};
+pub use decompress::{ANNOUNCED, Compression, decoder_memory, decompress, decompress_as};
 pub use error::FormatError;
 pub use limits::Limits;
