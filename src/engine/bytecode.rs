@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT, TarReader};
 use layers::format::wheel::{Content as WheelContent, Scheme, Wheel, WheelName};
-use layers::format::{FormatError, Limits, zip};
+use layers::format::{FormatError, Limits, Window, zip};
 use layers::lower::Resolved;
 use layers::op::{self, Archive, ByteCode, Conversion, Op};
 use layers::source::Modules;
@@ -290,9 +290,9 @@ pub(super) fn open_wheel(
     name: &str,
     venv: &str,
     python: &str,
-) -> Result<(Wheel<std::io::BufReader<std::fs::File>>, Scheme), FormatError> {
+) -> Result<(Wheel<Window<std::fs::File>>, Scheme), FormatError> {
     let limits = Limits::default();
-    let archive = zip::Archive::open(std::io::BufReader::with_capacity(256 << 10, file), &limits)?;
+    let archive = zip::Archive::open(Window::new(file, 256 << 10), &limits)?;
     let wheel = Wheel::open(archive, &name.parse::<WheelName>()?, &limits)?;
     let venv = ImagePath::new(venv).map_err(|_| FormatError::Name {
         format: "wheel",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use layers::encode::{DeflateStream, EPOCH, Entry, Kind};
 use layers::format::deb::Deb;
 use layers::format::wheel::{self, Wheel};
-use layers::format::{FormatError, Limits, decoder_memory, decompress, tar, zip};
+use layers::format::{FormatError, Limits, Window, decoder_memory, decompress, tar, zip};
 use layers::op::{Archive, Conversion};
 use layers::source::{Modules, Owner, Unpack};
 use layers::{Digest, ImagePath};
@@ -267,7 +267,7 @@ fn wheel(
 }
 
 fn unpack_zip(file: File, name: &str, place: &Place<'_>, room: &Room) -> Result<Made<'static>, FormatError> {
-    let archive = zip::Archive::open(BufReader::with_capacity(256 << 10, file), &Limits::default())?;
+    let archive = zip::Archive::open(Window::new(file, 256 << 10), &Limits::default())?;
     let entries = archive.entries().to_vec();
     let archive = Rc::new(RefCell::new(archive));
     let mut made = Made::default();
@@ -301,25 +301,25 @@ fn transplantable(entry: &zip::ZipEntry) -> Option<DeflateStream> {
 /// A zip archive, or a wheel that checks its files against its RECORD as well.
 trait Zip {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError>;
-    fn archive(&mut self) -> &mut zip::Archive<BufReader<File>>;
+    fn archive(&mut self) -> &mut zip::Archive<Window<File>>;
 }
 
-impl Zip for zip::Archive<BufReader<File>> {
+impl Zip for zip::Archive<Window<File>> {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError> {
         zip::Archive::copy_to(self, index, out)
     }
 
-    fn archive(&mut self) -> &mut zip::Archive<BufReader<File>> {
+    fn archive(&mut self) -> &mut zip::Archive<Window<File>> {
         self
     }
 }
 
-impl Zip for Wheel<BufReader<File>> {
+impl Zip for Wheel<Window<File>> {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError> {
         Wheel::copy_to(self, index, out)
     }
 
-    fn archive(&mut self) -> &mut zip::Archive<BufReader<File>> {
+    fn archive(&mut self) -> &mut zip::Archive<Window<File>> {
         Wheel::archive(self)
     }
 }
@@ -503,8 +503,8 @@ mod tests {
             fragment.elf.iter().map(|(at, _)| fragment.entries[*at as usize].entry.path.as_str()).collect();
         assert_eq!(elf, ["/opt/bin/true"]);
 
-        let open = |digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
-            Ok(Box::new(store.open(digest).map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?))
+        let open = |digest: &Digest| -> io::Result<File> {
+            Ok(store.open(digest).map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?)
         };
         let mut view = View::new(&open);
         view.apply(&[], &[Arc::new(fragment)]).expect("applies");

@@ -7,10 +7,11 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::Store;
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
@@ -98,6 +99,8 @@ pub struct Local<'a> {
     pub room: Room,
     /// Fragments' indexes that were read: images share most of theirs.
     pub loaded: Mutex<FragmentMap>,
+    /// Held by who makes what a key stands for.
+    pub making: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
 }
 
 /// What is being built.
@@ -163,9 +166,9 @@ impl Local<'_> {
     }
 
     /// The bytes of a fragment in the store.
-    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, digest: &Digest) -> io::Result<File> {
         match self.store.open(digest) {
-            Ok(Some(file)) => Ok(Box::new(io::BufReader::with_capacity(128 << 10, file))),
+            Ok(Some(file)) => Ok(file),
             Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
             Err(error) => Err(io::Error::other(error)),
         }
@@ -424,6 +427,11 @@ impl Local<'_> {
         if let Some(found) = self.find_fragment(&key)? {
             return Ok(found);
         }
+        // Before this archive's turn: it may have to unpack the interpreter's packages, and two turns may share a lock.
+        let compiler = match conversion {
+            Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
+            _ => None,
+        };
         // Another builder may be at it: wait for it rather than do it twice.
         let _turn = self.store.lock_build(&key)?;
         if let Some(found) = self.find_fragment(&key)? {
@@ -435,10 +443,6 @@ impl Local<'_> {
             path = self.supply.supply(archive)?;
         }
         self.observer.on(Event::ConversionStarted { name: &archive.name });
-        let compiler = match conversion {
-            Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
-            _ => None,
-        };
         let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
         let fragment = self.keep(&key, &text, made)?;
         self.observer.on(Event::ConversionFinished { name: &archive.name });
@@ -583,6 +587,12 @@ impl Local<'_> {
         text: &str,
         make: impl FnOnce() -> Result<Made<'m>, EngineError>,
     ) -> Result<Arc<Fragment>, EngineError> {
+        if let Some(found) = self.find_fragment(&key)? {
+            return Ok(found);
+        }
+        // Images that share packages ask for the same set-up at the same moment.
+        let turn = self.making.lock().expect("no thread panics while it holds this").entry(key).or_default().clone();
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         match self.find_fragment(&key)? {
             Some(found) => Ok(found),
             None => self.keep(&key, text, make()?),

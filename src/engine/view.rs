@@ -1,11 +1,12 @@
 //! The merged file system of a stage under construction.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, BufRead as _, Read};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use layers::encode::{Entry, Kind, TarReader};
+use layers::encode::{Entry, Kind, MEMBER_SIZE, TarReader};
 use layers::{Digest, ImagePath};
 
 use super::index::Fragment;
@@ -13,7 +14,7 @@ use super::tree::{Tree, TreeError};
 use crate::debian::elf::ElfFacts;
 
 /// Opens the bytes of a fragment.
-pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<Box<dyn Read + Send>> + Sync + 'a;
+pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<File> + Sync + 'a;
 
 /// Where the entry of a path is.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +33,27 @@ pub struct View<'a> {
     paths: BTreeMap<ImagePath, Place>,
     elf: HashMap<(u32, u32), u32>,
     open: &'a OpenBlob<'a>,
+    /// The member that was inflated last: small files lie together, and who reads one of them reads its neighbours.
+    member: Arc<Mutex<Option<Inflated>>>,
+}
+
+/// A member of a fragment: the fragment's blob, the member's start in its tar, and its bytes.
+type Inflated = (Digest, u64, Arc<[u8]>);
+
+/// A part of a member.
+struct Slice {
+    member: Arc<[u8]>,
+    at: usize,
+    end: usize,
+}
+
+impl Read for Slice {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = out.len().min(self.end - self.at);
+        out[..count].copy_from_slice(&self.member[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
 }
 
 /// Why a layer does not fit on what is below.
@@ -72,7 +94,14 @@ pub enum ViewError {
 impl<'a> View<'a> {
     /// An empty file system.
     pub fn new(open: &'a OpenBlob<'a>) -> View<'a> {
-        View { fragments: Vec::new(), dirs: Vec::new(), paths: BTreeMap::new(), elf: HashMap::new(), open }
+        View {
+            fragments: Vec::new(),
+            dirs: Vec::new(),
+            paths: BTreeMap::new(),
+            elf: HashMap::new(),
+            open,
+            member: Arc::default(),
+        }
     }
 
     /// Applies a layer: its skeleton, then its fragments.
@@ -253,21 +282,48 @@ impl<'a> View<'a> {
             indexed = &fragment.entries[at];
         }
         let Kind::File { size } = indexed.entry.kind else { return Err(fail("it is not a regular file".into())) };
-        let mut bytes = (self.open)(&fragment.blob).map_err(|error| fail(error.to_string()))?;
-        // Whole members before the content are skipped without inflating them.
-        let mut start = 0u64;
+        if size == 0 {
+            return Ok(Box::new(io::empty()));
+        }
+        // Whole members before the content are passed over.
+        let (mut start, mut packed) = (0u64, 0u64);
         let mut members = fragment.layout.members.iter().copied();
         let mut first = None;
         for member in members.by_ref() {
-            if start + u64::from(member.tar) > indexed.offset || size == 0 {
+            if start + u64::from(member.tar) > indexed.offset {
                 first = Some(member);
                 break;
             }
             start += u64::from(member.tar);
-            io::copy(&mut bytes.by_ref().take(u64::from(member.compressed)), &mut io::sink())
-                .map_err(|error| fail(error.to_string()))?;
+            packed += u64::from(member.compressed);
         }
         let mut skip = indexed.offset.saturating_sub(start);
+        let within = first.filter(|member| {
+            member.tar as usize <= MEMBER_SIZE && skip.checked_add(size).is_some_and(|end| end <= u64::from(member.tar))
+        });
+        let mut held = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(_), Some((blob, at, member))) = (within, &*held)
+            && (*blob, *at) == (fragment.blob, start)
+        {
+            let at = skip as usize;
+            return Ok(Box::new(Slice { member: member.clone(), at, end: at + size as usize }));
+        }
+        let mut bytes = (self.open)(&fragment.blob).map_err(|error| fail(error.to_string()))?;
+        bytes.seek(SeekFrom::Start(packed)).map_err(|error| fail(error.to_string()))?;
+        if let Some(member) = within {
+            let mut tar = Vec::with_capacity(member.tar as usize);
+            TarReader::new(bytes, std::iter::once(member))
+                .read_to_end(&mut tar)
+                .map_err(|error| fail(error.to_string()))?;
+            let (member, at): (Arc<[u8]>, usize) = (tar.into(), skip as usize);
+            if member.len() < at + size as usize {
+                return Err(fail("its fragment is shorter than its index says".into()));
+            }
+            *held = Some((fragment.blob, start, member.clone()));
+            return Ok(Box::new(Slice { member, at, end: at + size as usize }));
+        }
+        drop(held);
+        let bytes = BufReader::with_capacity(128 << 10, bytes);
         let members: Vec<_> = first.into_iter().chain(members).collect();
         let mut reader = TarReader::new(bytes, members.into_iter());
         while skip > 0 {

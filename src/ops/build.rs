@@ -224,6 +224,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
         interpreters: Interpreters::default(),
         room: Room::new(bench.store.scratch()),
         loaded: Mutex::default(),
+        making: Mutex::default(),
     };
     match make_layers(bench, lock, wanted, &missing, &engine) {
         // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.

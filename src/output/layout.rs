@@ -11,12 +11,16 @@ use layers::Digest;
 use serde_json::{Value, json};
 
 use super::{NamedImage, Output, OutputError};
+use crate::parallel::in_parallel;
 
 /// An OCI image layout in a folder.
 #[derive(Debug)]
 pub struct Layout {
     path: PathBuf,
 }
+
+/// Blobs that are copied at once.
+const COPIES: usize = 4;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -76,11 +80,8 @@ impl Layout {
     }
 
     /// Puts a blob in place: as a reflink, else a copy made by the kernel, else a read-only hard link.
-    fn put(&self, digest: &Digest, size: u64, store: &Store, seen: &mut Seen) -> Result<(), OutputError> {
+    fn put(&self, digest: &Digest, size: u64, store: &Store) -> Result<(), OutputError> {
         let (to, from) = (self.blob(digest), store.blob_path(digest));
-        if seen.is_unchanged(&to, size) {
-            return Ok(());
-        }
         if store.has(digest)? != Some(size) {
             return Err(OutputError::Lost(*digest));
         }
@@ -99,9 +100,7 @@ impl Layout {
             fs::hard_link(&from, &temporary).map_err(self.io(&to))?;
         }
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o444)).map_err(self.io(&to))?;
-        fs::rename(&temporary, &to).map_err(self.io(&to))?;
-        seen.remember(&to);
-        Ok(())
+        fs::rename(&temporary, &to).map_err(self.io(&to))
     }
 
     fn write(&self, name: &Path, bytes: &[u8]) -> Result<(), OutputError> {
@@ -143,10 +142,13 @@ impl Output for Layout {
 
         self.write(Path::new("oci-layout"), b"{\"imageLayoutVersion\":\"1.0.0\"}")?;
         let mut seen = Seen::load(&self.path);
+        let blobs_wanted: BTreeSet<(Digest, u64)> = images.iter().flat_map(|image| image.layers.clone()).collect();
+        let mut absent: Vec<(Digest, u64)> =
+            blobs_wanted.into_iter().filter(|(digest, size)| !seen.is_unchanged(&self.blob(digest), *size)).collect();
+        absent.sort_by_key(|(digest, size)| (std::cmp::Reverse(*size), *digest));
+        in_parallel(COPIES, &absent, |(digest, size)| self.put(digest, *size, store))?;
+        absent.iter().for_each(|(digest, _)| seen.remember(&self.blob(digest)));
         for image in images {
-            for (digest, size) in &image.layers {
-                self.put(digest, *size, store, &mut seen)?;
-            }
             for document in image.documents() {
                 self.write(&Path::new("blobs/sha256").join(document.digest.hex()), &document.bytes)?;
             }
@@ -225,8 +227,6 @@ impl Seen {
 
     /// Failing to save is no error: the next build puts the blobs anew.
     fn save(mut self, kept: &BTreeSet<Digest>) {
-        let before = self.known.len();
-        let _ = before;
         self.known.retain(|name, _| Digest::from_hex(name).is_ok_and(|digest| kept.contains(&digest)));
         let text = json!(self.known).to_string();
         if fs::read_to_string(&self.path).is_ok_and(|found| found == text) {

@@ -72,6 +72,7 @@ impl Shelf {
             interpreters: Interpreters::default(),
             room: Room::new(store.scratch()),
             loaded: Mutex::default(),
+            making: Mutex::default(),
         };
         let plan = Catalogue::new("hostile").with("image", stage.clone().image()).plan();
         let lock = Lock::default();

@@ -103,16 +103,15 @@ fn temporary_files_lie_in_the_cache_and_not_in_a_tmpdir_that_may_be_small_or_gon
 fn memory_depends_neither_on_the_number_of_archives_nor_on_their_size() {
     let sandbox = Sandbox::new();
     let archives: Vec<Vec<u8>> = (0..8u8).map(|at| zip(&vec![b'a' + at; 23 << 20])).collect();
-    let layer = |stage: Stage, (at, archive): (usize, &Vec<u8>)| (stage, at, Digest::of(archive));
     let served = archives.clone();
     let server = Server::start(move |request| match request.path.trim_start_matches('/').parse::<usize>() {
         Ok(at) => Answer::ok(served[at].clone()),
         Err(_) => Answer::status(404),
     });
-    let stage = archives.iter().enumerate().fold(Stage::scratch(), |stage, archive| {
-        let (stage, at, digest) = layer(stage, archive);
+    let stage = archives.iter().enumerate().fold(Stage::scratch(), |stage, (at, archive)| {
         let place = path!("/srv").join(&at.to_string()).unwrap();
-        stage.layer(fetch(server.url(&format!("/{at}")).as_str(), digest, place).unpack(Unpack::Zip))
+        let url = server.url(&format!("/{at}"));
+        stage.layer(fetch(url.as_str(), Digest::of(archive), place).unpack(Unpack::Zip))
     });
     sandbox.write("images.lock", Lock::default().to_text());
     let plan = sandbox.write("plan.json", Catalogue::new("large").with("image", stage.image()).plan().to_json());

@@ -18,8 +18,10 @@ mod error;
 mod limits;
 pub mod tar;
 pub mod wheel;
+mod window;
 pub mod zip;
 
 pub use decompress::{ANNOUNCED, Compression, decoder_memory, decompress, decompress_as};
 pub use error::FormatError;
 pub use limits::Limits;
+pub use window::Window;

@@ -80,6 +80,8 @@ impl ZipEntry {
 pub struct Archive<R> {
     file: R,
     entries: Vec<ZipEntry>,
+    /// Used again for every entry: most are small, and a new one is 50 kB to clear.
+    inflater: flate2::Decompress,
 }
 
 impl<R: Read + Seek> Archive<R> {
@@ -96,7 +98,7 @@ impl<R: Read + Seek> Archive<R> {
             let limit = limits.max_output;
             return Err(FormatError::Limit { format: FORMAT, what: "the size of its content in bytes", limit });
         }
-        Ok(Archive { file, entries })
+        Ok(Archive { file, entries, inflater: flate2::Decompress::new(false) })
     }
 
     /// The entries in the central directory's order.
@@ -120,10 +122,15 @@ impl<R: Read + Seek> Archive<R> {
     /// file was not checked.
     pub fn reader(&mut self, index: usize) -> Result<EntryReader<'_, R>, FormatError> {
         let entry = self.entries[index].clone();
-        let raw = BufReader::with_capacity(64 << 10, self.raw(index)?);
+        self.file.seek(SeekFrom::Start(entry.data_offset))?;
+        let capacity = usize::try_from(entry.compressed_size).unwrap_or(usize::MAX).clamp(1, 64 << 10);
+        let raw = BufReader::with_capacity(capacity, self.file.by_ref().take(entry.compressed_size));
         let packed = match entry.method {
             Method::Stored => Packed::Stored(raw),
-            Method::Deflated => Packed::Deflated(Inflater { raw, state: flate2::Decompress::new(false), ended: false }),
+            Method::Deflated => {
+                self.inflater.reset(false);
+                Packed::Deflated(Inflater { raw, state: &mut self.inflater, ended: false })
+            }
         };
         Ok(EntryReader { packed, entry, crc: crc32fast::Hasher::new(), produced: 0, state: State::Reading })
     }
@@ -137,8 +144,9 @@ impl<R: Read + Seek> Archive<R> {
 
     /// Writes the content of an entry to `out` and checks it. On an error, what was written is worthless.
     pub fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError> {
+        let length = usize::try_from(self.entries[index].size).unwrap_or(usize::MAX);
         let mut reader = self.reader(index)?;
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; length.saturating_add(1).min(64 << 10)];
         loop {
             match reader.read(&mut buffer) {
                 Ok(0) => return Ok(reader.produced),
@@ -154,17 +162,17 @@ type Raw<'a, R> = BufReader<io::Take<&'a mut R>>;
 
 enum Packed<'a, R> {
     Stored(Raw<'a, R>),
-    Deflated(Inflater<Raw<'a, R>>),
+    Deflated(Inflater<'a, Raw<'a, R>>),
 }
 
 /// A raw deflate stream that must come to its own end: flate2's reader takes the end of the input for it.
-struct Inflater<B> {
+struct Inflater<'a, B> {
     raw: B,
-    state: flate2::Decompress,
+    state: &'a mut flate2::Decompress,
     ended: bool,
 }
 
-impl<B: BufRead> Inflater<B> {
+impl<B: BufRead> Inflater<'_, B> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Result<usize, String>> {
         while !self.ended {
             let input = self.raw.fill_buf()?;
