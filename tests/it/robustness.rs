@@ -1,5 +1,6 @@
 //! What happens to the program when the world around it is not as it should be.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -116,16 +117,20 @@ fn memory_depends_neither_on_the_number_of_archives_nor_on_their_size() {
     sandbox.write("images.lock", Lock::default().to_text());
     let plan = sandbox.write("plan.json", Catalogue::new("large").with("image", stage.image()).plan().to_json());
     // What a process may write to: heap, threads' stacks of 2 MiB each, and buffers. 184 MiB of content are not in it.
-    let limited = |kib: &str| {
+    let limited = |words: &mut dyn Iterator<Item = &OsStr>| {
         let mut command = Command::new("sh");
-        command.args(["-c", "ulimit -d \"$1\" && shift && exec \"$@\"", "sh", kib]).arg(binary());
-        command.arg("--catalogue").arg(&plan).args(["build", "--jobs", "8", "--progress", "plain"]);
+        command.args(["-c", "ulimit -d 163840 && exec \"$@\"", "sh"]).args(words);
         sandbox.place(&mut command);
         outcome(&mut command)
     };
-    // First with all archives yet to come, so that the limit is known to bind.
-    assert_ne!(limited("16384").status, 0);
-    assert!(limited("163840").success().starts_with("image sha256:"));
+    // The limit binds.
+    let greedy = ["python3", "-c", "bytearray(200 << 20)"].map(OsStr::new);
+    limited(&mut greedy.into_iter()).failure(1, &["MemoryError"]);
+    let binary = binary();
+    let words =
+        ["build", "--jobs", "8", "--progress", "plain", "--catalogue", &plan.display().to_string()].map(str::to_owned);
+    let done = limited(&mut [binary.as_os_str()].into_iter().chain(words.iter().map(OsStr::new)));
+    assert!(done.success().starts_with("image sha256:"));
 }
 
 /// A zip archive with one stored file.
