@@ -14,15 +14,23 @@ enum Dialect {
     Gnu,
 }
 
-/// A header whose checksum holds.
+/// A header whose checksum holds and whose numbers are numbers.
 pub(super) struct Header<'a> {
     block: &'a [u8; 512],
     at: u64,
     dialect: Dialect,
+    mode: i64,
+    uid: i64,
+    gid: i64,
+    size: Option<i64>,
+    mtime: i64,
 }
 
 impl<'a> Header<'a> {
-    /// Checks checksum and magic of the block that stands at offset `at`.
+    /// Checks checksum, magic and numbers of the block that stands at offset `at`.
+    ///
+    /// All numbers are looked at, also those that a PAX header overrides or that mean nothing for the entry's kind: GNU tar,
+    /// bsdtar and Python each refuse an archive for other ones of them.
     pub(super) fn parse(block: &'a [u8; 512], at: u64) -> Result<Header<'a>, FormatError> {
         let sum: i64 =
             block.iter().enumerate().map(|(i, b)| i64::from(if (148..156).contains(&i) { b' ' } else { *b })).sum();
@@ -46,7 +54,29 @@ impl<'a> Header<'a> {
                 what: "a star header with a full prefix".into(),
             });
         }
-        Ok(Header { block, at, dialect })
+        // GNU tar's times of incremental dumps stand where others, Python among them, look for a prefix.
+        if dialect == Dialect::Gnu && block[345] != 0 {
+            return Err(FormatError::Unsupported {
+                format: FORMAT,
+                name: crate::format::error::lossy(until_nul(&block[..100])),
+                what: "a time of last access in GNU tar's header".into(),
+            });
+        }
+        let told = |field: std::ops::Range<usize>, what: &str| zero_if_empty(&block[field], what, at);
+        if dialect != Dialect::V7 {
+            number(&block[329..337], "device major", at)?;
+            number(&block[337..345], "device minor", at)?;
+        }
+        Ok(Header {
+            block,
+            at,
+            dialect,
+            mode: told(100..108, "mode")?,
+            uid: told(108..116, "uid")?,
+            gid: told(116..124, "gid")?,
+            size: number(&block[124..136], "size", at)?,
+            mtime: told(136..148, "mtime")?,
+        })
     }
 
     pub(super) fn flag(&self) -> u8 {
@@ -59,20 +89,24 @@ impl<'a> Header<'a> {
         if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
     }
 
+    /// Whether the name in the header proper, without prefix and extensions, ends with a slash.
+    pub(super) fn is_named_as_dir(&self) -> bool {
+        until_nul(&self.block[..100]).ends_with(b"/")
+    }
+
     pub(super) fn link(&self) -> Vec<u8> {
         until_nul(&self.block[157..257]).to_vec()
     }
 
     /// The size field; it must hold digits.
     pub(super) fn size(&self) -> Result<u64, FormatError> {
-        let size = number(&self.block[124..136], "size", self.at)?
-            .ok_or_else(|| malformed(self.at, "the header's size is missing"))?;
+        let size = self.size.ok_or_else(|| malformed(self.at, "the header's size is missing"))?;
         u64::try_from(size).map_err(|_| malformed(self.at, format!("the header's size is {size}")))
     }
 
     /// Permission bits; the file type that old writers repeat here is dropped.
     pub(super) fn mode(&self) -> Result<u32, FormatError> {
-        let mode = number(&self.block[100..108], "mode", self.at)?.unwrap_or(0);
+        let mode = self.mode;
         if mode & !0o177_777 != 0 {
             return Err(malformed(self.at, format!("the header's mode is {mode:#o}")));
         }
@@ -80,15 +114,15 @@ impl<'a> Header<'a> {
     }
 
     pub(super) fn uid(&self) -> Result<u32, FormatError> {
-        self.word(108..116, "uid")
+        self.word(self.uid, "uid")
     }
 
     pub(super) fn gid(&self) -> Result<u32, FormatError> {
-        self.word(116..124, "gid")
+        self.word(self.gid, "gid")
     }
 
-    pub(super) fn mtime(&self) -> Result<i64, FormatError> {
-        Ok(number(&self.block[136..148], "mtime", self.at)?.unwrap_or(0))
+    pub(super) fn mtime(&self) -> i64 {
+        self.mtime
     }
 
     /// Major and minor number.
@@ -96,17 +130,27 @@ impl<'a> Header<'a> {
         if self.dialect == Dialect::V7 {
             return Err(malformed(self.at, "a device without device numbers"));
         }
-        Ok((self.word(329..337, "device major")?, self.word(337..345, "device minor")?))
+        let part = |field: std::ops::Range<usize>, what: &str| {
+            self.word(zero_if_empty(&self.block[field], what, self.at)?, what)
+        };
+        Ok((part(329..337, "device major")?, part(337..345, "device minor")?))
     }
 
-    fn word(&self, field: std::ops::Range<usize>, what: &str) -> Result<u32, FormatError> {
-        let value = number(&self.block[field], what, self.at)?.unwrap_or(0);
+    fn word(&self, value: i64, what: &str) -> Result<u32, FormatError> {
         u32::try_from(value).map_err(|_| malformed(self.at, format!("the header's {what} is {value}")))
     }
 }
 
 fn until_nul(field: &[u8]) -> &[u8] {
     &field[..field.iter().position(|byte| *byte == 0).unwrap_or(field.len())]
+}
+
+/// A number that may be left out with NULs; GNU tar reads a field of spaces alone as an error, others read it as zero.
+fn zero_if_empty(field: &[u8], what: &str, at: u64) -> Result<i64, FormatError> {
+    match number(field, what, at)? {
+        None if !field.contains(&0) => Err(malformed(at, format!("the header's {what} is blank"))),
+        value => Ok(value.unwrap_or(0)),
+    }
 }
 
 /// A number: octal digits between spaces and NULs, or big-endian two's complement below a set first bit (base-256, from

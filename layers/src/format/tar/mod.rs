@@ -70,7 +70,6 @@ pub struct Reader<R> {
     header_offset: u64,
     content_offset: u64,
     headers: u64,
-    global: Records,
     state: State,
 }
 
@@ -103,7 +102,6 @@ impl<R: Read> Reader<R> {
             header_offset: 0,
             content_offset: 0,
             headers: 0,
-            global: Records::default(),
             state: State::Reading,
         }
     }
@@ -189,10 +187,7 @@ impl<R: Read> Reader<R> {
                         ));
                     }
                     pending.start = None;
-                    let records = pax::parse(&self.extension(&header)?, at, Scope::Global)?;
-                    self.global.mtime = records.mtime.or(self.global.mtime);
-                    self.global.uid = records.uid.or(self.global.uid);
-                    self.global.gid = records.gid.or(self.global.gid);
+                    pax::parse(&self.extension(&header)?, at, Scope::Global)?;
                 }
                 b'L' => {
                     let name = self.long(&header, at)?;
@@ -223,6 +218,10 @@ impl<R: Read> Reader<R> {
         if size > self.limits.max_output {
             let limit = self.limits.max_output;
             return Err(FormatError::Limit { format: FORMAT, what: "the size of a file in bytes", limit });
+        }
+        if header.flag() == 0 && header.is_named_as_dir() != name.ends_with(b"/") {
+            // The old flag of files and directories: Python goes by the header's own name, GNU tar by the one in force.
+            return Err(refused(&name, "whether it is a directory is told in two ways".into()));
         }
         let kind = match header.flag() {
             // Before POSIX, a directory was a file whose name ends with a slash.
@@ -283,9 +282,9 @@ impl<R: Read> Reader<R> {
             path,
             kind,
             mode: header.mode()?,
-            uid: pax.uid.or(self.global.uid).map_or_else(|| header.uid(), Ok)?,
-            gid: pax.gid.or(self.global.gid).map_or_else(|| header.gid(), Ok)?,
-            mtime: pax.mtime.or(self.global.mtime).map_or_else(|| header.mtime(), Ok)?,
+            uid: pax.uid.map_or_else(|| header.uid(), Ok)?,
+            gid: pax.gid.map_or_else(|| header.gid(), Ok)?,
+            mtime: pax.mtime.unwrap_or_else(|| header.mtime()),
             xattrs: pax.xattrs,
         }))
     }

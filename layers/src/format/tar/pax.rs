@@ -31,8 +31,9 @@ const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// Reads the records of the extended header whose content is `bytes`, at offset `at`.
 ///
-/// Owner names, access and change times, comments, ACLs and vendors' records that mean nothing to an image are dropped,
-/// as tar does without further options. Whatever would change where content begins or ends, other than `size`, is refused.
+/// Owner names, access and change times, comments and vendors' records that mean nothing to an image are dropped, as tar
+/// does without further options. Whatever would change where content begins or ends, other than `size`, is refused; so are
+/// ACLs, which change the mode for bsdtar, and global records that bsdtar overlooks.
 pub(super) fn parse(bytes: &[u8], at: u64, scope: Scope) -> Result<Records, FormatError> {
     let mut records = Records::default();
     let mut seen: BTreeMap<&[u8], &[u8]> = BTreeMap::new();
@@ -63,7 +64,8 @@ pub(super) fn parse(bytes: &[u8], at: u64, scope: Scope) -> Result<Records, Form
                 .map_err(|_| malformed(at, format!("PAX record `{}` is `{}`", lossy(key), lossy(value))))
         };
         let unsupported = |what: &str| FormatError::Unsupported { format: FORMAT, name: lossy(key), what: what.into() };
-        if scope == Scope::Global && (matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(XATTR)) {
+        let of_entry = matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime");
+        if scope == Scope::Global && (of_entry || key.starts_with(XATTR)) {
             return Err(malformed(
                 at,
                 format!("a global PAX header sets `{}`, which belongs to one entry", lossy(key)),
@@ -86,6 +88,8 @@ pub(super) fn parse(bytes: &[u8], at: u64, scope: Scope) -> Result<Records, Form
             b"SCHILY.realsize" | b"SCHILY.offset" => return Err(unsupported("a sparse file")),
             b"SCHILY.devmajor" | b"SCHILY.devminor" => return Err(unsupported("star's device numbers")),
             _ if key.starts_with(b"GNU.sparse.") => return Err(unsupported("a sparse file")),
+            b"SUN.holesdata" => return Err(unsupported("a sparse file")),
+            _ if key.starts_with(b"SCHILY.acl.") => return Err(unsupported("an access control list")),
             _ if key.starts_with(b"GNU.volume.") => return Err(unsupported("a part of a multi-volume archive")),
             _ if key.starts_with(b"LIBARCHIVE.xattr.") => base64_xattrs = true,
             _ if key.starts_with(XATTR) => {

@@ -152,8 +152,6 @@ fn every_dialect_and_kind_is_read() {
         Block::new(b"gnu/lo", b'2', 0).gnu().link(b"gnu/ta").done(),
         Block::new(b"big", b'0', 0).gnu().put(108, &[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xfe]).done(),
         Block::new(b"past", b'0', 0).gnu().put(136, &[0xff; 12]).done(),
-        // GNU's times stand where ustar's prefix would.
-        Block::new(b"incremental", b'0', 0).gnu().put(345, b"14524770400\0").done(),
         pax(&[
             ("path", "päx/näme".as_bytes()),
             ("mtime", b"123.9"),
@@ -179,7 +177,6 @@ fn every_dialect_and_kind_is_read() {
         "/gnu/long 0644 0:0 1700000000 -> gnu/target",
         "/big 0644 4294967294:0 1700000000 file ",
         "/past 0644 0:0 -1 file ",
-        "/incremental 0644 0:0 1700000000 file ",
         "/päx/näme 0644 3000000:0 123 file pax security.capability=\\u{1}\\u{0}\\u{0}\\u{2}\\u{0} \\n\u{fffd}",
         "/s 0644 0:0 1700000000 -> some/where",
         "/a/b 0644 0:0 1700000000 dir",
@@ -188,14 +185,63 @@ fn every_dialect_and_kind_is_read() {
 }
 
 #[test]
-fn global_headers_give_defaults() {
-    let bytes = end(&[
-        extension(b'g', &[record("comment", b"0123abc"), record("mtime", b"5"), record("gid", b"7")].concat()),
-        file("a", b""),
-        pax(&[("mtime", b"6")]),
-        file("b", b""),
-    ]);
-    assert_eq!(list(&bytes).expect("good"), ["/a 0644 0:7 5 file ", "/b 0644 0:7 6 file "]);
+fn global_headers_are_comments() {
+    // bsdtar overlooks what they say about owners and times, GNU tar and Python do not.
+    let with = |key: &str, value: &[u8]| {
+        list(&end(&[extension(b'g', &[record("comment", b"0123abc"), record(key, value)].concat()), file("a", b"")]))
+    };
+    assert_eq!(with("vendor.word", b"x").expect("good"), ["/a 0644 0:0 1700000000 file "]);
+    for key in ["mtime", "uid", "gid", "size", "path", "linkpath", "SCHILY.xattr.user.a"] {
+        assert!(with(key, b"5").expect_err(key).to_string().contains("global"), "{key}");
+    }
+}
+
+#[test]
+fn what_readers_read_differently_is_refused() {
+    let file = |block: Block| end(&[block.done()]);
+    let with_pax = |records: &[(&str, &[u8])], block: Block| end(&[pax(records), block.done()]);
+    let plain = || Block::new(b"a", b'0', 0);
+    let old = |name: &[u8]| Block::new(name, 0, 0);
+    for (what, bytes, why) in [
+        // GNU tar and Python refuse it, bsdtar takes the PAX header's word.
+        ("an overridden uid", with_pax(&[("uid", b"5")], plain().put(108, b"garbage\0")), "uid"),
+        ("an overridden gid", with_pax(&[("gid", b"5")], plain().put(116, b"garbage\0")), "gid"),
+        ("an overridden mtime", with_pax(&[("mtime", b"5")], plain().put(136, b"5 of May\0")), "mtime"),
+        (
+            "a PAX header's own mode",
+            end(&[Block::new(b"x", b'x', 0).put(100, b"0o644\0").done(), plain().done()]),
+            "mode",
+        ),
+        // GNU tar overlooks it, bsdtar and Python refuse it.
+        ("a file's device", file(plain().put(329, b"x")), "device major"),
+        ("a directory's device", file(Block::new(b"d/", b'5', 0).put(337, b"1 2\0")), "device minor"),
+        // GNU tar's error, zero for others.
+        ("a blank mode", file(plain().put(100, b"        ")), "mode is blank"),
+        ("a blank uid", file(plain().put(108, b"        ")), "uid is blank"),
+        ("a blank mtime", file(plain().put(136, b"            ")), "mtime is blank"),
+        ("a blank device", file(Block::new(b"n", b'3', 0).put(329, b"        ")), "device major is blank"),
+        // bsdtar's error, a number for others.
+        ("more behind the NUL", file(plain().put(108, b"644\0garb")), "uid"),
+        ("tabs", file(plain().put(108, b"\t\t 644\0")), "uid"),
+        // Three different numbers.
+        ("a minus", file(plain().put(136, b"-0000000001\0")), "mtime"),
+        // Python takes it for a prefix.
+        ("an access time", file(plain().gnu().put(345, b"14524770400\0")), "last access"),
+        // Directories for some, files for others.
+        ("a directory by PAX", with_pax(&[("path", b"a/")], old(b"a")), "two ways"),
+        ("a file by PAX", with_pax(&[("path", b"a")], old(b"a/")), "two ways"),
+        ("a directory by its prefix", file(old(b"").put(345, b"a")), "two ways"),
+        ("a directory by a long name", end(&[long(b'L', b"a/"), old(b"a").gnu().done()]), "two ways"),
+        // Another mode for bsdtar.
+        ("an ACL", with_pax(&[("SCHILY.acl.access", b"user::rwx,group::r-x,other::r-x")], plain()), "access control"),
+        ("a map of holes", with_pax(&[("SUN.holesdata", b" 0 1 2")], plain()), "sparse"),
+    ] {
+        let error = list(&bytes).expect_err(what).to_string();
+        assert!(error.contains(why), "{what}: {error}");
+    }
+    // Fields that are left out are zero for everybody, and nobody looks at a file's device.
+    let empty = plain().put(100, &[0; 24]).put(136, &[0; 12]).put(329, &[b' '; 16]);
+    assert_eq!(list(&file(empty)).expect("good"), ["/a 0000 0:0 0 file "]);
 }
 
 #[test]
@@ -599,7 +645,7 @@ fn real_python_reads_what_we_read() {
         end(&[pax(&[("path", b"some/long name"), ("mtime", b"77.5"), ("uid", b"5000000")]), file("x", b"pax")]),
         end(&[long(b'L', b"gnu/long"), Block::new(b"gn", b'0', 3).gnu().with(b"gnu")]),
         end(&[long(b'L', b"both"), pax(&[("path", b"both")]), Block::new(b"x", b'0', 0).done()]),
-        end(&[extension(b'g', &record("mtime", b"5")), file("a", b""), Block::new(b"d/", b'5', 0).done()]),
+        end(&[extension(b'g', &record("comment", b"5")), file("a", b""), Block::new(b"d/", b'5', 0).done()]),
         end(&[
             Block::new(b"name", b'0', 4).put(345, b"prefix/dir").with(b"data"),
             Block::new(b"old/", 0, 0).put(257, &[0; 8]).done(),

@@ -34,6 +34,10 @@ pub(super) const UTF8: u16 = 1 << 11;
 const LEVEL: u16 = 0b110;
 const STRONGLY_ENCRYPTED: u16 = 1 << 6 | 1 << 13;
 
+/// 6.3, times ten.
+const LATEST_VERSION: u8 = 63;
+const DOS_DIRECTORY: u32 = 0x10;
+
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
@@ -191,8 +195,10 @@ fn header(bytes: &[u8], at: u64) -> Result<(Central, usize), FormatError> {
     if flags & !(LEVEL | DESCRIPTOR | UTF8) != 0 {
         return Err(unsupported(&format!("the flags {flags:#06x}")));
     }
-    if extra.unicode_name.is_some_and(|unicode| unicode != raw_name) {
-        return Err(refused(&name, "its Unicode name field tells another name"));
+    extra.check(raw_name, &name)?;
+    // Python refuses what asks for a later version, others do not look.
+    if bytes[6] > LATEST_VERSION {
+        return Err(unsupported(&format!("version {}.{} of the format", bytes[6] / 10, bytes[6] % 10)));
     }
     let method = match u16_at(bytes, 10) {
         0 => Method::Stored,
@@ -212,6 +218,10 @@ fn header(bytes: &[u8], at: u64) -> Result<(Central, usize), FormatError> {
     let attributes = u32_at(bytes, 38);
     let mode = attributes >> 16;
     match mode & 0o170_000 {
+        // DOS' attribute for directories: libarchive goes by it, Python by the name.
+        0 if attributes & DOS_DIRECTORY != 0 && !dir => {
+            return Err(refused(&name, "its name and its attributes disagree whether it is a directory"));
+        }
         0 => {}
         0o040_000 if dir => {}
         0o100_000 if !dir => {}
@@ -250,11 +260,12 @@ fn header(bytes: &[u8], at: u64) -> Result<(Central, usize), FormatError> {
 pub(super) struct Extra<'a> {
     zip64: Option<&'a [u8]>,
     unicode_name: Option<&'a [u8]>,
+    attributes: Option<&'a [u8]>,
 }
 
 impl<'a> Extra<'a> {
     pub(super) fn parse(mut bytes: &'a [u8], at: u64) -> Result<Extra<'a>, FormatError> {
-        let mut extra = Extra { zip64: None, unicode_name: None };
+        let mut extra = Extra { zip64: None, unicode_name: None, attributes: None };
         while bytes.len() >= 4 {
             let (id, length) = (u16_at(bytes, 0), usize::from(u16_at(bytes, 2)));
             let Some(field) = bytes[4..].get(..length) else {
@@ -264,6 +275,8 @@ impl<'a> Extra<'a> {
                 0x0001 => Some(&mut extra.zip64),
                 // Version, CRC-32 of the name, the name.
                 0x7075 => Some(&mut extra.unicode_name),
+                // libarchive's own: a local header that repeats the attributes of the directory.
+                0x6c78 => Some(&mut extra.attributes),
                 _ => None,
             };
             if let Some(slot) = slot
@@ -278,6 +291,17 @@ impl<'a> Extra<'a> {
         }
         extra.unicode_name = extra.unicode_name.map(|field| field.get(5..).unwrap_or_default());
         Ok(extra)
+    }
+
+    /// Refuses fields that tell readers who know them another name or type than the header does.
+    pub(super) fn check(&self, raw_name: &[u8], name: &str) -> Result<(), FormatError> {
+        if self.unicode_name.is_some_and(|unicode| unicode != raw_name) {
+            return Err(refused(name, "its Unicode name field tells another name"));
+        }
+        if self.attributes.is_some() {
+            return Err(refused(name, "it has attributes outside of the central directory"));
+        }
+        Ok(())
     }
 
     /// Replaces the saturated fields by their zip64 values. The zip64 field holds exactly those, or all (a local header's,

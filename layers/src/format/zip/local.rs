@@ -76,6 +76,7 @@ fn header<R: Read + Seek>(file: &mut R, central: &Central) -> Result<u64, Format
         return Err(differs("compression method"));
     }
     let extra = Extra::parse(extra, central.offset)?;
+    extra.check(name, &central.name)?;
     let (crc32, mut compressed_size, mut size) =
         (u32_at(&fixed, 14), u64::from(u32_at(&fixed, 18)), u64::from(u32_at(&fixed, 22)));
     if !extra.widen(&mut [&mut size, &mut compressed_size]) {

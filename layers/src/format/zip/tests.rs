@@ -323,6 +323,27 @@ fn zip64_ends_must_agree() {
 }
 
 #[test]
+fn what_readers_read_differently_is_refused() {
+    // Version and CRC-32 of the name, then another name.
+    let unicode = |name: &[u8]| {
+        let length = (5 + name.len() as u16).to_le_bytes();
+        [&0x7075u16.to_le_bytes()[..], &length, &[1, 0, 0, 0, 0], name].concat()
+    };
+    let with_local = |extra: Vec<u8>| Item { local_extra: extra, ..Item::new("a", b"x") };
+    assert!(list(&archive(&[with_local(unicode(b"a"))])).is_ok());
+    let error = refuses("a local Unicode name", &archive(&[with_local(unicode(b"b"))]));
+    assert!(error.contains("Unicode"), "{error}");
+    // libarchive's attributes in a local header: a symbolic link in disguise.
+    let attributes = [&0x6c78u16.to_le_bytes()[..], &7u16.to_le_bytes(), &[4, 0, 0, 0xff, 0xa1, 0, 0]].concat();
+    refuses("local attributes", &archive(&[with_local(attributes)]));
+    // A directory by DOS' attribute, a file by its name.
+    refuses("a directory of DOS", &archive(&[Item { attributes: 0x10, ..Item::new("a", b"") }]));
+    assert!(list(&archive(&[Item { attributes: 0x10, ..Item::new("a/", b"") }])).is_ok());
+    let error = refuses("a later version", &archive(&[Item::new("a", b"x").central(6, &[64])]));
+    assert!(error.contains("version 6.4"), "{error}");
+}
+
+#[test]
 fn hostile_names_are_refused() {
     for name in [
         "../x",
