@@ -268,16 +268,18 @@ impl Lock {
                 && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
                 && text.chars().all(|c| !c.is_control() && c != '\\')
         };
+        let file_name = |text: &str| plain(text) && !text.contains('/') && !text.starts_with('.');
         for package in self.debian.values().flatten() {
-            for text in [&package.path, &package.name] {
-                if !plain(text) {
-                    return Err(LockError::Path { text: text.clone() });
-                }
+            if !plain(&package.path) {
+                return Err(LockError::Path { text: package.path.clone() });
+            }
+            if !file_name(&package.name) {
+                return Err(LockError::Path { text: package.name.clone() });
             }
         }
         for wheel in self.python.iter().flat_map(|source| source.wheels.values().flatten()) {
             for text in [&wheel.file, &wheel.name] {
-                if !plain(text) || text.contains('/') {
+                if !file_name(text) {
                     return Err(LockError::Path { text: text.clone() });
                 }
             }
@@ -448,6 +450,10 @@ mod tests {
             Lock::from_text(&text.replace("pool/main/a.deb", "../../etc/x")),
             Err(LockError::Path { .. })
         ));
+        for name in ["a/b", ".a", ".."] {
+            let hostile = text.replace("\"name\":\"a\"", &format!("\"name\":\"{name}\""));
+            assert!(matches!(Lock::from_text(&hostile), Err(LockError::Path { .. })), "{name}");
+        }
         assert!(matches!(
             Lock::from_text(&text.replace("\"imgbuildLock\": 1", "\"imgbuildLock\": 2")),
             Err(LockError::Version { found: 2 })
