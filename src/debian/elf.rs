@@ -203,7 +203,7 @@ fn read_dynamic(words: &Words<'_>, dynamic: &Segment, segments: &[Segment], fact
     let (mut needed, mut soname, mut rpath, mut runpath) = (Vec::new(), None, None, None);
     for index in 0..count {
         let at = dynamic.offset.checked_add(index * step)?;
-        let value = words.address(at + step / 2)?;
+        let value = words.address(at.checked_add(step / 2)?)?;
         match words.address(at)? {
             DT_NULL => break,
             DT_NEEDED if needed.len() < MAX_NEEDED => needed.push(value),
@@ -248,16 +248,16 @@ fn isa_needed(words: &Words<'_>, property: &Segment) -> Option<u32> {
     if name != 4 || kind != 5 {
         return None;
     }
-    let length = u64::from(words.word(property.offset + 4)?);
-    let mut at = property.offset + 16;
+    let length = u64::from(words.word(property.offset.checked_add(4)?)?);
+    let mut at = property.offset.checked_add(16)?;
     let end = end.min(at.checked_add(length)?);
     for _ in 0..MAX_NOTES {
         if at.checked_add(8)? > end {
             break;
         }
-        let (kind, size) = (words.word(at)?, words.word(at + 4)?);
+        let (kind, size) = (words.word(at)?, words.word(at.checked_add(4)?)?);
         if kind == 0xc000_8002 && size == 4 {
-            return words.word(at + 8);
+            return words.word(at.checked_add(8)?);
         }
         at = at.checked_add(8)?.checked_add(u64::from(size).next_multiple_of(align))?;
     }
@@ -346,6 +346,21 @@ pub(crate) mod tests {
             for value in [0, 1, 0x7f, 0x80, 0xff] {
                 let mut changed = file.clone();
                 changed[at] = value;
+                facts(&changed);
+            }
+        }
+    }
+
+    #[test]
+    fn segments_at_the_end_of_all_addresses_are_survived() {
+        let file = sample(X86_64, Some("/lib/ld"), &[(1, "liba.so")]);
+        for kind in [PT_DYNAMIC, PT_INTERP, PT_GNU_PROPERTY, PT_LOAD] {
+            for offset in (u64::MAX - 40)..=u64::MAX {
+                let mut changed = file.clone();
+                // The second program header: its kind, then its offset.
+                changed[64 + 56..64 + 56 + 4].copy_from_slice(&kind.to_le_bytes());
+                changed[64 + 56 + 8..64 + 56 + 16].copy_from_slice(&offset.to_le_bytes());
+                changed[64 + 56 + 32..64 + 56 + 40].copy_from_slice(&u64::MAX.to_le_bytes());
                 facts(&changed);
             }
         }

@@ -226,11 +226,8 @@ pub fn check_consistent(packages: &[Package]) -> Result<(), PackagesError> {
 }
 
 fn position(name: &str) -> Option<usize> {
-    match name {
-        "Size" => Some(SIZE),
-        "SHA256" => Some(SHA256),
-        _ => FIELDS.iter().position(|field| *field == name),
-    }
+    // Names are not case-sensitive (Debian policy 5.1), and apt reads them so.
+    FIELDS.iter().chain(&["Size", "SHA256"]).position(|field| field.eq_ignore_ascii_case(name))
 }
 
 fn finish(text: &Arc<str>, found: &[Range<u32>; SHA256 + 1], line: usize) -> Result<Package, PackagesError> {
@@ -282,6 +279,14 @@ mod tests {
         assert!(packages[1].is_essential());
         assert_eq!(packages[1].depends(), "");
         assert!(scan("".into()).expect("scans").is_empty());
+    }
+
+    #[test]
+    fn names_of_fields_are_read_in_any_case() {
+        let packages = scan(paragraph("pre-depends: a\n").replace("Size", "SIZE").into()).expect("scans");
+        assert_eq!((packages[0].pre_depends(), packages[0].size), ("a", 3));
+        let twice = scan(paragraph("Depends: a\ndepends: b\n").into());
+        assert!(matches!(twice, Err(PackagesError::Duplicate { .. })));
     }
 
     #[test]

@@ -142,16 +142,21 @@ impl Release {
 
 /// RFC 5322 dates as archives write them: `Sat, 15 Nov 2025 09:57:25 UTC`.
 fn parse_date(text: &str) -> Option<i64> {
+    // Digits alone, and few of them: a sign or an overflow would be another time.
+    let number = |text: &str| -> Option<i64> {
+        let plain = (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        plain.then(|| text.parse().ok()).flatten()
+    };
     let text = text.split_once(',').map_or(text, |(_, rest)| rest);
     let mut words = text.split_ascii_whitespace();
-    let day: i64 = words.next()?.parse().ok()?;
+    let day = number(words.next()?)?;
     let month = words.next()?;
     let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let month = months.iter().position(|name| *name == month)? as i64 + 1;
-    let year: i64 = words.next()?.parse().ok()?;
-    let mut clock = words.next()?.split(':').map(str::parse::<i64>);
-    let (hours, minutes, seconds) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
-    if !matches!(words.next()?, "UTC" | "GMT" | "+0000") || words.next().is_some() {
+    let year = number(words.next()?)?;
+    let mut clock = words.next()?.split(':').map(number);
+    let (hours, minutes, seconds) = (clock.next()??, clock.next()??, clock.next()??);
+    if clock.next().is_some() || !matches!(words.next()?, "UTC" | "GMT" | "+0000") || words.next().is_some() {
         return None;
     }
     if !(1..=31).contains(&day) || !(1970..=9999).contains(&year) || hours > 23 || minutes > 59 || seconds > 60 {
@@ -195,6 +200,10 @@ mod tests {
         for (from, to) in [
             ("Suite: stable", "Suite: stable\nSuite: sid"),
             ("Date: Sat, 15 Nov 2025 09:57:25 UTC", "Date: yesterday"),
+            ("09:57:25", "-1:57:25"),
+            ("09:57:25", "-9223372036854775808:57:25"),
+            ("09:57:25", "09:57:25:01"),
+            ("15 Nov", "+15 Nov"),
             ("SHA256:", "SHA512:"),
             ("e3b0", "E3B0"),
             (" 0 main/a", " main/a"),
