@@ -116,9 +116,11 @@ impl fmt::Display for Reference {
 }
 
 fn invalid(text: &str, why: &'static str) -> InvalidReference {
-    // User information may hold a password: what stands before an `@` that is no digest is not repeated.
-    let shown = match text.rsplit_once('@') {
-        Some((_, rest)) if !rest.starts_with("sha") => format!("...@{rest}"),
+    // User information may hold a password: what stands before an `@` is repeated only where a digest was meant behind it.
+    let digest = |text: &str| text.starts_with("sha256:") || text.starts_with("sha512:");
+    let shown = match (text.split_once('@'), text.rsplit_once('@')) {
+        (Some((_, first)), _) if digest(first) && !first.contains('@') => text.to_owned(),
+        (_, Some((_, last))) => format!("...@{last}"),
         _ => text.to_owned(),
     };
     let shown = shown.chars().filter(|c| !c.is_control()).take(300).collect();
@@ -362,8 +364,18 @@ mod tests {
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
-        let error = "user:secret@ghcr.io/a".parse::<Reference>().expect_err("is refused").to_string();
-        assert!(!error.contains("secret"), "{error}");
+        for text in [
+            "user:secret@ghcr.io/a".to_owned(),
+            "user:secret@sharepoint.example/a".to_owned(),
+            format!("user:secret@ghcr.io/a@sha256:{}", "0".repeat(64)),
+            "user:secret@sha256.example/a".to_owned(),
+            "user:sec@ret@ghcr.io/a".to_owned(),
+        ] {
+            let error = text.parse::<Reference>().expect_err("is refused").to_string();
+            assert!(!error.contains("sec"), "{error}");
+        }
+        let error = "ghcr.io/a:1@sha256:0".parse::<Reference>().expect_err("is refused").to_string();
+        assert!(error.contains("ghcr.io/a:1"), "{error}");
     }
 
     #[test]
