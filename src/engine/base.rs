@@ -65,6 +65,19 @@ fn open_cached(
     finish(image, *manifest, &document, &config, platform, None)
 }
 
+/// Reads an image of these documents, whose digests the caller has checked, without a store: for fuzzing.
+#[doc(hidden)]
+pub fn of_documents(
+    name: &str,
+    digest: Digest,
+    manifest: &[u8],
+    config: &[u8],
+    platform: Platform,
+) -> Result<BaseImage, EngineError> {
+    let document: ImageManifest = parse(manifest).map_err(|why| EngineError::Base { path: name.to_owned(), why })?;
+    finish(name, digest, &document, config, platform, None)
+}
+
 fn open_layout(folder: &Path, layout: &OciLayout, platform: Platform) -> Result<BaseImage, EngineError> {
     let root = folder.join(&layout.path);
     let wrong = |why: String| EngineError::Base { path: layout.path.clone(), why };
