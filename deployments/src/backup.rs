@@ -165,7 +165,7 @@ impl Plan {
                 let _ = write!(
                     out,
                     "say '{volume}: dump while it runs'\n\
-                     compose exec -T {service} sh -c 'pg_dump -h 127.0.0.1 -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --format=custom' \
+                     compose exec -T {service} sh -c 'pg_dump -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --format=custom' \
                      > \"$folder/{file}.part\"\nmv \"$folder/{file}.part\" \"$folder/{file}\"\n\n",
                     volume = item.volume,
                     service = item.service,
@@ -173,27 +173,16 @@ impl Plan {
                 );
             }
         }
-        let _ = write!(
-            out,
-            "say 'stop the writers'\n# Whatever happens from here on, they are started again.\n\
-             trap 'compose start {writers}' EXIT\ncompose stop {writers}\n\n",
-            writers = self.writers.join(" ")
-        );
-        for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
-            let (volume, service, file) = (&item.volume, &item.service, item.file());
-            let _ = match item.method {
-                Method::EtcdSnapshot => write!(
-                    out,
-                    "say '{volume}: snapshot'\nbeside {service} etcdctl --endpoints=http://{service}:2379 snapshot save /backup/{file}\n\n"
-                ),
-                Method::Mirror => write!(
-                    out,
-                    "say '{volume}: mirror of every bucket'\nmkdir -p \"$folder/{file}\"\nbeside {service} sh -c '{LOGIN}\
-                     mc --config-dir /tmp/mc mirror --overwrite --remove store /backup/{file}'\n\n"
-                ),
-                _ => write!(out, "say '{volume}: files'\nsave {volume} \"$folder/{file}\"\n\n"),
-            };
-        }
+        out.push_str(&self.while_nobody_writes(|volume, service, file, method| match method {
+            Method::EtcdSnapshot => format!(
+                "say '{volume}: snapshot'\nbeside {service} etcdctl --endpoints=http://{service}:2379 snapshot save /backup/{file}\n\n"
+            ),
+            Method::Mirror => format!(
+                "say '{volume}: mirror of every bucket'\nmkdir -p \"$folder/{file}\"\nbeside {service} sh -c '{LOGIN}\
+                 mc --config-dir /tmp/mc mirror --overwrite --remove store /backup/{file}'\n\n"
+            ),
+            _ => format!("say '{volume}: files'\nsave {volume} \"$folder/{file}\"\n\n"),
+        }));
         out.push_str(
             "(cd \"$folder\" && find . -type f ! -name SHA256SUMS ! -name complete -print0 | sort -z | xargs -0 -r sha256sum > SHA256SUMS)\n\
              date -u +%Y-%m-%dT%H:%M:%SZ > \"$folder/complete\"\nsay \"complete: $folder\"\n",
@@ -215,9 +204,9 @@ impl Plan {
                     out,
                     "say '{volume}: into an empty database'\ncompose stop {clients}\n\
                      compose up -d --wait {service}\n\
-                     compose exec -T {service} sh -c 'dropdb -h 127.0.0.1 -U \"$POSTGRES_USER\" --if-exists --force --maintenance-db=template1 \"$POSTGRES_DB\" \
-                     && createdb -h 127.0.0.1 -U \"$POSTGRES_USER\" --maintenance-db=template1 --template=template0 \"$POSTGRES_DB\"'\n\
-                     compose exec -T {service} sh -c 'pg_restore -h 127.0.0.1 -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --exit-on-error --no-owner' \
+                     compose exec -T {service} sh -c 'dropdb -U \"$POSTGRES_USER\" --if-exists --force --maintenance-db=template1 \"$POSTGRES_DB\" \
+                     && createdb -U \"$POSTGRES_USER\" --maintenance-db=template1 --template=template0 \"$POSTGRES_DB\"'\n\
+                     compose exec -T {service} sh -c 'pg_restore -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --exit-on-error --no-owner' \
                      < \"$folder/{file}\"\ncompose start {clients}\n\n",
                     volume = item.volume,
                     service = item.service,
@@ -226,30 +215,34 @@ impl Plan {
                 );
             }
         }
-        let _ = write!(
-            out,
-            "say 'stop the writers'\ntrap 'compose start {writers}' EXIT\ncompose stop {writers}\n\n",
+        out.push_str(&self.while_nobody_writes(|volume, service, file, method| match method {
+            Method::EtcdSnapshot => format!(
+                "say '{volume}: a new data folder from the snapshot'\ncompose stop {service}\nempty {volume}\n\
+                 inside {service} etcdutl snapshot restore /backup/{file} --data-dir /etcd/data\n\
+                 compose up -d --wait --no-deps {service}\n\n"
+            ),
+            Method::Mirror => format!(
+                "say '{volume}: every bucket'\nbeside {service} sh -c '{LOGIN}for bucket in /backup/{file}/*/; do \
+                 name=$(basename \"$bucket\"); mc --config-dir /tmp/mc mb --ignore-existing \"store/$name\"; \
+                 mc --config-dir /tmp/mc mirror --overwrite --remove \"$bucket\" \"store/$name\"; done'\n\n"
+            ),
+            _ => format!("say '{volume}: files'\nempty {volume}\nload {volume} \"$folder/{file}\"\n\n"),
+        }));
+        out.push_str("say \"restored from $folder\"\n");
+        out
+    }
+
+    /// The part of a script in which the writers are stopped: `step` says what is done with each volume that is not dumped,
+    /// given its name, its service, its file in the backup and its method.
+    fn while_nobody_writes(&self, step: impl Fn(&str, &str, &str, Method) -> String) -> String {
+        let mut out = format!(
+            "say 'stop the writers'\n# Whatever happens from here on, they are started again.\n\
+             trap 'compose start {writers}' EXIT\ncompose stop {writers}\n\n",
             writers = self.writers.join(" ")
         );
         for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
-            let (volume, service, file) = (&item.volume, &item.service, item.file());
-            let _ = match item.method {
-                Method::EtcdSnapshot => write!(
-                    out,
-                    "say '{volume}: a new data folder from the snapshot'\ncompose stop {service}\nempty {volume}\n\
-                     inside {service} etcdutl snapshot restore /backup/{file} --data-dir /etcd/data\n\
-                     compose up -d --wait --no-deps {service}\n\n"
-                ),
-                Method::Mirror => write!(
-                    out,
-                    "say '{volume}: every bucket'\nbeside {service} sh -c '{LOGIN}for bucket in /backup/{file}/*/; do \
-                     name=$(basename \"$bucket\"); mc --config-dir /tmp/mc mb --ignore-existing \"store/$name\"; \
-                     mc --config-dir /tmp/mc mirror --overwrite --remove \"$bucket\" \"store/$name\"; done'\n\n"
-                ),
-                _ => write!(out, "say '{volume}: files'\nempty {volume}\nload {volume} \"$folder/{file}\"\n\n"),
-            };
+            out.push_str(&step(&item.volume, &item.service, &item.file(), item.method));
         }
-        out.push_str("say \"restored from $folder\"\n");
         out
     }
 

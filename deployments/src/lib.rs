@@ -10,8 +10,10 @@
 //! | [`compose`] | what is the project after includes, overrides and variables? |
 //! | [`env`](mod@env) | are the settings complete, well-formed and not a known default? |
 //! | [`validate`] | does everything that is named exist, and does every service keep the rules? |
+//! | [`config`] | do the services' own configuration files say what the services understand? |
 //! | [`kubernetes`] | do rendered manifests keep the same rules, and does the network equal compose's? |
 //! | [`graph`] | who waits for whom, who reaches whom? |
+//! | [`schema`] | does a value fit the Compose specification's JSON schema? |
 //! | [`render`] | which exact images, as an override for compose and for kustomize? |
 //! | [`backup`] | in which order is the data saved and put back? |
 //!
@@ -19,11 +21,13 @@
 
 pub mod backup;
 pub mod compose;
+pub mod config;
 pub mod env;
 pub mod graph;
 pub mod kubernetes;
 mod problem;
 pub mod render;
+pub mod schema;
 pub mod validate;
 mod yaml;
 
@@ -32,3 +36,6 @@ pub use yaml::{YamlError, documents, value};
 
 /// The environments that the compose folder knows, each an entry file of that name.
 pub const ENVIRONMENTS: [&str; 3] = ["dev", "prod", "test"];
+
+/// The images of the catalogue `images/stack`: what the test stack runs in place of images that come from elsewhere.
+pub const STAND_INS: [&str; 6] = ["etcd", "litellm", "milvus", "ollama", "postgres", "s3"];

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use layers::Digest;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::compose::Project;
 
 /// One image, pinned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pin {
     /// The image's name in the catalogue, such as `rag`.
     pub image: String,
@@ -19,14 +17,15 @@ pub struct Pin {
     pub repository: String,
     /// The tag that people read.
     pub tag: String,
-    /// What is really run.
-    pub digest: String,
+    /// What is really run; `None` leaves it to the tag.
+    pub digest: Option<String>,
 }
 
 impl Pin {
-    /// `repository:tag@digest`.
+    /// `repository:tag@digest`, or without a digest `repository:tag`.
     pub fn reference(&self) -> String {
-        format!("{}:{}@{}", self.repository, self.tag, self.digest)
+        let digest = self.digest.as_ref().map(|digest| format!("@{digest}")).unwrap_or_default();
+        format!("{}:{}{digest}", self.repository, self.tag)
     }
 }
 
@@ -76,8 +75,10 @@ pub fn ours(project: &Project) -> BTreeMap<String, String> {
 
 fn checked(pins: &[Pin]) -> Result<BTreeMap<&str, &Pin>, RenderError> {
     for pin in pins {
-        if pin.digest.parse::<Digest>().is_err() {
-            return Err(RenderError::Digest { image: pin.image.clone(), digest: pin.digest.clone() });
+        if let Some(digest) = &pin.digest
+            && digest.parse::<Digest>().is_err()
+        {
+            return Err(RenderError::Digest { image: pin.image.clone(), digest: digest.clone() });
         }
         let first = pin.tag.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         let rest = pin.tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
@@ -102,7 +103,7 @@ pub fn compose(project: &Project, pins: &[Pin]) -> Result<String, RenderError> {
     Ok(out)
 }
 
-/// A kustomize component that replaces the images of the base; `prefix` is what the base calls them by.
+/// A kustomize component that replaces the images of the base; `prefix` is what the base calls them by, such as `obelisk`.
 pub fn kustomize(prefix: &str, pins: &[Pin]) -> Result<String, RenderError> {
     let mut out = String::from(
         "# Made by `imgbuild deploy render`: exactly these images.\napiVersion: kustomize.config.k8s.io/v1alpha1\n\
@@ -111,7 +112,10 @@ pub fn kustomize(prefix: &str, pins: &[Pin]) -> Result<String, RenderError> {
     for pin in checked(pins)?.values() {
         // kustomize writes `name:tag@digest` only when the tag is part of the new name.
         let _ = writeln!(out, "  - name: {prefix}/{}\n    newName: {}", pin.image, pin.repository);
-        let _ = writeln!(out, "    newTag: {}\n    digest: {}", pin.tag, pin.digest);
+        let _ = writeln!(out, "    newTag: {}", pin.tag);
+        if let Some(digest) = &pin.digest {
+            let _ = writeln!(out, "    digest: {digest}");
+        }
     }
     Ok(out)
 }
@@ -135,7 +139,7 @@ mod tests {
     use super::*;
 
     fn pin(tag: &str, digest: &str) -> Pin {
-        Pin { image: "rag".into(), repository: "r/rag".into(), tag: tag.into(), digest: digest.into() }
+        Pin { image: "rag".into(), repository: "r/rag".into(), tag: tag.into(), digest: Some(digest.into()) }
     }
 
     #[test]

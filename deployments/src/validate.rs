@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-#[cfg(feature = "schemas")]
 use std::sync::LazyLock;
 
 use serde_json::Value;
@@ -12,28 +11,22 @@ use serde_json::Value;
 use crate::Problem;
 use crate::compose::{Condition, Project, Service};
 use crate::env::Schema;
-use crate::graph;
-#[cfg(feature = "schemas")]
-use crate::yaml;
+use crate::schema::JsonSchema;
+use crate::{graph, render, yaml};
 
-#[cfg(feature = "schemas")]
 /// The compose specification's schema; see `vendor/compose-spec/ORIGIN.md`.
 const COMPOSE_SPEC: &str = include_str!("../vendor/compose-spec/compose-spec.json");
 
 /// The first word of a volume's name: the area of the services that it belongs to.
 const AREAS: [&str; 8] = ["core", "edge", "init", "llm", "monitoring", "rag", "ui", "vector"];
 
-#[cfg(feature = "schemas")]
-static SPEC: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
-    let schema: Value = serde_json::from_str(COMPOSE_SPEC).expect("the vendored schema is JSON");
-    jsonschema::validator_for(&schema).expect("the vendored schema is a JSON schema")
-});
+static SPEC: LazyLock<JsonSchema> =
+    LazyLock::new(|| JsonSchema::parse(COMPOSE_SPEC).expect("the vendored schema is understood, as a test proves"));
 
 /// Everything that is wrong with a project. `schema` is that of the variables; `environment` chooses its rules.
 pub fn compose(project: &Project, schema: &Schema, environment: &str) -> Vec<Problem> {
     let services = project.services();
     let mut problems = Vec::new();
-    #[cfg(feature = "schemas")]
     problems.extend(specification(project));
     problems.extend(references(project, &services));
     problems.extend(dependencies(project, &services));
@@ -48,7 +41,6 @@ pub fn compose(project: &Project, schema: &Schema, environment: &str) -> Vec<Pro
     problems
 }
 
-#[cfg(feature = "schemas")]
 /// Each file by itself against the compose specification's schema, which catches what is misspelt.
 pub fn specification(project: &Project) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -56,10 +48,9 @@ pub fn specification(project: &Project) -> Vec<Problem> {
         let at = path.display().to_string();
         match yaml::read(path).and_then(|text| yaml::value(path, &text)) {
             Err(error) => problems.push(Problem::new(at, error.to_string())),
-            Ok(value) => problems.extend(SPEC.iter_errors(&value).map(|error| {
-                let place = error.instance_path().to_string();
-                Problem::new(&at, format!("{place}: {error}"))
-            })),
+            Ok(value) => problems.extend(
+                SPEC.misfits(&value).into_iter().map(|it| Problem::new(&at, format!("{}: {}", it.place, it.what))),
+            ),
         }
     }
     problems
@@ -262,22 +253,50 @@ fn addresses(services: &BTreeMap<String, Service>) -> Vec<Problem> {
         for (name, value) in &service.environment {
             for part in value.split([';', ',']) {
                 let Some((host, port)) = address(part) else { continue };
-                let at = format!("service `{}`, {name}", service.name);
-                let found = services.values().find(|other| other.name == host || other.aliases.contains(host));
-                match found {
-                    None => problems.push(Problem::new(at, format!("`{host}` is no service"))),
-                    Some(other) if other.networks.is_disjoint(&service.networks) => {
-                        problems.push(Problem::new(at, format!("`{host}` shares no network with it")));
-                    }
-                    Some(other) if !other.expose.contains(&port) => {
-                        problems.push(Problem::new(at, format!("`{host}` does not offer port {port}")));
-                    }
-                    Some(_) => {}
+                if let Some(why) = unreachable(services, service, host, port) {
+                    problems.push(Problem::new(format!("service `{}`, {name}", service.name), why));
                 }
             }
         }
     }
     problems
+}
+
+/// Why a service cannot reach a port of a host by its name; `None` where it can.
+pub(crate) fn unreachable(
+    services: &BTreeMap<String, Service>,
+    from: &Service,
+    host: &str,
+    port: u16,
+) -> Option<String> {
+    match services.values().find(|other| other.name == host || other.aliases.contains(host)) {
+        None => Some(format!("`{host}` is no service")),
+        Some(other) if other.networks.is_disjoint(&from.networks) => {
+            Some(format!("`{host}` shares no network with it"))
+        }
+        Some(other) if !other.expose.contains(&port) => Some(format!("`{host}` does not offer port {port}")),
+        Some(_) => None,
+    }
+}
+
+/// Images of ours, by their prefix, that nobody defines. `known` are the names of the catalogue, the stand-ins included
+/// where they may be used.
+pub fn images(project: &Project, known: &BTreeSet<&str>) -> Vec<Problem> {
+    let names = known.iter().copied().collect::<Vec<_>>().join(", ");
+    render::ours(project)
+        .into_iter()
+        .filter(|(_, image)| !known.contains(image.as_str()))
+        .map(|(service, image)| {
+            Problem::new(
+                format!("service `{service}`"),
+                format!("runs the image `{image}`, which no catalogue defines"),
+            )
+            .hint(match crate::env::nearest(&image, known.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("there are {names}"),
+            })
+        })
+        .collect()
 }
 
 /// A service's address within a value; addresses of this host, of every address and of the world are none.

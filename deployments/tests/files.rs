@@ -2,27 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use common::{entry, project, root, schema};
 use deployments::compose::{Project, Settings};
-use deployments::env::Schema;
-use deployments::{ENVIRONMENTS, backup, graph, render, validate};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
-}
-
-fn entry(environment: &str) -> PathBuf {
-    root().join(format!("docker/compose/{environment}.yaml"))
-}
-
-fn project(environment: &str) -> Project {
-    Project::open(&entry(environment), &Settings::new()).unwrap()
-}
-
-fn schema() -> Schema {
-    Schema::open(&root().join("docker/env/schema.toml")).unwrap()
-}
+use deployments::schema::JsonSchema;
+use deployments::{ENVIRONMENTS, backup, config, env, graph, render, validate};
+use serde_json::{Value, json};
 
 fn listed<T: ToString>(problems: &[T]) -> String {
     problems.iter().map(|problem| format!("{}\n", problem.to_string())).collect()
@@ -84,7 +70,7 @@ fn images_of_ours_are_pinned_and_others_left_alone() {
         image: name.into(),
         repository: format!("ghcr.io/you/obelisk/{name}"),
         tag: "1.2.3".into(),
-        digest: digest.clone(),
+        digest: Some(digest.clone()),
     };
     let text = render::compose(&project, &["core", "rag", "init"].map(pin)).unwrap();
     assert!(text.contains(&format!("  rag:\n    image: ghcr.io/you/obelisk/rag:1.2.3@{digest}\n")), "{text}");
@@ -169,5 +155,169 @@ fn every_mistake_has_a_message_that_names_it() {
     ] {
         let said = with(environment, over);
         assert!(said.contains(message), "{over}\nsaid: {said}\nwanted: {message}");
+    }
+}
+
+/// Every way to break a value at one place: another type, a missing, misspelt or doubled entry.
+fn broken(value: &Value) -> Vec<Value> {
+    let mut all =
+        vec![json!(null), json!(true), json!(-1), json!(1.5), json!("every_1x"), json!([]), json!({}), json!([{}])];
+    match value {
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                all.extend(broken(item).into_iter().map(|other| {
+                    let mut items = items.clone();
+                    items[index] = other;
+                    Value::Array(items)
+                }));
+            }
+            all.push(Value::Array(items.iter().chain(items.first()).cloned().collect()));
+        }
+        Value::Object(entries) => {
+            for (name, inner) in entries {
+                all.extend(broken(inner).into_iter().map(|other| {
+                    let mut entries = entries.clone();
+                    entries.insert(name.clone(), other);
+                    Value::Object(entries)
+                }));
+                let mut without = entries.clone();
+                without.remove(name);
+                let mut misspelt = without.clone();
+                misspelt.insert(format!("{name}x"), inner.clone());
+                let mut extended = entries.clone();
+                extended.insert(format!("x-{name}"), json!(1));
+                all.extend([without, misspelt, extended].map(Value::Object));
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+/// Parts of compose files that these deployments do not use and the schema describes.
+const MORE: &str = r#"{
+    "name": "x",
+    "include": ["a.yaml", {"path": ["b.yaml"], "env_file": "e", "project_directory": "."}],
+    "services": {"s": {
+        "build": {"context": ".", "args": {"A": 1}, "ssh": ["default"]}, "pull_policy": "every_1d", "gpus": "all",
+        "ulimits": {"nofile": {"soft": 1, "hard": 2}, "nproc": 3}, "extra_hosts": ["a:b"], "container_name": "ab",
+        "depends_on": {"t": {"condition": "service_healthy", "restart": true, "required": false}},
+        "devices": ["/dev/x", {"source": "a", "target": "b", "permissions": "r"}], "scale": 2, "profiles": ["p"],
+        "develop": {"watch": [{"path": ".", "action": "sync", "target": "/x", "ignore": ["a"]}]},
+        "blkio_config": {"weight": 10, "device_read_bps": [{"path": "/x", "rate": "1m"}]},
+        "volumes": ["a:/b", {"type": "tmpfs", "target": "/t", "tmpfs": {"size": "1m", "mode": 448}}],
+        "healthcheck": {"test": "x", "disable": false, "interval": "1s", "retries": 3},
+        "networks": {"n": {"aliases": ["b"], "ipv4_address": "10.0.0.2", "priority": 1}},
+        "deploy": {"replicas": 2, "resources": {"reservations": {"devices": [{"capabilities": ["gpu"], "count": "all"}]}}},
+        "post_start": [{"command": ["x"], "user": "y", "privileged": false, "environment": ["A=1"]}],
+        "oom_score_adj": 5, "pids_limit": 3, "stop_grace_period": "1s", "tmpfs": "/x", "cpus": 1.5}},
+    "models": {"m": {"model": "x", "context_size": 1}},
+    "networks": {"n": {"internal": true, "ipam": {"config": [{"subnet": "10.0.0.0/8"}]}, "labels": ["a=b"]}},
+    "volumes": {"a": null}, "secrets": {"s": {"file": "x"}}, "configs": {"c": {"content": "x"}}, "x-y": 1
+}"#;
+
+#[test]
+fn the_specification_is_read_as_the_crate_jsonschema_reads_it() {
+    let text = std::fs::read_to_string(root().join("vendor/compose-spec/compose-spec.json")).unwrap();
+    let ours = JsonSchema::parse(&text).unwrap();
+    let theirs = jsonschema::validator_for(&serde_json::from_str(&text).unwrap()).unwrap();
+    let files: std::collections::BTreeSet<_> = ENVIRONMENTS.iter().flat_map(|it| project(it).files).collect();
+    let files = files.iter().map(|path| deployments::value(path, &std::fs::read_to_string(path).unwrap()).unwrap());
+    // Of our files every ninth mistake is enough: most are the same mistake in another service.
+    let values = [(serde_json::from_str(MORE).unwrap(), 1)].into_iter().chain(files.map(|value| (value, 9)));
+    let (mut valid, mut invalid) = (0, 0);
+    for (value, step) in values {
+        assert_eq!(ours.misfits(&value), [], "the files themselves are valid");
+        for other in broken(&value).into_iter().step_by(step) {
+            let wrong = ours.misfits(&other);
+            assert_eq!(wrong.is_empty(), theirs.is_valid(&other), "{wrong:?}\n{other:#}");
+            *if wrong.is_empty() { &mut valid } else { &mut invalid } += 1;
+        }
+    }
+    assert!(valid > 200 && invalid > 2000, "{valid} valid, {invalid} invalid");
+}
+
+/// The problems of the configuration files when one of them says something else.
+fn with_config(environment: &str, file: &str, from: &str, to: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let copied = std::process::Command::new("cp").arg("-r").arg(root().join("docker")).arg(folder.path()).status();
+    assert!(copied.unwrap().success());
+    let path = folder.path().join("docker/config").join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{file} does not say {from}");
+    std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+    let entry = folder.path().join(format!("docker/compose/{environment}.yaml"));
+    listed(&config::check(&Project::open(&entry, &Settings::new()).unwrap()))
+}
+
+#[test]
+fn every_configuration_file_says_what_its_service_understands() {
+    for environment in ENVIRONMENTS {
+        assert_eq!(listed(&config::check(&project(environment))), "", "{environment}");
+    }
+    for (file, from, to, message) in [
+        (
+            "litellm/config.yaml",
+            "router_settings:",
+            "router_setings:",
+            "`router_setings` is no section that LiteLLM knows",
+        ),
+        ("litellm/config.yaml", "  - model_name: ollama/*", "  - name: x", "model_list/1: `model_name` is missing"),
+        ("litellm/config.yaml", "allowed_fails: 3", "fallbacks: [{a: [b], c: [d]}]", "fallbacks/0: names 2 models"),
+        (
+            "litellm/config.yaml",
+            "os.environ/LITELLM_MASTER_KEY",
+            "sk-1234",
+            "general_settings/master_key: a secret is written",
+        ),
+        (
+            "litellm/config.yaml",
+            "os.environ/OLLAMA_API_BASE",
+            "os.environ/OLLAMA",
+            "`OLLAMA` is a variable that no service",
+        ),
+        ("milvus/user.yaml", "metastore:", "metastores:", "`metastores` is no section that Milvus knows"),
+        ("milvus/user.yaml", "  useSSL: false", "  accessKeyID: x", "minio/accessKeyID: a secret is written"),
+        ("milvus/user.yaml", "/var/lib/milvus/rdb_data", "/data/rdb", "`/data/rdb` is in no volume"),
+        ("milvus/user.yaml", "port: 19530", "port: 19531", "`milvus` does not expose 19531"),
+        ("milvus/user.yaml", "etcd:", "etcd: [", "line "),
+        ("prometheus/prometheus.yaml", "rag:8000", "rga:8000", "job `rag`: `rga:8000`: `rga` is no service"),
+        ("prometheus/prometheus.yaml", "milvus:9091", "milvus:9092", "`milvus` does not offer port 9092"),
+        ("prometheus/prometheus.yaml", "etcd:2379", "postgres:5432", "`postgres` shares no network"),
+        ("caddy/Caddyfile", "core:8000", "core:80", "reverse_proxy `core:80`: `core` does not offer port 80"),
+        ("grafana/dashboards/obelisk.json", "{", "", "is not JSON"),
+        ("own-volumes.sh", "#!/bin/bash", "", "does not begin with `#!/`"),
+    ] {
+        let said = with_config("prod", file, from, to);
+        assert!(
+            said.contains(message) && said.contains(file),
+            "{file}: {from} -> {to}\nsaid: {said}\nwanted: {message}"
+        );
+    }
+}
+
+#[test]
+fn what_is_generated_is_as_the_schema_says() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let again = "run `imgbuild env example` or `imgbuild env docs` and put it there";
+    assert_eq!(read("docker/compose/.env.example"), env::example(&schema(), None), "{again}");
+    assert!(read("../docs/deployments/configuration.md").contains(&env::docs(&schema())), "{again}");
+}
+
+#[test]
+fn every_option_of_a_configuration_file_has_a_comment() {
+    for file in ["litellm/config.yaml", "milvus/user.yaml"] {
+        let text = std::fs::read_to_string(root().join("docker/config").join(file)).unwrap();
+        let (mut explained, mut before) = (std::collections::BTreeSet::new(), "");
+        for line in text.lines() {
+            let bare = line.trim_start().trim_start_matches("- ");
+            if let Some((key, value)) = bare.split_once(": ").filter(|(key, _)| !key.starts_with('#')) {
+                let comment = value.contains("# ") || before.trim_start().starts_with('#');
+                assert!(comment || explained.contains(key), "{file}: `{key}` is not explained: {line}");
+                explained.insert(key);
+            }
+            before = line;
+        }
+        assert!(explained.len() > 8, "{file}: {explained:?}");
     }
 }

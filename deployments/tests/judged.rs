@@ -5,26 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use deployments::compose::{Condition, Project, Settings};
-use deployments::env::Schema;
+mod common;
+
+use common::{entry, project, root, schema};
+use deployments::compose::Condition;
 use deployments::kubernetes::Manifests;
 use deployments::{ENVIRONMENTS, backup};
 use serde_json::Value;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
-}
-
-fn entry(environment: &str) -> PathBuf {
-    root().join(format!("docker/compose/{environment}.yaml"))
-}
-
-fn project(environment: &str) -> Project {
-    Project::open(&entry(environment), &Settings::new()).unwrap()
-}
 
 /// Runs a tool in an empty environment and returns what it prints; `text` goes to its input.
 fn run(tool: &str, arguments: &[&str], text: &str) -> String {
@@ -117,7 +106,7 @@ fn real_compose_merges_and_interpolates_as_we_do() {
 
 #[test]
 fn real_compose_knows_no_variable_that_the_schema_lacks() {
-    let schema = Schema::open(&root().join("docker/env/schema.toml")).unwrap();
+    let schema = schema();
     for environment in ENVIRONMENTS {
         let table = compose(environment, &["--variables"]);
         let names: Vec<&str> = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
@@ -148,7 +137,7 @@ fn rendered(overlay: &str) -> String {
 
 #[test]
 fn real_kustomize_renders_manifests_that_keep_the_rules_and_equal_compose() {
-    let schema = Schema::open(&root().join("docker/env/schema.toml")).unwrap();
+    let schema = schema();
     let secrets: BTreeSet<String> = schema.secrets.iter().map(|secret| secret.name.clone()).collect();
     for overlay in ["dev", "prod"] {
         let manifests = Manifests::parse(&rendered(overlay)).unwrap();
@@ -195,6 +184,9 @@ fn real_shellcheck_accepts_every_script() {
     let config = root().join("docker/config");
     for script in ["own-volumes.sh", "litellm/start.sh", "milvus/start.sh", "openwebui/start.sh"] {
         run("shellcheck", &[config.join(script).to_str().unwrap()], "");
+    }
+    for image in ["litellm", "milvus", "postgres", "s3"] {
+        run("shellcheck", &[root().join("../images/stack").join(image).join("start.sh").to_str().unwrap()], "");
     }
     for environment in ["prod", "test"] {
         let plan = backup::plan(&project(environment)).unwrap();

@@ -9,11 +9,11 @@ pub const USER: &str = "10001:10001";
 const UID: u32 = 10001;
 
 /// Packages that every image has, Python or not.
-pub(crate) const COMMON: [&str; 5] = ["base-files", "base-passwd", "ca-certificates", "netbase", "tzdata"];
+pub const COMMON: [&str; 5] = ["base-files", "base-passwd", "ca-certificates", "netbase", "tzdata"];
 
 /// What the packages of all images depend on and no running container needs: dpkg and debconf configure packages on an
 /// installed system, debianutils serves maintainer scripts, readline-common is documentation.
-pub(crate) const LEFT_OUT: [&str; 2] = ["debconf", "debianutils"];
+pub const LEFT_OUT: [&str; 2] = ["debconf", "debianutils"];
 
 /// Base's files: other images stand on them.
 pub fn stage() -> Stage {
@@ -33,12 +33,12 @@ fn packages() -> Debian {
 }
 
 /// The user without a home or a login; the same layer in every image.
-pub(crate) fn account() -> source::User {
+pub fn account() -> source::User {
     user("obelisk", UID)
 }
 
 /// Settings that hold for every image: text is UTF-8, times are UTC, and the only writable place is `/tmp`.
-pub(crate) fn settings(image: Image, path: &str) -> Image {
+pub fn settings(image: Image, path: &str) -> Image {
     image
         .user(USER)
         .env("PATH", path)
@@ -51,7 +51,7 @@ pub(crate) fn settings(image: Image, path: &str) -> Image {
 }
 
 /// Settings of the images that run Python from the virtual environment `/opt/venv`, if they have one.
-pub(crate) fn python_settings(image: Image) -> Image {
+pub fn python_settings(image: Image) -> Image {
     settings(image, "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         // The root is read-only, so byte-code could only be written to be thrown away.
         .env("PYTHONDONTWRITEBYTECODE", "1")

@@ -6,6 +6,8 @@ mod build;
 mod cache;
 mod common;
 mod completions;
+mod deploy;
+mod env;
 mod explain;
 mod inspect;
 mod list;
@@ -147,6 +149,10 @@ enum Command {
     Logout(login::LogoutArgs),
     /// Look into credentials
     Auth(login::AuthArgs),
+    /// Check, pin, draw and save the deployments around the images
+    Deploy(deploy::Args),
+    /// Check and explain the settings of the deployments
+    Env(env::Args),
     /// Print shell completions
     Completions(completions::Args),
     /// Print the manual page, or write one a command
@@ -171,6 +177,8 @@ impl Command {
             Command::Why(args) => tree::why(invocation, args),
             Command::Explain(args) => explain::run(invocation, args),
             Command::Cache(args) => cache::run(invocation, args),
+            Command::Deploy(args) => deploy::run(invocation, args),
+            Command::Env(args) => env::run(invocation, args),
             Command::Completions(args) => completions::run(args),
             Command::Man(args) => man::run(args),
         }

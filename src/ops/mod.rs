@@ -3,6 +3,7 @@
 pub mod bases;
 pub mod build;
 pub mod cache;
+pub mod deploy;
 pub mod explain;
 pub mod key;
 pub mod load;

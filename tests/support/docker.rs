@@ -22,14 +22,20 @@ pub struct Engine {
 /// The engine that all tests share; it ends with the process.
 pub fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    ENGINE.get_or_init(Engine::start)
+    ENGINE.get_or_init(|| Engine::start("docker"))
+}
+
+/// An engine whose containers have networks. It lives in a network namespace of its own: its bridges and its firewall are
+/// not the machine's, and nothing in it reaches the internet. It ends when it is dropped.
+pub fn networked_engine() -> Engine {
+    Engine::start("docker-networked")
 }
 
 impl Engine {
-    fn start() -> Engine {
-        let root = shared::folder("docker");
+    fn start(name: &str) -> Engine {
+        let root = shared::folder(name);
         let temporary = std::env::temp_dir();
-        let short = "imgbuild-test-docker-";
+        let short = &format!("imgbuild-test-{name}-");
         // Engines end with their tests, their folders do not.
         for old in fs::read_dir(&root).unwrap() {
             let old = old.unwrap();
@@ -45,11 +51,19 @@ impl Engine {
         fs::create_dir_all(&folder).unwrap();
         fs::create_dir_all(&short).unwrap();
         let socket = short.join("docker.sock");
-        let mut command = Command::new("dockerd");
+        let networked = name == "docker-networked";
+        let mut command = Command::new(if networked { "unshare" } else { "dockerd" });
+        if networked {
+            // Forwarding between the bridges and out of them is decided by the engine's rules, as on any machine.
+            command.args(["--net", "sh", "-ec", "ip link set lo up; exec dockerd \"$@\"", "dockerd"]);
+        }
         command.arg("--data-root").arg(folder.join("data")).arg("--exec-root").arg(short.join("exec"));
         command.arg("--pidfile").arg(folder.join("pid")).arg("--host").arg(format!("unix://{}", socket.display()));
-        // Containers are asked from inside their network namespace: no bridge, and no rule in the machine's firewall.
-        command.args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
+        command.args(["--bridge", "none", "--ip6tables=false"]);
+        if !networked {
+            // Containers are asked from inside their network namespace: no bridge, and no rule in the machine's firewall.
+            command.args(["--iptables=false", "--ip-forward=false"]);
+        }
         let probe = socket.clone();
         let server = Server::start(&command, &folder.join("log"), || {
             let mut info = client(&probe);

@@ -8,6 +8,7 @@
 //! * [`layout`]: OCI layouts read without our own code, and the rules that every layer keeps.
 //! * [`listing`]: trees of files as text, one a line.
 //! * [`obelisk`]: this repository's images, built once for all tests.
+//! * [`pages`]: the blocks of commands in the pages about deployments.
 //! * [`tiny`]: small catalogues, without the network or with a mirror of their own.
 //! * [`debs`]: packages made by dpkg-deb, and signed repositories of them.
 
@@ -18,6 +19,7 @@ pub mod docker;
 pub mod layout;
 pub mod listing;
 pub mod obelisk;
+pub mod pages;
 pub mod registry;
 pub mod run;
 pub mod server;

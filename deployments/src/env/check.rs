@@ -116,7 +116,7 @@ fn production<'a>(value: &impl Fn(&str) -> &'a str) -> Vec<Problem> {
 /// Checks the secret files of an environment. Names what is missing; never prints a value.
 pub fn check_secrets(schema: &Schema, environment: &str, folder: &Path, effective: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let make = format!("`imgbuild env secrets --env {environment}` makes what is missing");
+    let make = format!("`deployments/docker/secrets/make {environment}` makes what is missing");
     for secret in schema.secrets.iter().filter(|secret| secret.is_known_in(environment)) {
         let path = folder.join(&secret.name);
         let at = path.display().to_string();
@@ -259,7 +259,7 @@ fn is_host(value: &str) -> bool {
 }
 
 /// The known name that is at most a third different.
-fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
         .map(|name| (distance(word, name), name))
         .filter(|(far, name)| *far <= name.len() / 3)
@@ -370,7 +370,7 @@ mod tests {
         let none = Settings::new();
         let missing = check_secrets(&schema, "prod", folder.path(), &none);
         assert_eq!(missing.len(), schema.secrets.len());
-        assert!(missing[0].to_string().contains("imgbuild env secrets --env prod"), "{}", missing[0]);
+        assert!(missing[0].to_string().contains("secrets/make prod"), "{}", missing[0]);
 
         for secret in &schema.secrets {
             let value = format!("{}{}", secret.prefix, "0123456789abcdef0123");

@@ -12,8 +12,9 @@ use thiserror::Error;
 
 use crate::yaml::{self, YamlError};
 
+pub(crate) use check::nearest;
 pub use check::{check, check_secrets};
-pub use write::{docs, example, secret_value};
+pub use write::{docs, example};
 
 /// A schema that cannot be used.
 #[derive(Debug, Error)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Schema, Scope, Secret, Variable};
+use super::{Schema, Scope, Variable};
 
 /// `.env.example` of an environment: every setting, commented out, with its default and meaning.
 pub fn example(schema: &Schema, environment: Option<&str>) -> String {
@@ -94,18 +94,6 @@ fn concerns(variable: &Variable) -> String {
     }
 }
 
-/// The value of a secret from random bytes: its prefix and lower-case hex. `None` where a person gives the value.
-pub fn secret_value(secret: &Secret, random: &[u8]) -> Option<String> {
-    if secret.bytes == 0 {
-        return None;
-    }
-    let mut value = secret.prefix.clone();
-    for byte in random.iter().take(usize::from(secret.bytes)) {
-        let _ = write!(value, "{byte:02x}");
-    }
-    Some(value)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failing test may panic")]
 mod tests {
@@ -128,14 +116,5 @@ mod tests {
     fn an_environment_gets_its_own_settings_only() {
         let text = example(&schema(), Some("prod"));
         assert!(text.contains("#DOCS_DOMAIN=") && !text.contains("#RAG_PORT="));
-    }
-
-    #[test]
-    fn secrets_are_as_long_as_described() {
-        let schema = schema();
-        let secret = schema.secrets.iter().find(|it| it.name == "litellm_master_key").unwrap();
-        assert_eq!(secret_value(secret, &[0xab; 64]).unwrap(), format!("sk-{}", "ab".repeat(24)));
-        let given = schema.secrets.iter().find(|it| it.bytes == 0).unwrap();
-        assert_eq!(secret_value(given, &[1; 64]), None);
     }
 }

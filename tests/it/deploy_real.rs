@@ -1,0 +1,409 @@
+//! The test stack: brought up by Docker Compose on a real engine from images that imgbuild built, asked, broken, healed,
+//! saved and put back. Its engine has a network namespace of its own, so nothing is reached but what is there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::docker::{Engine, networked_engine};
+use crate::support::pages;
+use crate::support::run::{Outcome, Sandbox, outcome};
+use crate::support::shared;
+
+/// The services that run on.
+const SERVICES: [&str; 9] =
+    ["core", "etcd", "litellm", "litellm-proxy", "milvus", "minio", "ollama", "postgres", "rag"];
+
+/// What the fixture says and no model knows.
+const FACT: &str = "The lighthouse of Varn was painted green in 1931.";
+const QUESTION: &str = "In which year was the lighthouse of Varn painted, and in which colour?";
+
+struct Stack {
+    engine: Engine,
+    sandbox: Sandbox,
+}
+
+/// The stack, up; whoever has it has it alone.
+fn stack() -> MutexGuard<'static, Stack> {
+    static STACK: OnceLock<Mutex<Stack>> = OnceLock::new();
+    let stack = STACK.get_or_init(|| Mutex::new(Stack::up()));
+    // A test that failed may have left anything behind; the next one says so by itself.
+    stack.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Stack {
+    /// Brings it up by the commands of the page, in a checkout.
+    fn up() -> Stack {
+        let sandbox = Sandbox::new();
+        pages::checkout(&sandbox);
+        let engine = networked_engine();
+        let client = find(engine.command().get_program().to_str().unwrap());
+        std::os::unix::fs::symlink(client, sandbox.path().join("bin/docker")).unwrap();
+        let stack = Stack { engine, sandbox };
+        let blocks: Vec<_> = pages::blocks().into_iter().filter(|block| block.kind == "run: stack").collect();
+        assert!(blocks.len() >= 3, "{blocks:#?}");
+        for block in blocks {
+            let done = stack.shell(&block.text);
+            if done.status != 0 {
+                let logs = stack.try_compose(&["logs", "--no-color", "--tail", "40"]);
+                let all = stack.try_compose(&["ps", "--all"]);
+                panic!(
+                    "{}\n{}\n{}\n{}\n{}\n{}",
+                    block.at, block.text, done.stdout, done.stderr, all.stdout, logs.stdout
+                );
+            }
+        }
+        stack
+    }
+
+    /// Runs commands in the checkout, with this engine.
+    fn shell(&self, text: &str) -> Outcome {
+        let mut shell = pages::shell(&self.sandbox, text);
+        // Kept between runs: what is downloaded and what was made of it, which imgbuild itself takes care of.
+        shell.env("IMGBUILD_CACHE_DIR", shared::folder("stack-cache")).env("DOCKER_HOST", self.engine.host());
+        outcome(&mut shell)
+    }
+
+    fn entry(&self) -> PathBuf {
+        self.sandbox.work().join("deployments/docker/compose/test.yaml")
+    }
+
+    #[track_caller]
+    fn try_compose(&self, arguments: &[&str]) -> Outcome {
+        outcome(self.engine.command().args(["compose", "--file"]).arg(self.entry()).args(arguments))
+    }
+
+    #[track_caller]
+    fn compose(&self, arguments: &[&str]) -> String {
+        self.try_compose(arguments).success()
+    }
+
+    /// Runs a command in a service's container.
+    #[track_caller]
+    fn inside(&self, service: &str, command: &[&str]) -> Outcome {
+        self.try_compose(&[&["exec", "-T", service][..], command].concat())
+    }
+
+    /// Runs a script of the shell in the client, which has curl, jq, the vault and the tokens.
+    #[track_caller]
+    fn client(&self, script: &str) -> Outcome {
+        self.inside("client", &["bash", "-ec", script])
+    }
+
+    /// Asks rag a question; gives the status and the body.
+    fn ask(&self, body: &Value) -> (u16, String) {
+        let script = format!(
+            "curl -sS --max-time 60 -w '\\n%{{http_code}}' -H \"Authorization: Bearer $(cat /app/tokens/rag_api_token)\" \
+             -H 'Content-Type: application/json' --data-binary '{body}' http://rag:8000/v1/chat/completions"
+        );
+        let said = self.client(&script).stdout;
+        let (body, status) = said.rsplit_once('\n').unwrap_or(("", "0"));
+        (status.parse().unwrap_or(0), body.to_owned())
+    }
+
+    /// The answer to a question, and the sources that it names.
+    fn answer(&self, question: &str) -> Result<(String, Vec<String>), String> {
+        let body = json!({"model": "obelisk-rag", "messages": [{"role": "user", "content": question}]});
+        let (status, said) = self.ask(&body);
+        let value: Value = serde_json::from_str(&said).map_err(|_| format!("{status}: {said}"))?;
+        let text = value["choices"][0]["message"]["content"].as_str().ok_or_else(|| format!("{status}: {said}"))?;
+        let sources = value["sources"].as_array().into_iter().flatten();
+        let sources = sources.filter_map(|it| it["source"].as_str()).map(str::to_owned).collect();
+        Ok((text.to_owned(), sources))
+    }
+
+    /// The same, streamed: the pieces put together, and how many there were.
+    fn streamed(&self, question: &str) -> (String, usize) {
+        let body = json!({"model": "obelisk-rag", "stream": true, "messages": [{"role": "user", "content": question}]});
+        let (status, said) = self.ask(&body);
+        assert!(status == 200 && said.contains("data: [DONE]"), "{status}: {said}");
+        let events = said.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|it| *it != "[DONE]");
+        let values: Vec<Value> = events.map(|event| serde_json::from_str(event).unwrap()).collect();
+        let pieces = values.iter().filter_map(|it| it["choices"][0]["delta"]["content"].as_str());
+        let pieces: Vec<&str> = pieces.filter(|it| !it.is_empty()).collect();
+        (pieces.concat(), pieces.len())
+    }
+
+    /// Waits until the answer to a question is as wanted.
+    #[track_caller]
+    fn until(&self, what: &str, question: &str, wanted: impl Fn(&str, &[String]) -> bool) {
+        let limit = Instant::now() + Duration::from_secs(180);
+        loop {
+            let answer = self.answer(question);
+            if matches!(&answer, Ok((text, sources)) if wanted(text, sources)) {
+                return;
+            }
+            if Instant::now() > limit {
+                let logs =
+                    self.try_compose(&["logs", "--no-color", "--tail", "20", "rag", "litellm", "milvus", "ollama"]);
+                panic!("{what}: {answer:?}\n{}", logs.stdout);
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    #[track_caller]
+    fn healthy(&self, service: &str) {
+        let limit = Instant::now() + Duration::from_secs(240);
+        loop {
+            let id = self.compose(&["ps", "--all", "--quiet", service]);
+            let state = self.engine.docker(["inspect", "--format", "{{.State.Health.Status}}", id.trim()]);
+            if state.trim() == "healthy" {
+                return;
+            }
+            assert!(
+                Instant::now() < limit,
+                "{service} is {state}:\n{}",
+                self.compose(&["logs", "--tail", "40", service])
+            );
+            thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// What PostgreSQL, etcd and the S3 server hold, as text that every byte of it decides.
+    fn data(&self) -> BTreeMap<&'static str, String> {
+        let sql = "SELECT id, encode(bytes, 'hex'), md5(bytes) FROM proof ORDER BY id";
+        let postgres = ["sh", "-c", &format!("psql -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" -At -c \"{sql}\"")];
+        let dump = "pg_dump -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --data-only --table double";
+        let dump = self.inside("postgres", &["sh", "-c", dump]).success();
+        // Each dump carries a word of its own against forged commands.
+        let dump = dump.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
+        let etcd = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "--prefix", "proof/", "--write-out=fields"];
+        let etcd = self.inside("etcd", &etcd).success();
+        let objects = self.mc(
+            "rm -rf /tmp/all; mc --config-dir /tmp/mc mirror --overwrite --remove store /tmp/all; cd /tmp/all; \
+             python3 -c \"import hashlib, pathlib; [print(it, hashlib.sha256(it.read_bytes()).hexdigest()) \
+             for it in sorted(pathlib.Path('.').rglob('*')) if it.is_file()]\"",
+        );
+        // Revisions count the writes of this run of the server, not what is stored.
+        let stored = etcd.lines().filter(|line| line.starts_with("\"Key\"") || line.starts_with("\"Value\""));
+        BTreeMap::from([
+            ("postgres", self.inside("postgres", &postgres).success()),
+            ("litellm", dump.map(|line| format!("{line}\n")).collect()),
+            ("etcd", stored.map(|line| format!("{line}\n")).collect()),
+            ("minio", objects.success()),
+        ])
+    }
+
+    /// A script with MinIO's client, logged in.
+    fn mc(&self, script: &str) -> Outcome {
+        let login = "mc --config-dir /tmp/mc alias set store http://127.0.0.1:9000 \
+                     \"$(cat /run/secrets/minio_root_user)\" \"$(cat /run/secrets/minio_root_password)\"; ";
+        self.inside("minio", &["sh", "-ec", &format!("{login}{script}")])
+    }
+
+    /// Fills the three stores with random bytes.
+    fn fill(&self) {
+        let sql = "CREATE TABLE IF NOT EXISTS proof (id int PRIMARY KEY, bytes bytea); TRUNCATE proof; \
+                   INSERT INTO proof SELECT n, sha512((random()::text || n)::bytea) FROM generate_series(1, 500) n; \
+                   INSERT INTO proof VALUES (0, decode('00ff0a0d275c', 'hex')), (501, ''), (502, NULL)";
+        let fill = format!("psql -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" -v ON_ERROR_STOP=1 -qc \"{sql}\"");
+        self.inside("postgres", &["sh", "-c", &fill]).success();
+        for (key, value) in [("proof/a", "one"), ("proof/b", "two\n\tlines \u{e9}\u{1F5FC}"), ("proof/empty", "")] {
+            self.inside("etcd", &["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "--", key, value]).success();
+        }
+        self.mc("mkdir -p /tmp/put/deep/er; head -c 3000000 /dev/urandom > /tmp/put/deep/er/big; : > /tmp/put/empty; \
+                 mc --config-dir /tmp/mc mb --ignore-existing store/milvus; \
+                 mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/milvus; rm -rf /tmp/put")
+            .success();
+    }
+}
+
+#[test]
+fn real_the_test_stack_comes_up() {
+    let stack = stack();
+    let listed = stack.shell("imgbuild --catalogue images/stack list").success();
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, deployments::STAND_INS);
+    let init = stack.compose(&["ps", "--all", "--format", "{{.Service}} {{.State}} {{.ExitCode}}", "init"]);
+    assert_eq!(init.trim(), "init exited 0");
+    for service in SERVICES {
+        stack.healthy(service);
+    }
+    // The fixture was there before the start, and is quoted with its source.
+    stack.until("the fixture is quoted", QUESTION, |text, sources| {
+        text == FACT && sources.iter().any(|it| it.ends_with("lighthouse.md"))
+    });
+    // A page that comes later is quoted, too, whole and streamed.
+    let (page, fact, question) = (
+        "/app/vault/notes/ferry.md",
+        "The ferry to Ostrel leaves from pier seven at dawn.",
+        "From which pier does the ferry to Ostrel leave?",
+    );
+    stack.client(&format!("mkdir -p /app/vault/notes; printf '# The ferry\\n\\n{fact}\\n' > {page}")).success();
+    let quoted = |text: &str, sources: &[String]| text == fact && sources.iter().any(|it| it.ends_with("ferry.md"));
+    stack.until("the new page is quoted", question, quoted);
+    let (text, pieces) = stack.streamed(question);
+    assert!(text == fact && pieces > 3, "{pieces} pieces: {text}");
+    // What is embedded means something: words that the page does not use find it.
+    stack.until("another wording finds it", "Where do boats for Ostrel start?", quoted);
+    // The index is kept when the service ends.
+    stack.compose(&["restart", "rag"]);
+    stack.healthy("rag");
+    stack.until("the page is quoted after a restart", question, quoted);
+    stack.client(&format!("rm {page}")).success();
+    stack.until("the page is forgotten", question, |text, sources| {
+        text != fact && !sources.iter().any(|it| it.ends_with("ferry.md"))
+    });
+    // LiteLLM's real proxy answers through the stand-in, by the token that init registered.
+    let asked = stack.client(
+        "curl -sS --fail-with-body http://litellm:4000/v1/chat/completions -H 'Content-Type: application/json' \
+         -H \"Authorization: Bearer $(cat /app/tokens/litellm_api_token)\" --data-binary \
+         '{\"model\": \"tiny\", \"messages\": [{\"role\": \"user\", \"content\": \"Tin is cheap. Gold is dear. What is dear?\"}]}'",
+    );
+    let asked: Value = serde_json::from_str(&asked.success()).unwrap();
+    assert_eq!(asked["choices"][0]["message"]["content"], "Gold is dear.", "{asked:#}");
+    assert_eq!(asked["model"], "ollama_chat/tiny", "{asked:#}");
+    // Whoever has no token gets nothing.
+    let refused = "curl -s -o /dev/null -w '%{http_code}' http://rag:8000/v1/models; \
+                   curl -s -o /dev/null -w ' %{http_code}' http://litellm:4000/v1/models";
+    assert_eq!(stack.client(refused).stdout, "401 401");
+    // A second run finds everything as it should be.
+    let again = stack.compose(&["run", "--rm", "-T", "--no-deps", "init"]);
+    assert_eq!(again.lines().last(), Some("unchanged"), "{again}");
+}
+
+/// Python's own words for "can this container reach that port?".
+fn reaches(host: &str, port: u16) -> String {
+    format!("import socket; socket.create_connection(('{host}', {port}), 4).close(); print('reached')")
+}
+
+#[test]
+fn real_networks_are_isolated() {
+    let stack = stack();
+    let address = |service: &str, network: &str| -> String {
+        let id = stack.compose(&["ps", "--quiet", service]);
+        let format = format!("{{{{(index .NetworkSettings.Networks \"obelisk-test_{network}\").IPAddress}}}}");
+        stack.engine.docker(["inspect", "--format", &format, id.trim()]).trim().to_owned()
+    };
+    let python =
+        |service: &str, host: &str, port: u16| stack.inside(service, &["/usr/bin/python3", "-c", &reaches(host, port)]);
+    // With a positive control each: somebody who shares the network reaches the very same address.
+    for (target, port, network, friend, stranger) in [
+        ("postgres", 5432, "data", "litellm", "rag"),
+        ("postgres", 5432, "data", "litellm", "core"),
+        ("ollama", 11434, "llm", "rag", "core"),
+        ("ollama", 11434, "llm", "rag", "milvus"),
+        ("minio", 9000, "vector-store", "milvus", "rag"),
+        ("etcd", 2379, "vector-store", "milvus", "rag"),
+        ("milvus", 19530, "vector", "rag", "litellm"),
+    ] {
+        let ip = address(target, network);
+        for host in [target, &ip] {
+            assert_eq!(python(friend, host, port).success(), "reached\n", "{friend} must reach {target} as {host}");
+            let refused = python(stranger, host, port);
+            assert!(
+                refused.status != 0 && !refused.stdout.contains("reached"),
+                "{stranger} reaches {target} as {host}"
+            );
+        }
+    }
+    // Published is the edge alone, on the loopback.
+    for service in SERVICES {
+        let id = stack.compose(&["ps", "--quiet", service]);
+        let ports = stack.engine.docker(["inspect", "--format", "{{json .NetworkSettings.Ports}}", id.trim()]);
+        let ports: BTreeMap<String, Option<Vec<Value>>> = serde_json::from_str(&ports).unwrap();
+        let published: Vec<&Value> = ports.values().flatten().flatten().collect();
+        assert_eq!(published.len(), usize::from(service == "core"), "{service}: {published:?}");
+        assert!(published.iter().all(|it| it["HostIp"] == "127.0.0.1"), "{service}: {published:?}");
+    }
+}
+
+#[test]
+fn real_every_service_heals() {
+    let stack = stack();
+    stack.fill();
+    let before = stack.data();
+    stack.until("the fixture is quoted", QUESTION, |text, _| text == FACT);
+    for service in SERVICES {
+        stack.compose(&["stop", service]);
+        stack.compose(&["start", service]);
+        stack.healthy(service);
+        // Nobody else was restarted, and everybody gets on.
+        for other in SERVICES {
+            stack.healthy(other);
+        }
+        stack.until(&format!("after {service} was away"), QUESTION, |text, _| text == FACT);
+        let after = stack.data();
+        assert!(after == before, "after {service} was away:\n{before:#?}\n{after:#?}");
+    }
+}
+
+#[test]
+fn real_a_backup_is_put_back_byte_for_byte() {
+    let stack = stack();
+    let folder = stack.sandbox.path().join("backup");
+    let script = |verb: &str| -> Outcome {
+        let folder = folder.display();
+        stack.shell(&format!("imgbuild deploy {verb} --env test --script > {verb}.sh; bash {verb}.sh '{folder}'"))
+    };
+    stack.fill();
+    stack.client("printf '# The well\\n\\nThe well of Brisk is forty fathoms deep.\\n' > /app/vault/well.md").success();
+    let well = "How deep is the well of Brisk?";
+    let deep = |text: &str, _: &[String]| text == "The well of Brisk is forty fathoms deep.";
+    stack.until("the page is quoted", well, deep);
+    let before = stack.data();
+    let rows = before["postgres"].lines().count();
+    assert!(rows == 503 && before["etcd"].contains("proof/b") && before["minio"].contains("big"), "{before:#?}");
+    script("backup").success();
+    let mut saved: Vec<String> =
+        fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    saved.sort();
+    let expected = [
+        "SHA256SUMS",
+        "complete",
+        "init-tokens.tar",
+        "llm-postgres-data.dump",
+        "rag-vault.tar",
+        "vector-etcd-data.db",
+        "vector-milvus-data.tar",
+        "vector-minio-data",
+    ];
+    assert_eq!(saved, expected);
+    script("backup").failure(1, &["already holds a backup"]);
+    for service in SERVICES {
+        stack.healthy(service);
+    }
+    assert!(stack.data() == before, "a backup changes nothing");
+
+    // Everything is lost or changed.
+    let drop = "psql -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" -qc 'DROP TABLE proof; DELETE FROM double'";
+    stack.inside("postgres", &["sh", "-c", drop]).success();
+    stack.inside("etcd", &["etcdctl", "--endpoints=http://127.0.0.1:2379", "del", "--prefix", "proof/"]).success();
+    stack.inside("etcd", &["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "proof/new", "x"]).success();
+    stack.mc("mkdir -p /tmp/put; echo other > /tmp/put/other; mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/milvus; rm -rf /tmp/put").success();
+    stack.client("rm -f /app/vault/well.md /app/vault/lighthouse.md").success();
+    stack.until("the page is forgotten", well, |text, _| !text.contains("forty"));
+
+    // A damaged backup is refused before anything is touched.
+    let dump = folder.join("llm-postgres-data.dump");
+    let whole = fs::read(&dump).unwrap();
+    fs::write(&dump, &whole[..whole.len() / 2]).unwrap();
+    let refused = script("restore");
+    assert!(refused.status != 0 && refused.stderr.contains("llm-postgres-data.dump"), "{}", refused.stderr);
+    fs::write(&dump, whole).unwrap();
+
+    script("restore").success();
+    for service in SERVICES {
+        stack.healthy(service);
+    }
+    let after = stack.data();
+    for (name, data) in &before {
+        assert!(after[name] == *data, "{name} is not what it was:\n{data}\n{}", after[name]);
+    }
+    stack.until("the page is quoted again", well, deep);
+    stack.until("the fixture is quoted again", QUESTION, |text, _| text == FACT);
+    let again = stack.compose(&["run", "--rm", "-T", "--no-deps", "init"]);
+    assert_eq!(again.lines().last(), Some("unchanged"), "tokens, keys and models are those of the backup: {again}");
+}
+
+/// Where a program is.
+fn find(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|it| it.is_file()).unwrap()
+}
