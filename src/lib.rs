@@ -17,4 +17,5 @@ pub mod pin;
 pub mod places;
 pub mod python;
 pub mod registry;
+pub mod remote;
 pub mod report;

@@ -6,7 +6,7 @@ use clap::{ValueEnum, ValueHint};
 use layers::Platform;
 use serde_json::{Value, json};
 
-use super::common::{self, Invocation};
+use super::common::{self, CacheArgs, Invocation};
 use super::{Stop, print, print_json};
 use crate::error::Failure;
 use crate::ops::build::{Built, Request, build, deliver};
@@ -30,7 +30,8 @@ pub(crate) enum Format {
   imgbuild build                                   all images into the OCI layout dist/
   imgbuild build core --output docker-archive:core.tar && docker load -i core.tar
   imgbuild build --platform amd64,arm64 --locked   both platforms, in CI
-  imgbuild build --context ../obelisk rag          another checkout of the same shape")]
+  imgbuild build --context ../obelisk rag          another checkout of the same shape
+  imgbuild build --cache-from registry:ghcr.io/team/cache --cache-to dir:/mnt/cache")]
 pub(crate) struct Args {
     /// Images to build [default: all]
     #[arg(value_name = "IMAGE")]
@@ -53,6 +54,8 @@ pub(crate) struct Args {
     /// Fail rather than record or lock anything anew (also with CI=true)
     #[arg(long)]
     locked: bool,
+    #[command(flatten)]
+    caches: CacheArgs,
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
@@ -70,7 +73,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     for output in &outputs {
         output.check()?;
     }
-    let setup = invocation.setup()?;
+    let setup = invocation.setup_with(&args.caches)?;
     let bench = setup.bench();
     let mut built = build(&bench, &request)?;
     for output in &outputs {

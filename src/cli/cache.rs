@@ -14,6 +14,7 @@ use super::common::{Invocation, now};
 use super::{Stop, print, print_json};
 use crate::config::{parse_age, parse_size};
 use crate::error::Failure;
+use crate::remote::SigningKey;
 use crate::report::size;
 
 /// Shows, checks and tidies the cache.
@@ -73,12 +74,28 @@ enum Command {
         #[arg(long, value_name = "AGE", value_parser = parse_age)]
         max_age: Option<u64>,
     },
+    /// Make a key to sign records with for caches elsewhere, and print the one that others trust
+    Key {
+        /// The new file for the key, which only its owner may read (`cache.signing-key`)
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
     /// Take what `export` wrote, every byte verified; whoever wrote the file is trusted to have built what its records say
     Import {
         /// The file, or `-` for stdin
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
+}
+
+/// Writes a new signing key; prints its public half.
+fn key(path: &Path) -> Result<(), Stop> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let (text, key) = SigningKey::generate().map_err(Failure::work)?;
+    let failed = |error: io::Error| Failure::work(format!("`{}` cannot be written: {error}", path.display()));
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    file.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;
+    print(&format!("{}\n", key.public()))
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
@@ -100,6 +117,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             let jobs = config.jobs(invocation.globals.jobs.map(usize::from))?;
             verify(&store, jobs, format)
         }
+        Command::Key { file } => key(&file),
         Command::Clear => show(&collector(&store)?.clear()?, false, Format::Text),
         Command::Export { file, max_age } => {
             let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));

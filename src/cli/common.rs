@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cache::{Hold, Limits, Store};
@@ -14,12 +15,14 @@ use super::{Program, Stop};
 use crate::config::{Config, Environment};
 use crate::error::Failure;
 use crate::fetch::{Http, HttpConfig};
-use crate::observe::Observer;
+use crate::observe::{Event, Observer};
 use crate::ops::Bench;
 use crate::ops::project::Project;
+use crate::ops::remote::Targets;
 use crate::pin::{Context, StatCache};
 use crate::places::Docker;
 use crate::registry::{ClientConfig, Registries};
+use crate::remote::{Artifacts, Folder, Publisher, Remote, RemoteSpec, Source, Sources};
 use crate::report::{self, Progress, Screen};
 
 /// Flags of every command.
@@ -54,6 +57,17 @@ pub struct Globals {
     pub offline: bool,
 }
 
+/// Flags of commands that build: caches elsewhere.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct CacheArgs {
+    /// Looks for what is not in the cache in another one: dir:PATH or registry:HOST/REPOSITORY; may be given several times
+    #[arg(long, value_name = "CACHE")]
+    cache_from: Vec<RemoteSpec>,
+    /// Gives what is built here to another cache, while the build goes on; may be given several times
+    #[arg(long, value_name = "CACHE")]
+    cache_to: Vec<RemoteSpec>,
+}
+
 /// A program with its flags.
 pub(crate) struct Invocation {
     pub(crate) program: Program,
@@ -73,6 +87,8 @@ pub(crate) struct Setup {
     now: i64,
     limits: Limits,
     compression: Compression,
+    elsewhere: Sources,
+    targets: Option<Targets>,
     hold: Hold,
 }
 
@@ -119,8 +135,23 @@ impl Invocation {
         })
     }
 
+    /// Opens a cache elsewhere.
+    fn remote(&self, config: &Config, spec: &RemoteSpec) -> Result<Arc<dyn Remote>, Stop> {
+        Ok(match spec {
+            RemoteSpec::Dir(path) => Arc::new(Folder::new(&config.environment().directory().join(path))),
+            RemoteSpec::Registry(repository) => {
+                Arc::new(Artifacts::new(self.registries(config, &[], None)?, repository.clone()))
+            }
+        })
+    }
+
     /// Opens everything that work needs.
     pub(crate) fn setup(&self) -> Result<Setup, Stop> {
+        self.setup_with(&CacheArgs::default())
+    }
+
+    /// As [`setup`](Invocation::setup), with caches elsewhere.
+    pub(crate) fn setup_with(&self, caches: &CacheArgs) -> Result<Setup, Stop> {
         let config = self.config()?;
         let project = self.project(&config)?;
         let store = Store::open_at(&config.cache_dir(self.globals.cache_dir.as_deref())?)?;
@@ -133,6 +164,25 @@ impl Invocation {
         let observer = report::choose(self.globals.progress, screen);
         let limits = config.cache_limits()?.into();
         let compression = config.compression(self.globals.compression)?;
+        let trusted = if caches.cache_from.is_empty() { Vec::new() } else { config.cache_trusted_stores()? };
+        let mut sources = Vec::new();
+        for spec in &caches.cache_from {
+            let remote = self.remote(&config, spec)?;
+            sources.push(Source { label: spec.to_string(), remote, trusted: trusted.contains(spec) });
+        }
+        let keys = if sources.is_empty() { Vec::new() } else { config.cache_trusted_keys()? };
+        let elsewhere = Sources::new(sources, keys);
+        let mut to = Vec::new();
+        for spec in &caches.cache_to {
+            to.push((spec.to_string(), self.remote(&config, spec)?));
+        }
+        let targets = match to.is_empty() {
+            true => None,
+            false => {
+                let key = config.cache_signing_key()?;
+                Some(Targets { publisher: Publisher::start(to, store.clone()), key })
+            }
+        };
         let hold = store.hold()?;
         Ok(Setup {
             project,
@@ -146,6 +196,8 @@ impl Invocation {
             now: now(),
             limits,
             compression,
+            elsewhere,
+            targets,
             hold,
         })
     }
@@ -190,12 +242,17 @@ impl Setup {
             jobs: self.jobs,
             now: self.now,
             compression: self.compression,
+            elsewhere: &self.elsewhere,
+            targets: self.targets.as_ref(),
         }
     }
 
     /// Saves what was learnt about the context's files, keeps the cache within its limits, and ends the display of progress.
     pub(crate) fn close(self) {
         self.context.save_stats();
+        for trouble in self.targets.map(|targets| targets.publisher.finish()).unwrap_or_default() {
+            self.observer.on(Event::Warning(&trouble));
+        }
         drop(self.hold);
         if self.store.written() > 0 {
             crate::ops::cache::tidy(&self.store, &self.limits, self.now, self.observer.as_ref());

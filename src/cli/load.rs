@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use layers::Platform;
 
-use super::common::{self, Invocation};
+use super::common::{self, CacheArgs, Invocation};
 use super::{Stop, print};
 use crate::ops::build::Request;
 use crate::ops::load::{copy, load_images};
@@ -46,6 +46,8 @@ pub(crate) struct LoadArgs {
     /// Fail rather than record or lock anything anew (also with CI=true)
     #[arg(long)]
     locked: bool,
+    #[command(flatten)]
+    caches: CacheArgs,
 }
 
 /// Copies an image from one place to another.
@@ -85,7 +87,7 @@ pub(crate) fn load(invocation: &Invocation, args: LoadArgs) -> Result<(), Stop> 
         Engine::Podman => Into::Podman,
         Engine::Containerd => Into::Containerd,
     };
-    let setup = invocation.setup()?;
+    let setup = invocation.setup_with(&args.caches)?;
     let registries = invocation.registries(&setup.config, &[], None)?;
     let docker = common::docker(&setup.config)?;
     let bench = setup.bench();

@@ -7,7 +7,7 @@ use layers::Platform;
 use serde_json::{Value, json};
 
 use super::build::{Format, metadata};
-use super::common::{self, Invocation};
+use super::common::{self, CacheArgs, Invocation};
 use super::{Stop, print, print_json};
 use crate::error::Failure;
 use crate::ops::build::Request;
@@ -60,6 +60,8 @@ pub(crate) struct Args {
     /// Fail rather than record or lock anything anew (also with CI=true)
     #[arg(long)]
     locked: bool,
+    #[command(flatten)]
+    caches: CacheArgs,
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
@@ -72,7 +74,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     };
     let annotations = common::labels(&args.annotation)
         .map_err(|failure| Failure { message: failure.message.replace("label", "annotation"), ..failure })?;
-    let setup = invocation.setup()?;
+    let setup = invocation.setup_with(&args.caches)?;
     let bare = args.tag.iter().any(|tag| matches!(tag, TagRequest::Tag(_)));
     let prefix = match bare {
         true => Some(setup.config.registry(args.registry.as_deref())?),

@@ -3,6 +3,7 @@
 use layers::encode::Compression;
 
 use super::{Config, ConfigError};
+use crate::remote::{PublicKey, RemoteSpec, SigningKey};
 
 /// What the cache is kept to; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,44 @@ impl Config {
             max_age: read("IMGBUILD_CACHE_MAX_AGE", "max-age", parse_age)?.flatten(),
             min_free: read("IMGBUILD_CACHE_MIN_FREE", "min-free", parse_size)?.flatten(),
         })
+    }
+
+    /// The file with the key that records are signed with before they go to a cache elsewhere: IMGBUILD_CACHE_SIGNING_KEY,
+    /// `cache.signing-key`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds no key.
+    pub fn cache_signing_key(&self) -> Result<Option<SigningKey>, ConfigError> {
+        let from_file = || {
+            let file = self.file.as_ref()?;
+            file.get(&["cache", "signing-key"]).map(|value| file.path(&value.texts[0]))
+        };
+        let Some(path) = self.environment.path("IMGBUILD_CACHE_SIGNING_KEY").or_else(from_file) else {
+            return Ok(None);
+        };
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let wrong = |why| ConfigError::Value { place: format!("`{}`", path.display()), why };
+        text.parse().map(Some).map_err(wrong)
+    }
+
+    /// The keys whose signatures make records of caches elsewhere believable: IMGBUILD_CACHE_TRUSTED_KEYS,
+    /// `cache.trusted-keys`.
+    ///
+    /// # Errors
+    /// If one is no key.
+    pub fn cache_trusted_keys(&self) -> Result<Vec<PublicKey>, ConfigError> {
+        let found = self.all("IMGBUILD_CACHE_TRUSTED_KEYS", &["cache", "trusted-keys"])?;
+        found.iter().map(|found| found.text.parse().map_err(|why: String| found.wrong(why))).collect()
+    }
+
+    /// Caches elsewhere whose records are believed without a signature, as they are written after `--cache-from`:
+    /// IMGBUILD_CACHE_TRUSTED_STORES, `cache.trusted-stores`.
+    ///
+    /// # Errors
+    /// If one is no cache.
+    pub fn cache_trusted_stores(&self) -> Result<Vec<RemoteSpec>, ConfigError> {
+        let found = self.all("IMGBUILD_CACHE_TRUSTED_STORES", &["cache", "trusted-stores"])?;
+        found.iter().map(|found| found.text.parse().map_err(|why: String| found.wrong(why))).collect()
     }
 }
 

@@ -269,7 +269,7 @@ impl Local<'_> {
     /// The tar of a fragment.
     pub(super) fn whole_tar(&self, fragment: &Fragment) -> Result<Vec<u8>, EngineError> {
         let gone = || EngineError::from(layers::encode::EncodeError::Damaged("it is gone"));
-        let bytes = std::io::BufReader::with_capacity(256 << 10, self.store.open(&fragment.blob)?.ok_or_else(gone)?);
+        let bytes = std::io::BufReader::with_capacity(256 << 10, self.open_here(&fragment.blob)?.ok_or_else(gone)?);
         let mut tar = Vec::with_capacity(usize::try_from(fragment.layout.tar_size).unwrap_or_default());
         TarReader::new(bytes, fragment.layout.members.iter().copied()).read_to_end(&mut tar)?;
         Ok(tar)

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cache::Store;
+use cache::{CacheError, Store};
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
 use layers::lock::Lock;
 use layers::lower::Resolved;
@@ -35,6 +35,7 @@ use crate::debian::{effects, gate};
 use crate::observe::{Event, Observer};
 use crate::parallel::in_parallel;
 use crate::pin::{Context, SelectedKind};
+use crate::remote::Sources;
 
 /// Brings archives.
 pub trait Supply: Sync {
@@ -99,6 +100,8 @@ pub struct Local<'a> {
     pub room: Room,
     /// Fragments' indexes that were read: images share most of theirs.
     pub loaded: Mutex<FragmentMap>,
+    /// What caches elsewhere have told.
+    pub elsewhere: &'a Sources,
     /// Held by who makes what a key stands for.
     pub making: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
 }
@@ -165,9 +168,26 @@ impl Local<'_> {
         })
     }
 
+    /// Opens a fragment's bytes, brought from a cache elsewhere where they are not here.
+    pub(super) fn open_here(&self, digest: &Digest) -> Result<Option<File>, CacheError> {
+        match self.store.open(digest)? {
+            None if self.elsewhere.bring(digest, self.store, self.observer) => self.store.open(digest),
+            found => Ok(found),
+        }
+    }
+
+    /// Whether a fragment's bytes are here with this length, or else can be had elsewhere.
+    fn is_within_reach(&self, digest: &Digest, size: Option<u64>) -> Result<bool, CacheError> {
+        Ok(match (self.store.has(digest)?, size) {
+            (Some(found), Some(size)) => found == size,
+            (Some(_), None) => true,
+            (None, _) => self.elsewhere.holds(digest),
+        })
+    }
+
     /// The bytes of a fragment in the store.
     fn open(&self, digest: &Digest) -> io::Result<File> {
-        match self.store.open(digest) {
+        match self.open_here(digest) {
             Ok(Some(file)) => Ok(file),
             Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
             Err(error) => Err(io::Error::other(error)),
@@ -238,9 +258,15 @@ impl Local<'_> {
                 Some(record) => {
                     records.insert(job.key, record);
                 }
-                None => {
-                    missing.insert(job.key, job);
-                }
+                None => match self.elsewhere.layer(&job.key) {
+                    Some(record) if self.elsewhere.holds(&record.digest) => {
+                        self.store.keep(&job.key, &job.text, &record)?;
+                        records.insert(job.key, record);
+                    }
+                    _ => {
+                        missing.insert(job.key, job);
+                    }
+                },
             }
         }
         let mut missing: Vec<&LayerJob> = missing.into_values().collect();
@@ -282,7 +308,7 @@ impl Local<'_> {
         self.observer.on(Event::LayerStarted { label: &job.label });
         let mut writer = LayerWriter::new(self.store.writer_unhashed()?, self.compression, &job.skeleton)?;
         for fragment in &job.fragments {
-            let Some(bytes) = self.store.open(&fragment.blob)? else {
+            let Some(bytes) = self.open_here(&fragment.blob)? else {
                 return Err(layers::encode::EncodeError::Damaged("it is gone").into());
             };
             writer.fragment(&fragment.layout, &fragment.blob, &mut io::BufReader::with_capacity(256 << 10, bytes))?;
@@ -610,16 +636,19 @@ impl Local<'_> {
     }
 
     fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
-        let Some(bytes) = self.store.find(key)? else { return Ok(None) };
-        let Ok(record) = serde_json::from_slice::<FragmentRecord>(&bytes) else { return Ok(None) };
-        let whole = self.store.has(&record.fragment)?.is_some() && self.store.has(&record.index)?.is_some();
-        Ok(whole.then_some(record))
+        let here = self.store.find(key)?.and_then(|bytes| serde_json::from_slice::<FragmentRecord>(&bytes).ok());
+        for record in [here, self.elsewhere.fragment(key)].into_iter().flatten() {
+            if self.is_within_reach(&record.fragment, None)? && self.store.has(&record.index)?.is_some() {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn find_fragment(&self, key: &Key) -> Result<Option<Arc<Fragment>>, EngineError> {
         let loaded = self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned();
         if let Some(fragment) = loaded
-            && self.store.has(&fragment.blob)? == Some(fragment.layout.size)
+            && self.is_within_reach(&fragment.blob, Some(fragment.layout.size))?
         {
             return Ok(Some(fragment));
         }
@@ -627,11 +656,31 @@ impl Local<'_> {
         let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
         let Some(fragment) = index::decode(&bytes) else { return Ok(None) };
         self.use_fragment(&fragment);
-        if self.store.has(&fragment.blob)? != Some(fragment.layout.size) {
+        if !self.is_within_reach(&fragment.blob, Some(fragment.layout.size))? {
             return Ok(None);
         }
         self.load(key, &fragment);
         Ok(Some(fragment))
+    }
+
+    /// The fragments that a stage's layers are made of, and those of its archives as they are, by their keys.
+    pub fn fragments_of(&self, resolved: &Resolved, walked: &Walked) -> Vec<(Key, Arc<Fragment>)> {
+        let blobs: BTreeSet<Digest> =
+            walked.jobs.iter().flat_map(|job| &job.fragments).map(|fragment| fragment.blob).collect();
+        let mut keys: BTreeSet<Key> = BTreeSet::new();
+        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+            if let Op::Unpack { archive, conversion } = op {
+                keys.insert(unpack_key(archive, conversion, &Drops::new()).0);
+            }
+        }
+        let loaded = self.loaded.lock().expect("no thread panics while it holds this");
+        let mut found: Vec<(Key, Arc<Fragment>)> = loaded
+            .iter()
+            .filter(|(key, fragment)| keys.contains(key) || blobs.contains(&fragment.blob))
+            .map(|(key, fragment)| (*key, fragment.clone()))
+            .collect();
+        found.sort_by_key(|(key, _)| *key);
+        found
     }
 
     fn load(&self, key: &Key, fragment: &Arc<Fragment>) {

@@ -157,6 +157,9 @@ pub fn deliver(
     output: &dyn Output,
 ) -> Result<Vec<Built>, Failure> {
     let images = |built: &[Built]| built.iter().map(|it| it.image.clone()).collect::<Vec<NamedImage>>();
+    if !super::remote::bring(bench, &built)? {
+        built = build(bench, request)?;
+    }
     match output.deliver(&images(&built), bench.store) {
         Err(OutputError::Lost(_) | OutputError::Damaged(_)) => {
             bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
@@ -186,7 +189,7 @@ fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<
             };
             let record = match record {
                 Some(record) if record.is_whole(bench.store)? => Some(record),
-                _ => None,
+                _ => super::remote::image(bench, name, platform, &key)?,
             };
             wanted.push(Wanted { name, image, platform, resolved, key, record });
         }
@@ -225,6 +228,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
         room: Room::new(bench.store.scratch()),
         loaded: Mutex::default(),
         making: Mutex::default(),
+        elsewhere: bench.elsewhere,
     };
     match make_layers(bench, lock, wanted, &missing, &engine) {
         // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
@@ -243,6 +247,10 @@ fn make_layers(
     missing: &[usize],
     engine: &Local<'_>,
 ) -> Result<(), Trouble> {
+    in_parallel(super::remote::TRANSFERS, missing, |&at| {
+        super::remote::warm(bench, wanted[at].name, wanted[at].platform)
+    })
+    .map_err(Trouble::Failure)?;
     for &at in missing {
         wanted[at].resolved = engine.settle(&wanted[at].resolved).map_err(Trouble::Engine)?;
     }
@@ -274,11 +282,12 @@ fn make_layers(
         let it = &mut wanted[at];
         let record = ImageRecord {
             layers: walked.jobs.iter().map(|job| records[&job.key].clone()).collect(),
-            packages: walked.packages,
-            base: walked.base.map(|base| (base.manifest, base.parts)),
+            packages: walked.packages.clone(),
+            base: walked.base.as_ref().map(|base| (base.manifest, base.parts.clone())),
         };
         bench.store.keep(&it.key.0, &it.key.1, &record)?;
         remember_latest(bench, it.name, it.platform, &it.key.0)?;
+        super::remote::publish(bench, engine, (it.name, it.platform), &it.key.0, (&it.resolved, &walked), &record)?;
         it.record = Some(record);
     }
     Ok(())

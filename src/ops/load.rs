@@ -33,7 +33,10 @@ pub fn load_images(
     for (image, _) in &images {
         name(image)?;
     }
-    let built = build(bench, request)?;
+    let mut built = build(bench, request)?;
+    if !super::remote::bring(bench, &built)? {
+        built = build(bench, request)?;
+    }
     let mut loading = Vec::new();
     for it in built {
         let image = it.image;

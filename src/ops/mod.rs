@@ -10,6 +10,7 @@ pub mod load;
 pub mod lock;
 pub mod project;
 pub mod push;
+pub mod remote;
 pub mod supply;
 pub mod wheels;
 
@@ -21,6 +22,7 @@ use crate::fetch::Http;
 use crate::observe::Observer;
 use crate::pin::Context;
 use crate::registry::Registries;
+use crate::remote::Sources;
 use project::Project;
 
 /// Everything that work is done with.
@@ -45,4 +47,8 @@ pub struct Bench<'a> {
     pub now: i64,
     /// How layers are compressed.
     pub compression: Compression,
+    /// Caches elsewhere that are read from.
+    pub elsewhere: &'a Sources,
+    /// Caches elsewhere that are written to.
+    pub targets: Option<&'a remote::Targets>,
 }

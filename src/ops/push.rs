@@ -130,6 +130,7 @@ fn prepare(
             }
         }
     }
+    super::remote::point_to(bench, &built, &mut supply)?;
     Ok((built, deliveries, supply))
 }
 

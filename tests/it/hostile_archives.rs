@@ -17,6 +17,7 @@ use imgbuild::engine::local::{Local, Subject, Supply};
 use imgbuild::engine::spool::Room;
 use imgbuild::observe::Silent;
 use imgbuild::pin::{Context, StatCache};
+use imgbuild::remote::Sources;
 use layers::encode::Compression;
 use layers::lock::Lock;
 use layers::op::Archive;
@@ -60,6 +61,7 @@ impl Shelf {
         let store = Store::open_at(&home.path().join("cache")).unwrap();
         fs::create_dir(home.path().join("context")).unwrap();
         let context = Context::open(&home.path().join("context"), StatCache::default(), 1).unwrap();
+        let nowhere = Sources::default();
         let engine = Local {
             store: &store,
             observer: &Silent,
@@ -73,6 +75,7 @@ impl Shelf {
             room: Room::new(store.scratch()),
             loaded: Mutex::default(),
             making: Mutex::default(),
+            elsewhere: &nowhere,
         };
         let plan = Catalogue::new("hostile").with("image", stage.clone().image()).plan();
         let lock = Lock::default();

@@ -36,6 +36,7 @@ mod registry_pull;
 mod registry_push;
 mod registry_real;
 mod registry_referrers;
+mod remote;
 mod robustness;
 mod server;
 mod support_real;

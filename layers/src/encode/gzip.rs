@@ -62,6 +62,11 @@ impl MemberEncoder {
     }
 }
 
+/// One gzip member that holds `bytes`, which should be few.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    MemberEncoder::new().encode(bytes).to_vec()
+}
+
 fn damaged(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }

@@ -24,7 +24,7 @@ mod tar;
 pub use compression::Compression;
 pub use entry::{Entry, Kind};
 pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Member};
-pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader};
+pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
 pub use layer::{LayerDigests, LayerWriter};
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.

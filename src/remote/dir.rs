@@ -1,0 +1,129 @@
+//! A cache in a folder, on a disk that machines share.
+//!
+//! ```text
+//! PATH/
+//!   imgbuild-cache-v1/names/image-0123...       a document
+//!   imgbuild-cache-v1/blobs/ab/abcdef...        a blob by its SHA-256
+//! ```
+//!
+//! Files are written aside and renamed, so readers and writers need no locks.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use cache::{Blob, Store};
+use layers::Digest;
+use sha2::{Digest as _, Sha256};
+
+use super::document::LARGEST;
+use super::{Place, Remote, RemoteError};
+
+/// A cache in a folder.
+#[derive(Debug)]
+pub struct Folder {
+    root: PathBuf,
+}
+
+impl Folder {
+    /// The cache below `path`, which is made when something is published.
+    pub fn new(path: &Path) -> Folder {
+        Folder { root: path.join("imgbuild-cache-v1") }
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.root.join("blobs").join(&hex[..2]).join(hex)
+    }
+
+    fn name(&self, name: &str) -> PathBuf {
+        self.root.join("names").join(name)
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> RemoteError + '_ {
+    move |source| RemoteError::Io { path: path.into(), source }
+}
+
+/// Copies and hashes; the bytes must be `blob`'s.
+fn copy(blob: &Blob, from: &mut dyn Read, to: &mut dyn Write) -> io::Result<bool> {
+    let (mut hasher, mut size) = (Sha256::new(), 0u64);
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(size == blob.size && Digest::from_bytes(hasher.finalize().into()) == blob.digest),
+            count => {
+                size += count as u64;
+                if size > blob.size {
+                    return Ok(false);
+                }
+                hasher.update(&piece[..count]);
+                to.write_all(&piece[..count])?;
+            }
+        }
+    }
+}
+
+/// Writes a file aside and renames it to its place.
+fn place(path: &Path, write: impl FnOnce(&mut File) -> Result<(), RemoteError>) -> Result<(), RemoteError> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder).map_err(at(folder))?;
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder).map_err(at(folder))?;
+    write(file.as_file_mut())?;
+    let shared = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(shared).map_err(at(path))?;
+    file.persist(path).map_err(|error| at(path)(error.error))?;
+    Ok(())
+}
+
+impl Remote for Folder {
+    fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
+        let path = self.name(name);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(at(&path))?,
+        };
+        let mut bytes = Vec::new();
+        file.take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(at(&path))?;
+        Ok(Some(bytes))
+    }
+
+    fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
+        let path = self.blob(&blob.digest);
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RemoteError::Gone(blob.digest)),
+            file => file.map_err(at(&path))?,
+        };
+        let mut writer = store.writer_unhashed()?;
+        if !copy(blob, &mut file, &mut writer).map_err(at(&path))? {
+            return Err(RemoteError::Damaged(blob.digest));
+        }
+        writer.finish_as(&blob.digest)?;
+        Ok(())
+    }
+
+    fn place(&self, digest: &Digest) -> Place {
+        Place::File(self.blob(digest))
+    }
+
+    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<u64, RemoteError> {
+        let mut sent = 0;
+        for blob in blobs {
+            let path = self.blob(&blob.digest);
+            if fs::metadata(&path).is_ok_and(|there| there.len() == blob.size) {
+                continue;
+            }
+            let mut from = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
+            place(&path, |file| match copy(blob, &mut from, file).map_err(at(&path))? {
+                true => Ok(()),
+                false => Err(RemoteError::Damaged(blob.digest)),
+            })?;
+            sent += blob.size;
+        }
+        for name in names {
+            let path = self.name(name);
+            place(&path, |file| file.write_all(document).map_err(at(&path)))?;
+        }
+        Ok(sent)
+    }
+}

@@ -1,0 +1,257 @@
+//! Caches elsewhere: what one machine built, another need not build again.
+//!
+//! ```text
+//! document   what was built, signed: the records of an image, and where its bytes are
+//! dir        a folder, on a disk that machines share
+//! registry   artifacts in a repository of a registry
+//! publish    what goes out while the build goes on
+//! ```
+//!
+//! The one idea: a cache elsewhere holds *answers*, not truths. Bytes are compared with the digest that they were asked
+//! by, but nothing can tell from hashes that a record names the layers of another image. So records count only if a
+//! configured key has signed them, or if their store is trusted by name. Whatever goes wrong is a warning and a build.
+
+mod dir;
+mod document;
+mod publish;
+mod registry;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cache::{Blob, Store};
+use layers::Key;
+
+pub use dir::Folder;
+pub use document::{
+    Answer, Believed, KnownFragment, KnownLayer, Named, Payload, PublicKey, Remembered, SigningKey, image_name,
+    latest_name,
+};
+pub use publish::Publisher;
+pub use registry::Artifacts;
+
+use crate::observe::{Event, Observer};
+use crate::registry::Repository;
+
+/// Why a cache elsewhere did not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// Reading or writing a file failed.
+    #[error("`{path}`: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Bytes that are not what they were asked by.
+    #[error("{0} is damaged or something else there")]
+    Damaged(layers::Digest),
+    /// A blob that is not there.
+    #[error("{0} is not there")]
+    Gone(layers::Digest),
+    /// A registry.
+    #[error(transparent)]
+    Registry(#[from] crate::registry::RegistryError),
+    /// The cache of this machine.
+    #[error(transparent)]
+    Cache(#[from] cache::CacheError),
+}
+
+/// A cache elsewhere.
+///
+/// Documents have names and are small; blobs are named by their digest. An implementation verifies nothing but blobs.
+pub trait Remote: Send + Sync {
+    /// The document of this name, with one request; `None` where there is none.
+    fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError>;
+
+    /// Brings a blob into the store, verified by its digest and length.
+    fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError>;
+
+    /// Where a blob of it lies, for who can take it from there without bringing it first.
+    fn place(&self, digest: &layers::Digest) -> Place;
+
+    /// Stores a document under its names after the blobs that it leads to; what is there is not sent. Blobs are hashed
+    /// while they are sent. Returns the bytes of blobs that were sent.
+    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<u64, RemoteError>;
+}
+
+/// Where a blob lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a file.
+    File(PathBuf),
+    /// In a repository.
+    Repository(Repository),
+}
+
+/// A cache elsewhere as it is written on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemoteSpec {
+    /// `dir:PATH`.
+    Dir(PathBuf),
+    /// `registry:HOST/REPOSITORY`.
+    Registry(Repository),
+}
+
+impl FromStr for RemoteSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RemoteSpec, String> {
+        let wrong = |why: String| format!("`{text}` is no cache: {why}");
+        match text.split_once(':') {
+            Some(("dir", "")) | Some(("registry", "")) => Err(wrong("it names no place".into())),
+            Some(("dir", path)) => Ok(RemoteSpec::Dir(path.into())),
+            Some(("registry", repository)) => {
+                Repository::parse(repository).map(RemoteSpec::Registry).map_err(|error| wrong(error.to_string()))
+            }
+            _ => Err(wrong("use `dir:PATH` or `registry:HOST/REPOSITORY`".into())),
+        }
+    }
+}
+
+impl fmt::Display for RemoteSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RemoteSpec::Dir(path) => write!(f, "dir:{}", path.display()),
+            RemoteSpec::Registry(repository) => write!(f, "registry:{repository}"),
+        }
+    }
+}
+
+/// A cache to read from.
+pub struct Source {
+    /// As it was written.
+    pub label: String,
+    /// The cache.
+    pub remote: Arc<dyn Remote>,
+    /// Whether records without a signature are believed.
+    pub trusted: bool,
+}
+
+/// The caches that are read from, and what was learnt from them.
+#[derive(Default)]
+pub struct Sources {
+    sources: Vec<Source>,
+    keys: Vec<PublicKey>,
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    remembered: Remembered,
+    /// Caches that failed: they are not asked again.
+    failed: Vec<bool>,
+}
+
+impl Sources {
+    /// Caches, best first, and the keys whose signatures count.
+    pub fn new(sources: Vec<Source>, keys: Vec<PublicKey>) -> Sources {
+        let failed = vec![false; sources.len()];
+        Sources { sources, keys, found: Mutex::new(Found { remembered: Remembered::default(), failed }) }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
+    fn found(&self) -> std::sync::MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the caches, in their order, for a believable document of this name.
+    pub fn ask(&self, name: &str, observer: &dyn Observer) -> Option<Payload> {
+        for (at, source) in self.sources.iter().enumerate() {
+            if self.found().failed[at] {
+                continue;
+            }
+            let bytes = match source.remote.find(name) {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.fail(at, &error.to_string(), observer);
+                    continue;
+                }
+            };
+            match Answer::read(&bytes, name, &self.keys) {
+                Ok((payload, Believed::Signed)) => return Some(self.learn(payload, at)),
+                Ok((payload, Believed::Unsigned)) if source.trusted => return Some(self.learn(payload, at)),
+                Ok((_, Believed::Unsigned)) => {
+                    let why = "its records are signed by no key of `cache.trusted-keys`, and it is not among \
+                               `cache.trusted-stores`";
+                    self.fail(at, why, observer);
+                }
+                Err(why) => self.fail(at, &why, observer),
+            }
+        }
+        None
+    }
+
+    fn learn(&self, payload: Payload, from: usize) -> Payload {
+        self.found().remembered.learn(&payload, from);
+        payload
+    }
+
+    /// Says once that a cache is of no use, and asks it no more.
+    fn fail(&self, at: usize, why: &str, observer: &dyn Observer) {
+        if !std::mem::replace(&mut self.found().failed[at], true) {
+            let label = &self.sources[at].label;
+            observer.on(Event::Warning(&format!("the cache `{label}` is passed over: {why}")));
+        }
+    }
+
+    /// The record of a layer that some cache told of.
+    pub fn layer(&self, key: &Key) -> Option<crate::engine::local::LayerRecord> {
+        self.found().remembered.layer(key)
+    }
+
+    /// The record of a fragment that some cache told of.
+    pub fn fragment(&self, key: &Key) -> Option<crate::engine::index::FragmentRecord> {
+        self.found().remembered.fragment(key)
+    }
+
+    /// Whether a cache that still serves has said that it holds the blob.
+    pub fn holds(&self, digest: &layers::Digest) -> bool {
+        let found = self.found();
+        found.remembered.holders(digest).iter().any(|at| !found.failed[*at])
+    }
+
+    /// Brings a blob that a cache has told of into the store. `false`: no cache has it, or none gave it.
+    pub fn bring(&self, digest: &layers::Digest, store: &Store, observer: &dyn Observer) -> bool {
+        let (size, holders) = {
+            let found = self.found();
+            let Some(size) = found.remembered.size(digest) else { return false };
+            (size, found.remembered.holders(digest))
+        };
+        if store.has(digest).is_ok_and(|there| there == Some(size)) {
+            return true;
+        }
+        for at in holders {
+            if self.found().failed[at] {
+                continue;
+            }
+            match self.sources[at].remote.fetch(&Blob { digest: *digest, size }, store) {
+                Ok(()) => return true,
+                Err(error) => self.fail(at, &error.to_string(), observer),
+            }
+        }
+        false
+    }
+
+    /// Where a blob lies that some cache has told of.
+    pub fn place(&self, digest: &layers::Digest) -> Option<Place> {
+        let found = self.found();
+        let at = found.remembered.holders(digest).into_iter().find(|at| !found.failed[*at])?;
+        Some(self.sources[at].remote.place(digest))
+    }
+
+    /// Asks no cache any more: what they told is forgotten.
+    pub fn forget(&self) {
+        let mut found = self.found();
+        found.failed.fill(true);
+        found.remembered = Remembered::default();
+    }
+}

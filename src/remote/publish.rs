@@ -1,0 +1,57 @@
+//! What goes out while the build goes on.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use cache::{Blob, Store};
+
+use super::Remote;
+
+/// A document on its way.
+struct Job {
+    names: Vec<String>,
+    document: Vec<u8>,
+    blobs: Vec<Blob>,
+}
+
+/// Sends documents and their blobs to caches elsewhere, one after another, on a thread of its own.
+pub struct Publisher {
+    jobs: Sender<Job>,
+    thread: JoinHandle<Vec<String>>,
+}
+
+impl Publisher {
+    /// Starts; `targets` are caches with the names that people know them by.
+    pub fn start(targets: Vec<(String, Arc<dyn Remote>)>, store: Store) -> Publisher {
+        let (jobs, wanted) = channel::<Job>();
+        let thread = std::thread::spawn(move || {
+            let mut troubles = Vec::new();
+            let mut targets = targets;
+            for job in wanted {
+                // A cache that failed is left alone: the next document would wait for the same trouble.
+                targets.retain(|(label, remote)| match remote.publish(&job.names, &job.document, &job.blobs, &store) {
+                    Ok(_) => true,
+                    Err(error) => {
+                        troubles.push(format!("the cache `{label}` was not written: {error}"));
+                        false
+                    }
+                });
+            }
+            troubles
+        });
+        Publisher { jobs, thread }
+    }
+
+    /// Hands over a document and the blobs that it leads to.
+    pub fn publish(&self, names: Vec<String>, document: Vec<u8>, blobs: Vec<Blob>) {
+        // The other side is there until `finish`.
+        let _ = self.jobs.send(Job { names, document, blobs });
+    }
+
+    /// Waits until everything is sent; what went wrong, a line each.
+    pub fn finish(self) -> Vec<String> {
+        drop(self.jobs);
+        self.thread.join().unwrap_or_else(|_| vec!["a cache was not written: its thread ended".into()])
+    }
+}

@@ -1,0 +1,103 @@
+//! A cache in a repository of a registry: each document an artifact, its blobs the artifact's layers.
+//!
+//! ```text
+//! manifest  artifactType application/vnd.imgbuild.cache.v1, config `{}`, tagged with each name of the document
+//!   annotations  org.imgbuild.cache: the document, base64: one request reads it
+//!   layers       every blob that it leads to, so that a registry's collector keeps them
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cache::{Blob, Store};
+use layers::Digest;
+use serde_json::json;
+
+use super::{Place, Remote, RemoteError};
+use crate::observe::Silent;
+use crate::registry::document::{Descriptor, Document};
+use crate::registry::{Bundle, Delivery, Registries, RegistryError, Repository, Supply};
+
+const ARTIFACT: &str = "application/vnd.imgbuild.cache.v1";
+const BLOB: &str = "application/vnd.imgbuild.cache.blob.v1";
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+const ANNOTATION: &str = "org.imgbuild.cache";
+
+/// A cache in a repository.
+#[derive(Debug)]
+pub struct Artifacts {
+    registries: Registries,
+    repository: Repository,
+}
+
+impl Artifacts {
+    /// The cache in `repository`.
+    pub fn new(registries: Registries, repository: Repository) -> Artifacts {
+        Artifacts { registries, repository }
+    }
+
+    fn manifest(document: &[u8], blobs: &[Blob]) -> Document {
+        let described = |digest: Digest, size: u64, media_type: &str| json!({"mediaType": media_type, "digest": digest, "size": size});
+        // An artifact without blobs has the empty one (image specification, "Guidelines for Artifact Usage").
+        let layers: Vec<_> = if blobs.is_empty() {
+            vec![described(Digest::of(b"{}"), 2, EMPTY)]
+        } else {
+            blobs.iter().map(|blob| described(blob.digest, blob.size, BLOB)).collect()
+        };
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": layers::oci::MANIFEST,
+            "artifactType": ARTIFACT,
+            "config": described(Digest::of(b"{}"), 2, EMPTY),
+            "layers": layers,
+            "annotations": { ANNOTATION: STANDARD.encode(document) },
+        });
+        let bytes = manifest.to_string().into_bytes();
+        Document { media_type: layers::oci::MANIFEST.into(), digest: Digest::of(&bytes).into(), bytes: bytes.into() }
+    }
+}
+
+impl Remote for Artifacts {
+    fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
+        let document = match self.registries.manifest(&self.repository.tagged(name)) {
+            Err(RegistryError::NotFound { .. }) => return Ok(None),
+            document => document?,
+        };
+        let wrong = |why: String| RegistryError::Document { what: format!("{}:{name}", self.repository), why };
+        let said = document.read().map_err(wrong)?;
+        let text = said.annotations.get(ANNOTATION).filter(|_| said.artifact_type.as_deref() == Some(ARTIFACT));
+        let bytes = text.and_then(|text| STANDARD.decode(text).ok());
+        Ok(Some(bytes.ok_or_else(|| wrong("it is no cache of imgbuild's".into()))?))
+    }
+
+    fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
+        let descriptor = Descriptor {
+            media_type: BLOB.into(),
+            digest: blob.digest.into(),
+            size: blob.size,
+            platform: None,
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+            data: None,
+            urls: Vec::new(),
+        };
+        let work = self.registries.client().blob_to_store(&self.repository, &descriptor, store, &Silent);
+        Ok(self.registries.wait(work)?)
+    }
+
+    fn place(&self, _: &Digest) -> Place {
+        Place::Repository(self.repository.clone())
+    }
+
+    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<u64, RemoteError> {
+        let bundle = Arc::new(Bundle::read(vec![Artifacts::manifest(document, blobs)])?);
+        let delivery = Delivery { bundle, repository: self.repository.clone(), tags: names.to_vec() };
+        let bytes = BTreeMap::from([(Digest::of(b"{}").into(), b"{}".as_slice().into())]);
+        let supply = Supply { store: Some(store.clone()), bytes, ..Supply::default() };
+        let before = self.registries.client().counters().sent.load(std::sync::atomic::Ordering::Relaxed);
+        self.registries.push(&[delivery], &supply, &Silent)?;
+        Ok(self.registries.client().counters().sent.load(std::sync::atomic::Ordering::Relaxed) - before)
+    }
+}

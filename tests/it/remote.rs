@@ -1,0 +1,248 @@
+//! Caches elsewhere: an empty machine builds what another has built, and no store makes it deliver something else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use layers::lock::Lock;
+use layers::source::{Unpack, fetch, files};
+use layers::{Catalogue, Digest, Stage, path};
+
+use crate::registry::registry;
+use crate::server::{Answer, Server};
+use crate::support::layout::Layout;
+use crate::support::run::{Outcome, Sandbox, outcome};
+
+/// A project that several machines have: an archive from a server that counts, and files of the context.
+struct Project {
+    server: Server,
+    plan: String,
+}
+
+impl Project {
+    fn new() -> Project {
+        let archive = tar(&[("data", &vec![7; 300_000]), ("other", b"small")]);
+        let digest = Digest::of(&archive);
+        let server = Server::start(move |_| Answer::ok(archive.clone()));
+        let base =
+            Stage::scratch().layer(fetch(server.url("/a.tar").as_str(), digest, path!("/opt")).unpack(Unpack::Tar));
+        let one = base.layer(files("src", path!("/app"))).layer(files("more", path!("/more")));
+        let two = Stage::scratch().layer(base.take(path!("/opt/data")).to(path!("/data")));
+        let catalogue = Catalogue::new("elsewhere").with("one", one.image()).with("two", two.image());
+        Project { server, plan: catalogue.plan().to_json() }
+    }
+
+    /// A machine with an empty cache.
+    fn machine(&self) -> Machine<'_> {
+        let sandbox = Sandbox::new();
+        sandbox.write("plan.json", &self.plan);
+        sandbox.write("images.lock", Lock::default().to_text());
+        sandbox.write("src/main", "one");
+        sandbox.write("more/text", vec![b'm'; 50_000]);
+        Machine { project: self, sandbox }
+    }
+}
+
+struct Machine<'a> {
+    project: &'a Project,
+    sandbox: Sandbox,
+}
+
+impl Machine<'_> {
+    fn run(&self, words: &[&str], settings: &[(&str, &str)]) -> Outcome {
+        let mut command = self.sandbox.command(["--catalogue", "plan.json", "--progress", "plain"]);
+        command.args(words).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
+        command.envs(settings.iter().copied());
+        outcome(&mut command)
+    }
+
+    /// Builds into a layout, which must be right: the digests by name, what was said, and how often the server was asked.
+    fn build(&self, words: &[&str], settings: &[(&str, &str)]) -> (BTreeMap<String, String>, String, usize) {
+        let before = self.project.server.asked().len();
+        let _ = fs::remove_dir_all(self.sandbox.work().join("dist"));
+        let done = self.run(&[&["build"], words].concat(), settings);
+        let said = done.stderr.clone();
+        done.success();
+        let layout = Layout::open(&self.sandbox.work().join("dist"));
+        for name in ["one", "two"] {
+            for image in layout.image(name) {
+                assert_eq!(image.faults(), [""; 0], "{name}");
+            }
+        }
+        (layout.names(), said, self.project.server.asked().len() - before)
+    }
+}
+
+/// A tar archive of regular files.
+fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(1_600_000_000);
+        builder.append_data(&mut header, name, *content).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+const KEYS: &str = "IMGBUILD_CACHE_TRUSTED_KEYS";
+const STORES: &str = "IMGBUILD_CACHE_TRUSTED_STORES";
+const SIGNING: &str = "IMGBUILD_CACHE_SIGNING_KEY";
+
+/// A key on disk, and what others trust.
+fn key(machine: &Machine<'_>, name: &str) -> (String, String) {
+    let public = machine.run(&["cache", "key", name], &[]).success().trim().to_owned();
+    (machine.sandbox.work().join(name).display().to_string(), public)
+}
+
+#[test]
+fn an_empty_machine_takes_whole_images_from_a_folder_and_asks_no_mirror() {
+    let project = Project::new();
+    let (first, second) = (project.machine(), project.machine());
+    let shared = tempfile::tempdir().unwrap();
+    let store = format!("dir:{}", shared.path().display());
+    let (secret, public) = key(&first, "key");
+    let (right, said, asked) = first.build(&["--cache-to", &store], &[(SIGNING, &secret)]);
+    assert!(asked > 0 && !said.contains("warning"), "{said}");
+    let (found, said, asked) = second.build(&["--cache-from", &store], &[(KEYS, &public)]);
+    assert_eq!((found, asked), (right, 0), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    // And from then on it needs nobody.
+    assert_eq!(second.build(&["--offline"], &[]).2, 0);
+}
+
+#[test]
+fn a_change_makes_only_its_own_layer() {
+    let project = Project::new();
+    let (first, second, third) = (project.machine(), project.machine(), project.machine());
+    let shared = tempfile::tempdir().unwrap();
+    let store = format!("dir:{}", shared.path().display());
+    first.build(&["--cache-to", &store], &[]);
+    for machine in [&second, &third] {
+        machine.sandbox.write("src/main", "changed");
+    }
+    let (found, said, asked) = second.build(&["--cache-from", &store], &[(STORES, &store)]);
+    assert_eq!(asked, 0, "{said}");
+    assert_eq!(found, third.build(&[], &[]).0);
+}
+
+#[test]
+fn what_is_signed_by_nobody_counts_only_where_the_store_is_trusted_by_name() {
+    let project = Project::new();
+    let first = project.machine();
+    let shared = tempfile::tempdir().unwrap();
+    let store = format!("dir:{}", shared.path().display());
+    let (secret, _) = key(&first, "key");
+    let (_, other) = key(&first, "other");
+    let right = first.build(&["--cache-to", &store], &[(SIGNING, &secret)]).0;
+    for (settings, believed) in [
+        (vec![], false),
+        (vec![(KEYS, other.as_str())], false),
+        (vec![(STORES, "dir:/elsewhere")], false),
+        (vec![(STORES, store.as_str())], true),
+    ] {
+        let machine = project.machine();
+        let (found, said, asked) = machine.build(&["--cache-from", &store], &settings);
+        assert_eq!(found, right);
+        assert_eq!(asked == 0, believed, "{settings:?}: {said}");
+        assert_eq!(said.contains("trusted-stores"), !believed, "{settings:?}: {said}");
+    }
+}
+
+#[test]
+fn no_damage_of_a_store_fails_a_build_or_changes_an_image() {
+    let project = Project::new();
+    let first = project.machine();
+    let shared = tempfile::tempdir().unwrap();
+    let store = format!("dir:{}", shared.path().display());
+    let right = first.build(&["--cache-to", &store], &[]).0;
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut folders = vec![shared.path().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    assert!(files.len() > 8, "{files:?}");
+    type Damage = fn(&[u8]) -> Option<Vec<u8>>;
+    let damages: [Damage; 4] = [
+        |bytes| {
+            let mut bad = bytes.to_vec();
+            let at = bad.len() / 2;
+            bad[at] ^= 1;
+            Some(bad)
+        },
+        |bytes| Some(bytes[..bytes.len() / 2].to_vec()),
+        |bytes| Some([bytes, b"more"].concat()),
+        |_| None,
+    ];
+    for (at, file) in files.iter().enumerate() {
+        let bytes = fs::read(file).unwrap();
+        match damages[at % damages.len()](&bytes) {
+            Some(bad) => fs::write(file, bad).unwrap(),
+            None => fs::remove_file(file).unwrap(),
+        }
+        let machine = project.machine();
+        assert_eq!(machine.build(&["--cache-from", &store], &[(STORES, &store)]).0, right, "{}", file.display());
+        fs::write(file, bytes).unwrap();
+    }
+    // All blobs of other bytes at once.
+    for file in files.iter().filter(|file| file.to_string_lossy().contains("/blobs/")) {
+        fs::write(file, b"other bytes").unwrap();
+    }
+    let machine = project.machine();
+    let (found, said, asked) = machine.build(&["--cache-from", &store], &[(STORES, &store)]);
+    assert_eq!(found, right);
+    assert!(asked > 0 && said.contains("passed over"), "{said}");
+}
+
+#[test]
+fn a_registry_serves_as_well_and_one_request_finds_an_image() {
+    let project = Project::new();
+    let (first, second, third) = (project.machine(), project.machine(), project.machine());
+    let registry = registry(|_| {});
+    let store = format!("registry:{}/team/cache", registry.host());
+    let trust = [(STORES, store.as_str())];
+    let (right, said, _) = first.build(&["--cache-to", &store], &[]);
+    assert!(!said.contains("warning"), "{said}");
+    registry.assert_whole();
+    registry.clear_log();
+    let (found, said, asked) = second.build(&["--cache-from", &store], &trust);
+    assert_eq!((found, asked), (right, 0), "{said}");
+    assert_eq!(registry.requests("GET /v2/team/cache/manifests/").len(), 2, "one an image");
+    assert_eq!(registry.requests("/manifests/latest-").len(), 0);
+
+    // Images that a registry has already are pushed without a byte of a layer.
+    let tag = format!("{}/team/{{image}}:v1", registry.host());
+    second.run(&["push", "--tag", &tag], &[]).success();
+    registry.clear_log();
+    third.run(&["push", "--tag", &tag, "--cache-from", &store], &trust).success();
+    assert_eq!(registry.requests("GET /v2/team/cache/blobs/").len(), 0);
+    assert_eq!(registry.requests("POST ").len(), 0);
+    // To a registry that has none of it they are copied.
+    let fourth = project.machine();
+    let other = crate::registry::registry(|_| {});
+    let tag = format!("{}/team/{{image}}:v1", other.host());
+    fourth.run(&["push", "--tag", &tag, "--cache-from", &store], &trust).success();
+    other.assert_whole();
+    assert!(other.tag("team/one", "v1").is_some());
+}
+
+#[test]
+fn a_store_that_is_down_is_a_warning() {
+    let project = Project::new();
+    let machine = project.machine();
+    // Nobody listens on a port that was given back.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let store = format!("registry:{gone}/team/cache");
+    let folder = machine.sandbox.write("file", "no folder");
+    let below = format!("dir:{}", folder.join("below").display());
+    let words = ["--cache-from", &store, "--cache-to", &store, "--cache-to", &below, "--cache-from", &below];
+    let (_, said, asked) = machine.build(&words, &[(STORES, &below)]);
+    assert!(asked > 0);
+    assert!(said.matches("warning").count() >= 3, "{said}");
+    let wrong = machine.run(&["build", "--cache-from", "nowhere"], &[]);
+    assert_eq!(wrong.status, 2, "{}", wrong.stderr);
+}
