@@ -1,0 +1,206 @@
+"""What the benchmarks of registries share: programs that are measured, an empty registry, a line with a delay."""
+
+import asyncio
+import datetime
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+results: dict[str, list[dict]] = {}
+
+
+def run(*command: str, **options) -> str:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False, **options)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed with status {done.returncode}")
+    return done.stdout
+
+
+def measured(name: str, command: list[str], **options) -> tuple[str, str]:
+    """Runs a command; keeps wall clock, processor time and the largest resident set of it. Gives stdout and stderr."""
+    with tempfile.TemporaryFile() as complaints:
+        began = time.perf_counter()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, **options)
+        said = child.stdout.read().decode()
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+        complaints.seek(0)
+        told = complaints.read().decode(errors="replace")
+    if child.returncode != 0:
+        sys.exit(f"{name}: {' '.join(command)} failed\n{told}")
+    record = {"seconds": round(wall, 4), "cpu": round(usage.ru_utime + usage.ru_stime, 3), "peak_kib": usage.ru_maxrss}
+    results.setdefault(name, []).append(record)
+    return said, told
+
+
+def clean(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+class Registry:
+    """An empty docker-registry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.folder = clean(folder)
+        config = self.folder / "config.yml"
+        config.write_text(
+            f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self.folder}/data}}}}\nhttp: {{addr: 127.0.0.1:{self.port}}}\n"
+        )
+        log = (self.folder / "log").open("w")
+        self.server = subprocess.Popen(["docker-registry", "serve", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        self.stop()
+        sys.exit("docker-registry did not start: " + (self.folder / "log").read_text()[-2000:])
+
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Registry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        stop(self.server)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stop(server: subprocess.Popen) -> None:
+    server.send_signal(signal.SIGTERM)
+    try:
+        server.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+class Line:
+    """Passes bytes to a server on loopback and back, each `delay` seconds late; bandwidth is not limited."""
+
+    def __init__(self, port: int, delay: float) -> None:
+        self.to, self.delay = port, delay
+        self.port = free_port()
+        self.sent = 0
+        self.received = 0
+        self.connections = 0
+        self.loop = asyncio.new_event_loop()
+        up = threading.Event()
+        threading.Thread(target=self._serve, args=(up,), daemon=True).start()
+        up.wait()
+
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def _serve(self, up: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", self.port, backlog=512))
+        self.loop.call_soon(up.set)
+        self.loop.run_forever()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.to)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(self._pass(reader, back_writer, "sent"), self._pass(back_reader, writer, "received"))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: str) -> None:
+        pieces: asyncio.Queue = asyncio.Queue()
+
+        async def deliver() -> None:
+            while True:
+                due, piece = await pieces.get()
+                await asyncio.sleep(max(0.0, due - self.loop.time()))
+                try:
+                    if piece is None:
+                        writer.close()
+                        return
+                    writer.write(piece)
+                    await writer.drain()
+                except OSError:
+                    return
+
+        task = self.loop.create_task(deliver())
+        while True:
+            try:
+                piece = await reader.read(1 << 18)
+            except OSError:
+                piece = b""
+            setattr(self, counter, getattr(self, counter) + len(piece))
+            pieces.put_nowait((self.loop.time() + self.delay, piece or None))
+            if not piece:
+                break
+        await task
+
+
+def plan(name: str, stages: list[dict], images: dict[str, int]) -> str:
+    """A catalogue as its JSON (layers/src/plan.rs): stages from the first one up, and the stage of each image."""
+    config: dict = {"user": None, "workdir": None, "env": [], "expose": [], "volumes": [], "entrypoint": None, "cmd": None}
+    config |= {"labels": {}, "healthcheck": None, "stop_signal": None}
+    layered = {name: {"stage": at, "config": config, "layerBudget": 40} for name, at in images.items()}
+    return json.dumps({"imgbuildPlan": 1, "catalogue": name, "stages": stages, "images": layered})
+
+
+OWNER = {"uid": 0, "gid": 0}
+
+
+def files(below: int, path: str, to: str) -> dict:
+    """A stage with files of the context."""
+    source = {"kind": "files", "from": path, "to": to, "include": [], "exclude": [], "mode": None, "dir_mode": 0o755}
+    return {"step": "layer", "below": below, "source": source | {"owner": OWNER}}
+
+
+def inline(below: int, path: str, text: str) -> dict:
+    """A stage with a file of this text."""
+    source = {"kind": "inline", "text": text, "path": path, "mode": 0o644, "owner": OWNER}
+    return {"step": "layer", "below": below, "source": source}
+
+
+def debian(below: int, *packages: str) -> dict:
+    """A stage with Debian packages."""
+    source = {"kind": "debian", "packages": packages, "without": [], "recommends": False, "exclude": [], "effects": {}}
+    source |= {"ignore_scripts": {}, "allow_missing": [], "repositories": []}
+    return {"step": "layer", "below": below, "source": source}
+
+
+def head(load_before: tuple[float, float, float]) -> dict:
+    """When, of what and where something was measured."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        # What was built elsewhere says itself of what.
+        "commit": os.environ.get("IMGBUILD_COMMIT") or run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "load_before": [round(it, 2) for it in load_before],
+        "load_after": [round(it, 2) for it in os.getloadavg()],
+    }
