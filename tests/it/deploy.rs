@@ -202,9 +202,9 @@ fn every_mistake_is_told_clearly() {
         (
             validate("prod"),
             &[],
-            |copy| copy.edit("docker/compose/base/rag.yaml", "/rag:", "/rga:"),
+            |copy| copy.edit("docker/compose/base/rag.yaml", "/rag:$", "/raag:$"),
             1,
-            &["prod: service `rag`: runs the image `rga`, which no catalogue defines", "hint: did you mean `rag`?"],
+            &["prod: service `rag`: runs the image `raag`, which no catalogue defines", "hint: did you mean `rag`?"],
         ),
         (
             vec!["deploy", "render", "--pin"],
