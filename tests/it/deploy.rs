@@ -309,7 +309,7 @@ fn real_kubernetes_is_validated_too() {
     assert_eq!(said, "dev: valid\nprod: valid\n");
     copy.edit("kubernetes/base/rag/rag.yaml", "containerPort:", "containerPrt:");
     let failed = copy.run(&["deploy", "validate", "--env", "prod", "--only", "schemas"], &[]);
-    failed.failure(1, &["containerPrt"]);
+    failed.failure(1, &["deployment/rag", "containerPort' is a required property"]);
     copy.edit("kubernetes/base/rag/rag.yaml", "containerPrt:", "containerPort:");
     copy.edit("kubernetes/base/core/ollama.yaml", "drop: [ALL]", "drop: []");
     copy.run(&["deploy", "validate", "--env", "prod", "--only", "kubernetes"], &[])
