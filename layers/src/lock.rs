@@ -215,6 +215,16 @@ pub enum LockError {
         /// What stands there.
         text: String,
     },
+    /// A pool that is not sorted, or holds a package twice; perhaps a merge went wrong.
+    #[error(
+        "the lock's pool for {platform} is out of order at {package}, or holds it twice: was it merged by hand? write the lock anew with `imgbuild lock`"
+    )]
+    Order {
+        /// The package that is not in its place.
+        package: String,
+        /// The platform.
+        platform: Platform,
+    },
     /// A closure that names a package without an entry in the pool.
     #[error(
         "the lock's closure of `{source_label}` names {package} for {platform}, but the pool has no such package; write the lock anew with `imgbuild lock`"
@@ -282,6 +292,11 @@ impl Lock {
                 if !file_name(text) {
                     return Err(LockError::Path { text: text.clone() });
                 }
+            }
+        }
+        for (platform, pool) in &self.debian {
+            if let Some(pair) = pool.windows(2).find(|pair| pair[0].name >= pair[1].name) {
+                return Err(LockError::Order { package: pair[1].name.clone(), platform: *platform });
             }
         }
         for source in &self.sources {

@@ -71,7 +71,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     let specs = specs.map_err(|error| Failure::usage(error.to_string()))?;
     let outputs: Vec<_> = specs.iter().map(OutputSpec::open).collect();
     for output in &outputs {
-        output.check()?;
+        output.check(request.platforms.len())?;
     }
     let setup = invocation.setup_with(&args.caches)?;
     let bench = setup.bench();

@@ -303,11 +303,13 @@ pub(crate) fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failu
 /// `SOURCE_DATE_EPOCH`, seconds since 1970 (reproducible-builds.org).
 pub(crate) fn source_date_epoch() -> Result<Option<i64>, Failure> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
-    let parsed = text.to_str().and_then(|text| text.trim().parse::<i64>().ok()).filter(|seconds| *seconds >= 0);
+    let parsed = text.to_str().and_then(|text| text.trim().parse::<i64>().ok());
+    // RFC 3339 ends with the year 9999.
+    let parsed = parsed.filter(|seconds| (0..=253_402_300_799).contains(seconds));
     match parsed {
         Some(seconds) => Ok(Some(seconds)),
         None => Err(Failure::usage(format!(
-            "SOURCE_DATE_EPOCH is `{}`, not a number of seconds since 1970",
+            "SOURCE_DATE_EPOCH is `{}`, not a number of seconds since 1970 and before the year 10000",
             text.to_string_lossy()
         ))),
     }

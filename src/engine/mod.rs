@@ -16,6 +16,9 @@ use layers::{Digest, ImagePath, Location};
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// No place is configured where an archive could be had.
+    #[error("{0}")]
+    Unconfigured(String),
     /// The cache.
     #[error(transparent)]
     Cache(#[from] cache::CacheError),

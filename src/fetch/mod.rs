@@ -17,7 +17,7 @@ pub use download::Download;
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The program was told to stay offline.
-    #[error("`{name}` is not in the cache, and --offline forbids to download it")]
+    #[error("`{name}` is not in the cache, and --offline forbids to download it: run once without `--offline`")]
     Offline {
         /// What was wanted.
         name: String,

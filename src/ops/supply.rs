@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::debian::archive::join;
 use crate::engine::EngineError;
 use crate::engine::local::Supply;
-use crate::error::Failure;
+use crate::error::{Failure, Kind};
 use crate::fetch::{Download, FetchError, Http, Url, parse_url};
 use crate::observe::{Event, Observer};
 use crate::python::index::{Found, Index, Indexes};
@@ -37,13 +37,13 @@ impl<'a> Mirrors<'a> {
             Origin::Pool { archive: repository, path } => {
                 let bases = if repository == DEBIAN {
                     let bases = self.debian.get_or_init(|| debian_bases(self.config).map_err(|error| error.message));
-                    let mut bases = bases.clone().map_err(gone)?;
+                    let mut bases = bases.clone().map_err(EngineError::Unconfigured)?;
                     // Security updates lie in an archive of their own; what is likely is asked first.
                     let security = path.starts_with("pool/updates/");
                     bases.sort_by_key(|base| base.path().contains("security") != security);
                     bases
                 } else {
-                    self.config.repository(repository).map_err(|error| gone(error.to_string()))?
+                    self.config.repository(repository).map_err(|error| EngineError::Unconfigured(error.to_string()))?
                 };
                 Ok(bases.iter().map(|base| join(base, path)).collect::<Result<_, FetchError>>()?)
             }
@@ -56,7 +56,10 @@ impl<'a> Mirrors<'a> {
                     size: archive.size,
                     url: None,
                 };
-                let found = find_wheel(self.config, self.http, &wheel).map_err(|error| gone(error.message))?;
+                let found = find_wheel(self.config, self.http, &wheel).map_err(|error| match error.kind {
+                    Kind::Usage => EngineError::Unconfigured(error.message),
+                    _ => gone(error.message),
+                })?;
                 if let Some(why) = found.yanked {
                     let reason = if why.is_empty() { String::new() } else { format!(": {why}") };
                     self.observer.on(Event::Warning(&format!("`{}` was yanked from its index{reason}", archive.name)));

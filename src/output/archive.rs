@@ -20,6 +20,9 @@ pub struct Archive {
     for_docker: bool,
 }
 
+/// Writing goes by a rename, which would put a file in the place of whatever this is.
+const NOT_A_FILE: &str = "it is a link, a device or a pipe: name a file, or a new one";
+
 impl Archive {
     /// The archive in `path`; `for_docker` refuses what `docker load` cannot take.
     pub fn new(path: PathBuf, for_docker: bool) -> Archive {
@@ -32,21 +35,24 @@ impl Archive {
 }
 
 impl Output for Archive {
-    fn check(&self) -> Result<(), OutputError> {
+    fn check(&self, platforms: usize) -> Result<(), OutputError> {
+        if self.for_docker && platforms > 1 {
+            let why = "a docker-archive holds one platform: choose it with `--platform`, or use `oci-archive:FILE`";
+            return Err(OutputError::Unfit(why.into()));
+        }
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         match folder {
             Some(folder) if !folder.is_dir() => Err(self.io()(io::ErrorKind::NotFound.into())),
             _ if self.path.is_dir() => Err(self.io()(io::ErrorKind::IsADirectory.into())),
-            _ => Ok(()),
+            _ => match std::fs::symlink_metadata(&self.path) {
+                Ok(there) if !there.is_file() => Err(self.io()(io::Error::other(NOT_A_FILE))),
+                _ => Ok(()),
+            },
         }
     }
 
     fn deliver(&self, images: &[NamedImage], store: &Store) -> Result<(), OutputError> {
-        if self.for_docker && images.iter().any(|image| image.platforms.len() > 1) {
-            let why = "a docker-archive holds one platform: choose it with `--platform`, or use `oci-archive:FILE`";
-            return Err(OutputError::Unfit(why.into()));
-        }
-        self.check()?;
+        self.check(images.iter().map(|image| image.platforms.len()).max().unwrap_or(0))?;
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(std::path::Path::new("."))).map_err(self.io())?;
         let mut tar = tar::Builder::new(BufWriter::with_capacity(256 << 10, file));

@@ -38,17 +38,19 @@ impl Layout {
         self.path.join("blobs/sha256").join(digest.hex())
     }
 
-    /// Descriptors of an index that is there, less those of `names`.
-    fn others(&self, names: &BTreeSet<&str>) -> Vec<Value> {
-        let Ok(bytes) = fs::read(self.path.join("index.json")) else { return Vec::new() };
-        let Ok(index) = serde_json::from_slice::<Value>(&bytes) else { return Vec::new() };
-        let list = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
-        list.into_iter()
-            .filter(|descriptor| {
-                let name = descriptor.pointer("/annotations/org.opencontainers.image.ref.name").and_then(Value::as_str);
-                name.is_some_and(|name| !names.contains(name))
-            })
-            .collect()
+    /// The index that is there, whose other images are somebody's; an empty one where there is none.
+    fn index(&self) -> Result<Value, OutputError> {
+        let path = self.path.join("index.json");
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(json!({"manifests": []})),
+            Err(source) => Err(OutputError::Io { path, source }),
+            Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
+                Ok(index) if index["manifests"].is_array() => Ok(index),
+                _ => {
+                    Err(OutputError::Io { path, source: io::Error::other("it is not an OCI index: delete the folder") })
+                }
+            },
+        }
     }
 
     /// Everything that descriptors lead to.
@@ -118,13 +120,18 @@ impl Layout {
 }
 
 impl Output for Layout {
-    fn check(&self) -> Result<(), OutputError> {
+    fn check(&self, _platforms: usize) -> Result<(), OutputError> {
         match fs::read_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(self.io(&self.path)(error)),
             Ok(mut entries) => {
-                if entries.next().is_some() && !self.path.join("oci-layout").is_file() {
-                    return Err(OutputError::NotALayout { path: self.path.clone() });
+                if entries.next().is_some() {
+                    let marker = fs::read(self.path.join("oci-layout")).ok();
+                    let marker = marker.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+                    if marker.is_none_or(|marker| marker["imageLayoutVersion"] != "1.0.0") {
+                        return Err(OutputError::NotALayout { path: self.path.clone() });
+                    }
+                    self.index()?;
                 }
             }
         }
@@ -132,7 +139,7 @@ impl Output for Layout {
     }
 
     fn deliver(&self, images: &[NamedImage], store: &Store) -> Result<(), OutputError> {
-        self.check()?;
+        self.check(0)?;
         let blobs = self.path.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(self.io(&blobs))?;
         // One writer at a time; the lock goes with its process.
@@ -154,7 +161,12 @@ impl Output for Layout {
             }
         }
         let names: BTreeSet<&str> = images.iter().map(|image| image.name.as_str()).collect();
-        let mut descriptors = self.others(&names);
+        let mut index = self.index()?;
+        let mut descriptors = index["manifests"].as_array().cloned().unwrap_or_default();
+        descriptors.retain(|it| {
+            let name = it.pointer("/annotations/org.opencontainers.image.ref.name").and_then(Value::as_str);
+            name.is_none_or(|name| !names.contains(name))
+        });
         for image in images {
             let mut descriptor = json!(image.top().descriptor());
             descriptor["annotations"] = json!({ REF_NAME: image.name });
@@ -167,7 +179,9 @@ impl Output for Layout {
         }
         descriptors
             .sort_by_key(|it| it.pointer("/annotations/org.opencontainers.image.ref.name").map(Value::to_string));
-        let index = json!({"schemaVersion": 2, "mediaType": layers::oci::INDEX, "manifests": descriptors});
+        index["schemaVersion"] = json!(2);
+        index["mediaType"] = json!(layers::oci::INDEX);
+        index["manifests"] = json!(descriptors);
         self.write(Path::new("index.json"), index.to_string().as_bytes())?;
 
         let kept = self.reachable(&descriptors);

@@ -79,7 +79,7 @@ impl NamedImage {
 /// A place for images.
 pub trait Output {
     /// Finds out before the long work whether delivering can succeed.
-    fn check(&self) -> Result<(), OutputError>;
+    fn check(&self, platforms: usize) -> Result<(), OutputError>;
 
     /// Delivers the images; their blobs are in the store.
     fn deliver(&self, images: &[NamedImage], store: &Store) -> Result<(), OutputError>;

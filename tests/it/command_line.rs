@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::run::{Outcome, Sandbox, binary, outcome};
+use crate::support::run::{Outcome, Sandbox, binary, outcome, tool};
 use crate::support::tiny::write_plain;
 
 /// A sandbox with the plain catalogue, and the words that choose it.
@@ -338,4 +338,48 @@ fn the_layers_of_a_small_image_are_what_the_definition_says() {
     ];
     assert_eq!(listed, expected);
     assert_eq!(tree["etc/hello"].size, 6);
+}
+
+#[test]
+fn an_output_is_a_file_or_a_layout_and_replaces_nothing_else() {
+    let (sandbox, chosen) = plain();
+    let target = sandbox.write("target", "mine");
+    std::os::unix::fs::symlink(&target, sandbox.work().join("link")).unwrap();
+    tool("mkfifo", [sandbox.work().join("pipe")]);
+    for name in ["link", "pipe"] {
+        run(&sandbox, &chosen, &["build", "-o", &format!("oci-archive:{name}")])
+            .failure(1, &[name, "a link, a device"]);
+        run(&sandbox, &chosen, &["build", "--metadata-file", name]).failure(1, &[name, "a link, a device"]);
+    }
+    assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
+    assert!(fs::symlink_metadata(sandbox.work().join("link")).unwrap().is_symlink());
+    let both = ["build", "--platform", "amd64,arm64", "-o", "docker-archive:both.tar"];
+    run(&sandbox, &chosen, &both).failure(1, &["holds one platform", "`--platform`"]);
+    let mut late = sandbox.command([&chosen[0], &chosen[1], "build"]);
+    outcome(late.env("SOURCE_DATE_EPOCH", "253402300800")).failure(2, &["SOURCE_DATE_EPOCH", "year 10000"]);
+}
+
+#[test]
+fn other_images_of_a_layout_stay_and_a_layout_that_cannot_be_read_is_left_alone() {
+    let (sandbox, chosen) = plain();
+    run(&sandbox, &chosen, &["build", "hello"]).success();
+    let path = sandbox.work().join("dist/index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    // Somebody else's: an image without a name, and a remark.
+    index["manifests"][0]["annotations"] = serde_json::json!({"theirs": "1"});
+    index["annotations"] = serde_json::json!({"remark": "kept"});
+    fs::write(&path, index.to_string()).unwrap();
+    run(&sandbox, &chosen, &["build", "world"]).success();
+    let after: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(after["annotations"]["remark"], "kept");
+    assert_eq!(after["manifests"].as_array().unwrap().len(), 2, "{after}");
+    let theirs = after["manifests"][0]["digest"].as_str().unwrap().replace("sha256:", "blobs/sha256/");
+    assert!(sandbox.work().join("dist").join(theirs).is_file());
+    for (name, content) in [("index.json", "garbage"), ("oci-layout", "{\"imageLayoutVersion\":\"9.0.0\"}")] {
+        let kept = fs::read(sandbox.work().join("dist").join(name)).unwrap();
+        fs::write(sandbox.work().join("dist").join(name), content).unwrap();
+        run(&sandbox, &chosen, &["build", "world"]).failure(1, &["dist"]);
+        assert_eq!(fs::read_to_string(sandbox.work().join("dist").join(name)).unwrap(), content);
+        fs::write(sandbox.work().join("dist").join(name), kept).unwrap();
+    }
 }

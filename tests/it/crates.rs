@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::layout::{Layout, applied};
+use crate::support::run::{Sandbox, outcome};
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -124,6 +127,35 @@ fn a_catalogue_outside_the_workspace_prints_its_plan() {
     ];
     assert_eq!(labels("hello"), hello);
     assert_eq!(labels("greeting"), [hello.as_slice(), &["inline /srv/greeting.txt"]].concat());
+}
+
+#[test]
+fn the_engine_builds_a_catalogue_from_outside_the_workspace() {
+    let sandbox = Sandbox::new();
+    sandbox.write("hello.json", example_plan().to_json());
+    sandbox.imgbuild(["--catalogue", "hello.json", "lock"]).success();
+    let context = root().join("examples/hello-catalogue/context");
+    let mut command = sandbox.command(["--catalogue", "hello.json", "build", "--context"]);
+    let said = outcome(command.arg(context)).success();
+    let layout = Layout::open(&sandbox.work().join("dist"));
+    let images: Vec<_> = ["greeting", "hello"].map(|name| layout.image(name).remove(0)).into();
+    let lines = |at: usize, name: &str| format!("{name} {}\n", images[at].digest);
+    assert_eq!(said, lines(0, "greeting") + &lines(1, "hello"));
+    assert_eq!(images[1].faults(), [""; 0]);
+    let held: Vec<String> = applied(&images[0].layers).into_keys().collect();
+    let expected = [
+        "etc",
+        "etc/group",
+        "etc/passwd",
+        "srv",
+        "srv/greeting.txt",
+        "srv/htdocs",
+        "srv/upload",
+        "srv/www",
+        "srv/www/index.html",
+        "srv/www/style.css",
+    ];
+    assert_eq!(held, expected);
 }
 
 #[test]
