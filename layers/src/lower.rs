@@ -96,6 +96,18 @@ impl LowerError {
     }
 }
 
+/// Whether a layer of this label was made by reading files below: other files below would have made another layer. All
+/// others follow from the definition alone; of what is below they show the attributes of their parent directories and
+/// the links that lead to them. The label is what an image's history keeps of its layers.
+pub fn reads_below(label: &str) -> bool {
+    label.ends_with(CONFIGURATION) || label.ends_with(BYTE_CODE) || label.starts_with("user ")
+}
+
+/// How the label of a layer with the effects of maintainer scripts ends.
+const CONFIGURATION: &str = ": configuration";
+/// How the label of a layer with byte-code of packages ends.
+const BYTE_CODE: &str = ": byte-code";
+
 /// Names the question that a `debian(...)` asks, with all those below it in its stage.
 pub fn debian_request(chain: &[&Debian]) -> Digest {
     let mut hasher = KeyHasher::new("debian-request", 1);
@@ -196,7 +208,7 @@ pub fn lower(
                 }
                 resolved
                     .layers
-                    .push(layer(format!("{label}: configuration"), vec![Op::Configure(configure(&chain, &installed))]));
+                    .push(layer(format!("{label}{CONFIGURATION}"), vec![Op::Configure(configure(&chain, &installed))]));
                 if debian.bytecode != Modules::None {
                     // `python3.13-minimal`, not the `python3-minimal` that depends on it.
                     let python = installed
@@ -207,7 +219,7 @@ pub fn lower(
                     let found = found.ok_or_else(|| no_interpreter(python.unwrap_or("3")))?;
                     let interpreter = resolved.remember(found);
                     let compile = Op::Compile(ByteCode { modules: debian.bytecode.clone(), interpreter });
-                    resolved.layers.push(layer(format!("{label}: byte-code"), vec![compile]));
+                    resolved.layers.push(layer(format!("{label}{BYTE_CODE}"), vec![compile]));
                 }
             }
             Source::Python(python) => {

@@ -20,7 +20,7 @@ use crate::ops::Bench;
 use crate::ops::project::Project;
 use crate::ops::remote::Targets;
 use crate::pin::{Context, StatCache};
-use crate::places::Docker;
+use crate::places::{Docker, Reach};
 use crate::registry::{ClientConfig, Registries};
 use crate::remote::{Artifacts, Folder, Publisher, Remote, RemoteSpec, Source, Sources};
 use crate::report::{self, Progress, Screen};
@@ -227,6 +227,30 @@ impl Invocation {
 pub(crate) fn docker(config: &Config) -> Result<Docker, Stop> {
     let environment = config.environment();
     Ok(Docker::from_environment(|name| environment.variable(name).map(ToOwned::to_owned))?)
+}
+
+/// Works on images wherever they are: with everything of the project where `catalogue` is true, else without it.
+pub(crate) fn with_places<T>(
+    invocation: &Invocation,
+    insecure: &[String],
+    catalogue: bool,
+    work: impl FnOnce(Option<&Bench<'_>>, &Reach<'_>) -> Result<T, Stop>,
+) -> Result<T, Stop> {
+    if catalogue {
+        let setup = invocation.setup()?;
+        let registries = invocation.registries(&setup.config, insecure, None)?;
+        let docker = docker(&setup.config)?;
+        let bench = setup.bench();
+        let reach = Reach { registries: &registries, docker: &docker, store: bench.store, observer: bench.observer };
+        let done = work(Some(&bench), &reach)?;
+        setup.close();
+        return Ok(done);
+    }
+    let tools = invocation.tools()?;
+    let registries = invocation.registries(&tools.config, insecure, None)?;
+    let docker = docker(&tools.config)?;
+    let observer = tools.observer.as_ref();
+    work(None, &Reach { registries: &registries, docker: &docker, store: &tools.store, observer })
 }
 
 impl Setup {

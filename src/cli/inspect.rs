@@ -4,22 +4,39 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use layers::Platform;
+use serde_json::{Value, json};
 
 use super::build::{Format, metadata};
 use super::common::{self, Invocation};
 use super::{Stop, print, print_json};
 use crate::ops::build::{Built, Request, build};
+use crate::ops::inspect::{Member, Named, Portrait, inspect, read};
+use crate::places::contents::Package;
 use crate::report::size;
 
-/// Shows layers, sizes and packages of an image; what is not built yet is built into the cache first.
+/// Shows layers, sizes, configuration and packages of an image.
+///
+/// The image is a name of the catalogue (what is not built yet is built into the cache first), HOST/PATH:TAG, oci:DIR[:NAME],
+/// oci-archive:FILE[:NAME], docker-archive:FILE[:NAME] or docker-daemon:NAME. Of an image in a registry only documents are read,
+/// no layer, unless --packages asks for what is in them.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  imgbuild inspect rag                         an image of the catalogue
+  imgbuild inspect ghcr.io/acme/rag:v1         one in a registry, for all its platforms
+  imgbuild inspect oci:dist:core --packages --format json")]
 pub(crate) struct Args {
     /// The image
-    #[arg(value_name = "IMAGE")]
-    image: String,
-    /// Platforms, separated by commas [default: this machine's]
+    #[arg(value_name = "IMAGE|PLACE")]
+    image: Named,
+    /// Platforms, separated by commas [default: this machine's; all of an image that is elsewhere]
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     platform: Vec<Platform>,
+    /// Read the layers of an image that is elsewhere, and list Debian packages and Python distributions
+    #[arg(long)]
+    packages: bool,
+    /// A registry that may be spoken to without TLS or with any certificate
+    #[arg(long, value_name = "HOST")]
+    insecure: Vec<String>,
     /// How results are printed
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
@@ -29,8 +46,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
+    let image = match args.image {
+        Named::Catalogue(name) => name,
+        elsewhere => return run_elsewhere(invocation, Args { image: elsewhere, ..args }),
+    };
     let request = Request {
-        images: vec![args.image],
+        images: vec![image],
         platforms: common::platforms(&args.platform)?,
         labels: BTreeMap::new(),
         created: common::source_date_epoch()?,
@@ -43,6 +64,81 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
         Format::Json => print_json(&metadata(&built)),
         Format::Text => print(&built.iter().map(text).collect::<String>()),
     }
+}
+
+fn run_elsewhere(invocation: &Invocation, args: Args) -> Result<(), Stop> {
+    let request = Request {
+        images: Vec::new(),
+        platforms: common::platforms(&args.platform)?,
+        labels: BTreeMap::new(),
+        created: None,
+        locked: true,
+    };
+    let portrait = common::with_places(invocation, &args.insecure, false, |bench, reach| {
+        let held = read(bench, reach, &args.image, &request)?;
+        Ok(inspect(reach, &args.image, &held, &args.platform, args.packages)?)
+    })?;
+    match args.format {
+        Format::Json => print_json(&document(&portrait)),
+        Format::Text => print(&portrait_text(&portrait)),
+    }
+}
+
+/// An image that is somewhere, as documented in docs/json.md.
+fn document(portrait: &Portrait) -> Value {
+    let mut document = json!(portrait);
+    document["version"] = json!(1);
+    document
+}
+
+fn portrait_text(portrait: &Portrait) -> String {
+    let mut out = format!("{} {}\n", portrait.place, portrait.digest);
+    let _ = writeln!(out, "{}, {} bytes", portrait.media_type, portrait.size);
+    if let Some(kind) = &portrait.artifact_type {
+        let _ = writeln!(out, "artifact {kind}");
+    }
+    for (name, value) in &portrait.annotations {
+        let _ = writeln!(out, "annotation {name}={value}");
+    }
+    portrait.platforms.iter().for_each(|member| member_text(&mut out, member));
+    out
+}
+
+fn member_text(out: &mut String, member: &Member) {
+    let _ = writeln!(
+        out,
+        "{}: {} in {} layers, {}",
+        member.platform,
+        size(member.size),
+        member.layers.len(),
+        member.digest
+    );
+    if let Some(created) = &member.created {
+        let _ = writeln!(out, "  created {created}");
+    }
+    for (name, value) in member.run.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        let _ = match value {
+            Value::Object(map) => map.iter().try_for_each(|(key, value)| writeln!(out, "  {name} {key}: {value}")),
+            Value::Array(list) if name == "Env" => {
+                list.iter().filter_map(Value::as_str).try_for_each(|line| writeln!(out, "  Env {line}"))
+            }
+            other => writeln!(out, "  {name}: {other}"),
+        };
+    }
+    for layer in &member.layers {
+        let hex = layer.digest.rsplit(':').next().unwrap_or_default();
+        let created = layer.created_by.as_deref().unwrap_or_default();
+        let _ = writeln!(out, "  {:>9}  {}  {created}", size(layer.size), &hex[..12.min(hex.len())]);
+    }
+    let mut list = |what: &str, packages: &Option<Vec<Package>>| {
+        let Some(packages) = packages.as_ref().filter(|it| !it.is_empty()) else { return };
+        let _ = writeln!(out, "  {} {what}:", packages.len());
+        for it in packages {
+            let _ = writeln!(out, "    {} {}", it.name, it.version);
+        }
+    };
+    list("packages", &member.packages);
+    list("distributions", &member.distributions);
 }
 
 fn text(built: &Built) -> String {

@@ -7,6 +7,7 @@ mod cache;
 mod common;
 mod completions;
 mod deploy;
+mod diff;
 mod env;
 mod explain;
 mod inspect;
@@ -15,8 +16,10 @@ mod load;
 mod lock;
 mod login;
 mod man;
+mod mirror;
 mod plan;
 mod push;
+mod rebase;
 mod tree;
 
 use std::ffi::OsString;
@@ -127,14 +130,20 @@ enum Command {
     Load(load::LoadArgs),
     /// Copy an image between registries, layouts, archives and Docker
     Copy(load::CopyArgs),
+    /// Put another base below an image's own layers, without a build
+    Rebase(Box<rebase::Args>),
+    /// Keep everything that images.lock names in a registry
+    Mirror(mirror::Args),
     /// Resolve what the definitions ask for and write images.lock
     Lock(lock::Args),
     /// List the images of the catalogue
     List(list::Args),
     /// Show the layers that images would have, or the whole plan
     Plan(plan::Args),
-    /// Show layers, sizes and packages of an image
+    /// Show layers, sizes, configuration and packages of an image, wherever it is
     Inspect(inspect::Args),
+    /// Show what differs between two images
+    Diff(diff::Args),
     /// Show the packages of an image as a tree
     Tree(tree::TreeArgs),
     /// Show why a package is in the images
@@ -166,6 +175,8 @@ impl Command {
             Command::Push(args) => push::run(invocation, args),
             Command::Load(args) => load::load(invocation, args),
             Command::Copy(args) => load::run_copy(invocation, args),
+            Command::Rebase(args) => rebase::run(invocation, *args),
+            Command::Mirror(args) => mirror::run(invocation, args),
             Command::Login(args) => login::login(invocation, args),
             Command::Logout(args) => login::logout(invocation, args),
             Command::Auth(args) => login::auth(invocation, args),
@@ -173,6 +184,7 @@ impl Command {
             Command::List(args) => list::run(invocation, args),
             Command::Plan(args) => plan::run(invocation, args),
             Command::Inspect(args) => inspect::run(invocation, args),
+            Command::Diff(args) => diff::run(invocation, args),
             Command::Tree(args) => tree::tree(invocation, args),
             Command::Why(args) => tree::why(invocation, args),
             Command::Explain(args) => explain::run(invocation, args),

@@ -41,6 +41,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("python.pins.*", Kind::Text),
     ("registries.insecure", Kind::Texts),
     ("registries.mirrors.*", Kind::Texts),
+    ("mirror.registries", Kind::Texts),
     ("network.ca", Kind::Texts),
     ("network.proxy", Kind::Text),
     ("network.no-proxy", Kind::Texts),

@@ -1,10 +1,21 @@
 //! How registries are spoken to.
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, Found};
 use crate::registry::auth::Sources;
-use crate::registry::{ClientConfig, is_host};
+use crate::registry::{ClientConfig, Repository, is_host};
 
 impl Config {
+    /// Repositories that keep archives by their digests, asked when the package mirrors fail: IMGBUILD_MIRROR_REGISTRIES,
+    /// `mirror.registries`.
+    ///
+    /// # Errors
+    /// If one is no repository.
+    pub fn mirror_registries(&self) -> Result<Vec<Repository>, ConfigError> {
+        let found = self.all("IMGBUILD_MIRROR_REGISTRIES", &["mirror", "registries"])?;
+        let parsed = |found: Found| Repository::parse(&found.text).map_err(|error| found.wrong(error.to_string()));
+        found.into_iter().map(parsed).collect()
+    }
+
     /// How to reach registries: certificates and proxies as for every download, credentials as Docker and podman keep
     /// them, mirrors, and the hosts that may be spoken to without TLS (`insecure`, `registries.insecure`). `registry` is the one that a user and password
     /// in the environment are for.

@@ -214,7 +214,9 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
     if missing.is_empty() {
         return Ok(());
     }
-    let supply = Mirrors::new(bench.config, bench.http, bench.store, bench.observer);
+    // What makes no sense is told before the long work.
+    bench.config.mirror_registries()?;
+    let supply = Mirrors::new(bench);
     let engine = Local {
         store: bench.store,
         observer: bench.observer,

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use layers::lock::DEBIAN;
 use layers::op::{Archive, Origin};
 
+use super::Bench;
 use crate::config::Config;
 use crate::debian::archive::join;
 use crate::engine::EngineError;
@@ -15,20 +17,64 @@ use crate::fetch::{Download, FetchError, Http, Url, parse_url};
 use crate::observe::{Event, Observer};
 use crate::python::index::{Found, Index, Indexes};
 use crate::python::{PythonError, Wheel};
+use crate::registry::Registries;
 
-/// The mirrors of the configuration.
+/// The mirrors of the configuration, and behind them the registries that keep archives.
 pub struct Mirrors<'a> {
     config: &'a Config,
     http: &'a Http,
+    registries: &'a Registries,
     store: &'a cache::Store,
     observer: &'a dyn Observer,
     debian: OnceLock<Result<Vec<Url>, String>>,
+    /// Whether package mirrors have failed and a registry has helped: then it is asked first, once for all.
+    failed: AtomicBool,
 }
 
 impl<'a> Mirrors<'a> {
-    /// Mirrors that bring files into `store`.
-    pub fn new(config: &'a Config, http: &'a Http, store: &'a cache::Store, observer: &'a dyn Observer) -> Mirrors<'a> {
-        Mirrors { config, http, store, observer, debian: OnceLock::new() }
+    /// Mirrors that bring files into the store.
+    pub fn new(bench: &Bench<'a>) -> Mirrors<'a> {
+        Mirrors {
+            config: bench.config,
+            http: bench.http,
+            registries: bench.registries,
+            store: bench.store,
+            observer: bench.observer,
+            debian: OnceLock::new(),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Brings an archive from the package mirrors.
+    fn download(&self, archive: &Archive) -> Result<(), EngineError> {
+        let wanted = Download {
+            name: archive.name.clone(),
+            urls: self.urls(archive)?,
+            digest: archive.digest,
+            size: archive.size,
+        };
+        match self.http.download(&wanted, self.store, self.observer) {
+            Err(FetchError::Mirrors { name, tried, gone: true }) => {
+                Err(EngineError::Gone { name, digest: archive.digest, why: tried.join("; ") })
+            }
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    /// Brings an archive from the first registry that keeps it; says whether one did.
+    fn ask_registries(&self, archive: &Archive) -> Result<bool, EngineError> {
+        let gone = |why: String| EngineError::Gone { name: archive.name.clone(), digest: archive.digest, why };
+        let repositories = self.config.mirror_registries().map_err(|error| gone(error.to_string()))?;
+        for repository in repositories {
+            let client = self.registries.client();
+            let work = client.blob_by_digest(&repository, archive.digest, archive.size, self.store, self.observer);
+            match self.registries.wait(work) {
+                Ok(()) => return Ok(true),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => self.observer.on(Event::Warning(&format!("the mirror {repository}: {error}"))),
+            }
+        }
+        Ok(false)
     }
 
     fn urls(&self, archive: &Archive) -> Result<Vec<Url>, EngineError> {
@@ -125,17 +171,18 @@ impl Supply for Mirrors<'_> {
         if self.http.offline() {
             return Err(FetchError::Offline { name: archive.name.clone() }.into());
         }
-        let wanted = Download {
-            name: archive.name.clone(),
-            urls: self.urls(archive)?,
-            digest: archive.digest,
-            size: archive.size,
-        };
-        match self.http.download(&wanted, self.store, self.observer) {
-            Err(FetchError::Mirrors { name, tried, gone: true }) => {
-                Err(EngineError::Gone { name, digest: archive.digest, why: tried.join("; ") })
-            }
-            other => Ok(other?),
+        if self.failed.load(Ordering::Relaxed) && self.ask_registries(archive)? {
+            return Ok(self.store.blob_path(&archive.digest));
         }
+        let Err(error) = self.download(archive) else { return Ok(self.store.blob_path(&archive.digest)) };
+        if !self.ask_registries(archive)? {
+            return Err(error);
+        }
+        if !self.failed.swap(true, Ordering::Relaxed) {
+            let why =
+                format!("the package mirrors fail ({error}); archives come from the mirrors of `mirror.registries`");
+            self.observer.on(Event::Warning(&why));
+        }
+        Ok(self.store.blob_path(&archive.digest))
     }
 }

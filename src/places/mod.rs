@@ -5,6 +5,7 @@
 //! moved them.
 
 mod archive;
+pub mod contents;
 mod docker;
 mod engine;
 mod layout;
@@ -18,7 +19,7 @@ use layers::Platform;
 use serde_json::Value;
 
 use crate::observe::Observer;
-use crate::registry::document::{self, Choice, Document};
+use crate::registry::document::{self, Choice, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Delivery, InvalidReference, Reference, Registries, RegistryError, Supply};
 
 pub use archive::write_archive;
@@ -129,7 +130,7 @@ impl std::fmt::Display for Place {
 }
 
 /// An image that was read from a place.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Held {
     /// Its documents.
     pub bundle: Bundle,
@@ -227,6 +228,16 @@ impl Reach<'_> {
                 load(self, Into::Docker, &[loading]).map(drop)
             }
         }
+    }
+
+    /// A small blob of an image, such as a configuration, from wherever it is.
+    pub fn small(&self, held: &Held, blob: &Descriptor) -> Result<Vec<u8>, PlaceError> {
+        if let Some(bytes) = held.supply.read(blob)? {
+            return Ok(bytes);
+        }
+        let from = held.supply.origins.get(&blob.digest).and_then(|it| it.first());
+        let from = from.ok_or(RegistryError::Lost(blob.digest))?;
+        Ok(self.registries.wait(self.registries.client().small_blob(from, blob))?.to_vec())
     }
 
     /// Brings blobs that are only in registries into the cache, except those of `known`.

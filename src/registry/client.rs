@@ -389,11 +389,17 @@ impl Client {
                         continue;
                     }
                     Err(why) => {
-                        let why = format!(
-                            "it wants TLS, and its certificate is not trusted ({why}); name its authority's file with \
-                             IMGBUILD_CA, or the registry with `--insecure {}`",
-                            repository.host()
-                        );
+                        let host = repository.host();
+                        let why = match why.contains("CertificateRequired") {
+                            true => format!(
+                                "it wants to see a client's certificate ({why}); put `client.cert` and `client.key` into \
+                                 the folder `{host}` of `/etc/docker/certs.d` or `~/.config/containers/certs.d`"
+                            ),
+                            false => format!(
+                                "it wants TLS, and its certificate is not trusted ({why}); name its authority's file \
+                                 with IMGBUILD_CA, or the registry with `--insecure {host}`"
+                            ),
+                        };
                         let (what, url) = (ask.what.to_owned(), shown(&url));
                         return Err(RegistryError::Answer { what, url, status: 400, why }.into());
                     }
@@ -507,7 +513,7 @@ impl Client {
                     }
                     Ok(_) => Ok(false),
                     Err(error) => match chain(&error) {
-                        why if why.contains("certificate") => Err(why),
+                        why if why.to_ascii_lowercase().contains("certificate") => Err(why),
                         _ => Ok(false),
                     },
                 }

@@ -72,7 +72,7 @@ impl Descriptor {
     }
 
     /// Whether it is an attestation that BuildKit lists beside images.
-    fn is_attestation(&self) -> bool {
+    pub fn is_attestation(&self) -> bool {
         let unknown =
             |name: &str| self.platform.as_ref().and_then(|it| it.get(name)).and_then(Value::as_str) == Some("unknown");
         self.annotations.contains_key("vnd.docker.reference.type") || unknown("os") && unknown("architecture")

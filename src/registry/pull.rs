@@ -232,6 +232,27 @@ impl Client {
         Ok(())
     }
 
+    /// Brings a blob into the store of which only the digest is known, and perhaps the length.
+    pub async fn blob_by_digest(
+        &self,
+        repository: &Repository,
+        digest: layers::Digest,
+        size: Option<u64>,
+        store: &Store,
+        observer: &dyn Observer,
+    ) -> Result<(), RegistryError> {
+        let size = match size {
+            Some(size) => size,
+            None => self.blob_size(repository, digest.into()).await?.ok_or_else(|| RegistryError::NotFound {
+                registry: repository.registry.clone(),
+                what: format!("blob {digest} in {}", repository.path),
+            })?,
+        };
+        let bare = Document { media_type: String::new(), digest: digest.into(), bytes: Bytes::new() };
+        let descriptor = Descriptor { size, ..bare.descriptor() };
+        self.blob_to_store(repository, &descriptor, store, observer).await
+    }
+
     /// Reads a blob into a file that is nobody else's.
     pub async fn blob_to_file(
         &self,

@@ -52,7 +52,7 @@ pub struct Delivery {
 }
 
 /// Where the bytes of blobs are.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Supply {
     /// The cache, which also remembers what registries have.
     pub store: Option<Store>,
@@ -171,6 +171,19 @@ impl Supply {
         let mut bytes = Vec::new();
         self.copy(descriptor, &mut bytes)?;
         Ok(Some(bytes))
+    }
+
+    /// Whether the bytes of a blob are here.
+    pub fn has(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
+        Ok(self.open(descriptor)?.is_some())
+    }
+
+    /// A blob for reading, not verified; [`Supply::copy`] verifies. `None` where it is not here.
+    pub fn file(&self, descriptor: &Descriptor) -> Result<Option<Box<dyn std::io::Read + Send>>, RegistryError> {
+        Ok(self.open(descriptor)?.map(|source| match source.content {
+            Content::Bytes(bytes) => Box::new(std::io::Cursor::new(bytes)) as Box<dyn std::io::Read + Send>,
+            Content::File(file) => Box::new(file),
+        }))
     }
 
     fn open(&self, descriptor: &Descriptor) -> Result<Option<Source>, RegistryError> {

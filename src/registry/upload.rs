@@ -87,6 +87,33 @@ impl Client {
         }
     }
 
+    /// The length of a blob, bytes; `None` where the repository does not have it.
+    pub async fn blob_size(&self, repository: &Repository, digest: AnyDigest) -> Result<Option<u64>, RegistryError> {
+        let _permit = self.requests.acquire().await;
+        let what = "look for a blob";
+        let url = self.url(repository, &format!("{}/blobs/{digest}", repository.path)).await?;
+        let answer = self.ask(repository, &Ask::new(what, Method::HEAD, url, vec![pull_scope(repository)])).await?;
+        match answer.status.as_u16() {
+            200 => {
+                let length = answer.headers.get(reqwest::header::CONTENT_LENGTH).and_then(|it| it.to_str().ok());
+                match length.and_then(|text| text.parse().ok()) {
+                    Some(length) => Ok(Some(length)),
+                    None => {
+                        let why = format!("it does not say how long {digest} is");
+                        Err(RegistryError::Answer {
+                            what: what.into(),
+                            url: answer.url.path().into(),
+                            status: 200,
+                            why,
+                        })
+                    }
+                }
+            }
+            404 | 410 => Ok(None),
+            _ => Err(self.failed(repository, what, answer).await),
+        }
+    }
+
     /// Asks the registry to take a blob over from another of its repositories.
     pub(super) async fn mount(
         &self,

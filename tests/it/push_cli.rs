@@ -214,31 +214,82 @@ fn a_push_that_is_killed_anywhere_leaves_no_wrong_tag_and_the_next_sends_the_res
     assert_eq!(reached, BTreeSet::from(POINTS), "every point is reached");
 }
 
+/// Random numbers of a seed that is printed, or given by `IMGBUILD_TEST_SEED` to see the same again.
+fn random() -> impl FnMut() -> u64 {
+    let given = std::env::var("IMGBUILD_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed: u64 = given.unwrap_or(now.as_nanos() as u64 | 1);
+    eprintln!("IMGBUILD_TEST_SEED={seed}");
+    let mut state = seed;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
+}
+
 #[test]
-fn a_push_that_is_interrupted_at_any_moment_leaves_no_wrong_tag() {
-    let registry = registry(|kind| kind.latency = std::time::Duration::from_millis(3));
+fn a_push_that_is_stopped_at_a_hundred_random_moments_leaves_no_wrong_tag_and_nothing_is_sent_twice() {
+    use rustix::process::Signal;
+    use std::time::{Duration, Instant};
+    let mut random = random();
     let sandbox = project(&["one", "two"]);
-    // Built before, so that what is interrupted is the push.
-    run(&sandbox, &["build", "--output", "oci:dist"]).success();
-    let words = ["push", "--registry", &registry.host(), "--tag", "v1"];
-    for (round, signal) in
-        (0..50_u64).zip([rustix::process::Signal::INT, rustix::process::Signal::KILL].into_iter().cycle())
-    {
-        let mut command = imgbuild(&sandbox, &words);
+    let words = |registry: &Registry| -> Vec<String> {
+        let words = ["push", "--registry", &registry.host(), "--tag", "v1", "--platform", "amd64,arm64"];
+        words.iter().map(|it| (*it).to_owned()).collect()
+    };
+    let slow = || registry(|kind| kind.latency = Duration::from_millis(3));
+    let push = |registry: &Registry| {
+        let words = words(registry);
+        run(&sandbox, &words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    // Built before, so that what is stopped is the push; and how long one takes.
+    push(&slow()).success();
+    let (whole, began) = (slow(), Instant::now());
+    push(&whole).success();
+    let takes = began.elapsed().as_micros() as u64;
+    let mut stopped = 0;
+    for round in 0..100 {
+        let registry = slow();
+        let signal = if round % 2 == 0 { Signal::KILL } else { Signal::INT };
+        let moment = Duration::from_micros(random() % (takes + takes / 10));
+        let words = words(&registry);
+        let mut command = imgbuild(&sandbox, &words.iter().map(String::as_str).collect::<Vec<_>>());
         command.process_group(0).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let mut child = command.spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_micros(20_000 + round * 3_300));
+        // The moment is what is tested, nothing is waited for.
+        std::thread::sleep(moment);
         let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal);
-        child.wait().unwrap();
+        stopped += usize::from(!child.wait().unwrap().success());
         registry.assert_whole();
+        push(&registry).success();
+        registry.assert_whole();
+        for name in ["one", "two"] {
+            assert_eq!(registry.check_tag(name, "v1"), Some(Ok(())), "round {round} after {moment:?}: {name}");
+        }
+        // Also an upload whose answer nobody heard is found; what a registry had is never sent again.
+        let state = registry.state();
+        for (digest, count) in &state.uploaded {
+            assert_eq!(*count, 1, "round {round} after {moment:?}: {digest} was there and was sent again");
+        }
     }
-    run(&sandbox, &words).success();
-    for name in ["one", "two"] {
-        assert_eq!(registry.check_tag(name, "v1"), Some(Ok(())), "{name}");
-    }
-    // An upload whose answer nobody heard may be there twice at most; a blob that the registry had is never sent again.
-    let state = registry.state();
-    for (digest, count) in &state.uploaded {
-        assert_eq!(*count, 1, "{digest} was there and was sent again");
-    }
+    assert!(stopped > 30, "only {stopped} of 100 pushes were stopped");
+}
+
+#[test]
+fn after_a_change_of_one_file_its_layer_is_sent_and_hardly_anything_else() {
+    let registry = registry(|_| {});
+    let sandbox = project(&["one", "two"]);
+    push_all(&sandbox, &registry).success();
+    sandbox.write("context/one/own", noise(30_000));
+    let words = ["push", "--registry", &format!("{}/team", registry.host()), "--tag", "v1", "--format", "json"];
+    registry.state().uploaded.clear();
+    let json: serde_json::Value = serde_json::from_str(&run(&sandbox, &words).success()).unwrap();
+    let layers = json["images"][0]["platforms"][0]["layers"].as_array().unwrap();
+    let changed = layers.last().unwrap()["size"].as_u64().unwrap();
+    let sent = json["sent"].as_u64().unwrap();
+    assert!(sent >= changed && sent < changed + (64 << 10), "{sent} bytes for a layer of {changed}");
+    assert_eq!(registry.state().uploaded.len(), 2, "the layer and the configuration");
+    registry.assert_whole();
 }

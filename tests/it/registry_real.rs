@@ -20,14 +20,14 @@ use crate::support::run::{outcome, tool};
 use crate::support::server::Server;
 
 /// A running `docker-registry`.
-struct Real {
-    folder: tempfile::TempDir,
+pub struct Real {
+    pub folder: tempfile::TempDir,
     port: u16,
     _server: Server,
 }
 
 impl Real {
-    fn start(more: &str) -> Real {
+    pub fn start(more: &str) -> Real {
         Real::start_in(tempfile::tempdir().unwrap(), more)
     }
 
@@ -48,7 +48,7 @@ impl Real {
         Real { folder, port, _server: server }
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 }
@@ -270,6 +270,79 @@ fn certificates(folder: &Path) -> PathBuf {
     folder.join("ca.pem")
 }
 
+/// A certificate for a client, by the same authority; its files are `client.cert` and `client.key`.
+fn client_certificate(folder: &Path) {
+    let at = |name: &str| folder.join(name).display().to_string();
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a client"];
+    let files = ["-keyout", &at("client.key"), "-out", &at("client.csr")];
+    tool("openssl", ["req"].iter().chain(&key).chain(&files));
+    std::fs::write(folder.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
+    let (request, authority) = (at("client.csr"), at("ca.pem"));
+    let (ca_key, extensions, out) = (at("ca.key"), at("client.ext"), at("client.cert"));
+    let words = ["x509", "-req", "-in", &request, "-CA", &authority, "-CAkey", &ca_key, "-CAcreateserial"];
+    tool("openssl", words.iter().chain(&["-days", "2", "-extfile", &extensions, "-out", &out]));
+}
+
+#[test]
+fn real_a_registry_that_wants_to_know_its_clients_is_shown_the_certificate_that_is_kept_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = certificates(folder.path());
+    client_certificate(folder.path());
+    let tls = "  tls: {certificate: FOLDER/server.pem, key: FOLDER/server.key, clientcas: [FOLDER/ca.pem]}\n";
+    let real = Real::start_in(folder, tls);
+    let images = Images::new();
+    let image = real_image(&images, "team/one", &[Platform::Amd64], &[("hello", b"hi"), ("data", &[1; 3_000_000])]);
+    let one = std::slice::from_ref(&image);
+    let trusting = ClientConfig { extra_ca: vec![authority.clone()], ..hurried() };
+    let error = push(&real.host(), trusting, &images, one).map(drop).unwrap_err();
+    assert!(error.contains("it wants to see a client's certificate") && error.contains("client.cert"), "{error}");
+    // Docker's layout: certs.d/HOST/ca.crt, client.cert, client.key.
+    let all = real.folder.path().join("certs.d");
+    let own = all.join(real.host());
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::copy(&authority, own.join("ca.crt")).unwrap();
+    for name in ["client.cert", "client.key"] {
+        std::fs::copy(real.folder.path().join(name), own.join(name)).unwrap();
+    }
+    let config = ClientConfig { certificates: vec![all.clone()], ..patient() };
+    push(&real.host(), config, &images, one).unwrap();
+    let found = seen_by_skopeo(&format!("{}/team/one:v1", real.host()), &["--cert-dir", &own.display().to_string()]);
+    assert_eq!(found, image.top().digest.to_string());
+    // A key that is none is named, and its content is not shown.
+    std::fs::write(own.join("client.key"), "canary-password-5f0c").unwrap();
+    let config = ClientConfig { certificates: vec![all], ..hurried() };
+    let error = push(&real.host(), config, &images, one).map(drop).unwrap_err();
+    assert!(error.contains("client.key` are not a PEM certificate and its key"), "{error}");
+}
+
+#[test]
+fn real_uploads_over_http_2_survive_a_line_that_breaks() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = certificates(folder.path());
+    let real = Real::start_in(folder, "  tls: {certificate: FOLDER/server.pem, key: FOLDER/server.key}\n");
+    let images = Images::new();
+    let noise = noise(6_000_000);
+    let named: Vec<_> = ["team/one", "team/two"]
+        .map(|name| real_image(&images, name, &Platform::ALL, &[("data", &noise), ("name", name.as_bytes())]))
+        .into();
+    // All streams of a connection break at once.
+    let (port, passed) = bad_line(real.port, vec![2_000, 1_500_000, 60_000, 4_000_000, 900_000]);
+    let host = format!("127.0.0.1:{port}");
+    let config = ClientConfig { extra_ca: vec![authority], ..patient() };
+    push(&host, config, &images, &named).unwrap();
+    assert!(passed.load(Ordering::Relaxed) > 7_000_000, "it broke on its way");
+    let log = std::fs::read_to_string(real.folder.path().join("log")).unwrap();
+    assert!(log.contains("HTTP/2.0\" 201") && !log.contains("HTTP/1.1\" 201"), "{log}");
+    let own = real.folder.path().join("trusted");
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::copy(real.folder.path().join("ca.pem"), own.join("ca.crt")).unwrap();
+    for image in &named {
+        let name = format!("{}/{}:v1", real.host(), image.name);
+        let found = seen_by_skopeo(&name, &["--cert-dir", &own.display().to_string()]);
+        assert_eq!(found, image.top().digest.to_string());
+    }
+}
+
 #[test]
 fn real_tls_is_verified_with_an_authority_of_ones_own() {
     let folder = tempfile::tempdir().unwrap();
@@ -296,6 +369,17 @@ fn real_tls_is_verified_with_an_authority_of_ones_own() {
     .unwrap();
     let found = seen_by_skopeo(&format!("{}/team/one:v1", real.host()), &["--cert-dir", &own.display().to_string()]);
     assert_eq!(found, image.top().digest.to_string());
+}
+
+/// Bytes that cannot be compressed.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect()
 }
 
 /// Passes bytes on to a server and breaks each connection after so many from the client; the last ones hold.
@@ -338,13 +422,7 @@ fn bad_line(to: u16, breaks: Vec<u64>) -> (u16, Arc<AtomicU64>) {
 fn real_uploads_to_debians_registry_survive_a_line_that_breaks() {
     let real = Real::start("");
     let images = Images::new();
-    let mut state = 1_u64;
-    let noise: Vec<u8> = (0..12_000_000)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .collect();
+    let noise = noise(12_000_000);
     let image = real_image(&images, "team/one", &[Platform::Amd64], &[("data", &noise)]);
     let (port, passed) = bad_line(real.port, vec![3_000_000, 2_000_000, 4_000_000]);
     let registries = push(&format!("127.0.0.1:{port}"), patient(), &images, std::slice::from_ref(&image)).unwrap();

@@ -73,6 +73,16 @@ impl Engine {
         Engine { socket, server }
     }
 
+    /// An engine that somebody else started.
+    pub fn of(socket: PathBuf, server: Server) -> Engine {
+        Engine { socket, server }
+    }
+
+    /// Whether an engine answers.
+    pub fn answers(socket: &Path) -> bool {
+        client(socket).arg("info").output().is_ok_and(|output| output.status.success())
+    }
+
     /// What `DOCKER_HOST` has to be.
     pub fn host(&self) -> String {
         format!("unix://{}", self.socket.display())

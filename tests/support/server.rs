@@ -149,6 +149,13 @@ impl Files {
         self.state.faults.lock().unwrap().insert(path.to_owned(), status);
     }
 
+    /// Answers nobody any more: connections are refused, open ones are closed after their next request.
+    pub fn stop(&self) {
+        if !self.state.ended.swap(true, Ordering::SeqCst) {
+            let _ = TcpStream::connect(("127.0.0.1", self.port));
+        }
+    }
+
     /// Methods and paths that were asked for since the last call.
     pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *self.state.asked.lock().unwrap())
@@ -157,8 +164,7 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        self.state.ended.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        self.stop();
     }
 }
 
@@ -184,6 +190,9 @@ fn answer(state: &State, mut stream: TcpStream) -> io::Result<()> {
             if let Some(range) = header.strip_prefix("range: bytes=") {
                 from = range.split('-').next().and_then(|start| start.parse().ok());
             }
+        }
+        if state.ended.load(Ordering::SeqCst) {
+            return Ok(());
         }
         state.asked.lock().unwrap().push(format!("{method} {path}"));
         let plain = path

@@ -66,7 +66,8 @@ impl Fetch {
         self
     }
 
-    pub(crate) fn file_name(&self) -> &str {
+    /// The last component of the URL.
+    pub fn file_name(&self) -> &str {
         self.url.rsplit('/').next().unwrap_or(&self.url)
     }
 }

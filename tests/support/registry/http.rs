@@ -103,7 +103,12 @@ impl Connection {
             Some(_) => Body::Chunked { left: 0, ended: false },
             None => Body::Length(headers.get("content-length").and_then(|it| it.parse().ok()).unwrap_or(0)),
         };
-        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        // A proxy is asked with the whole URL (RFC 9112, section 3.2.2).
+        let target = match target.strip_prefix("http://") {
+            Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+            None => &target,
+        };
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let query = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         Some(Request { method, path: path.to_owned(), query, headers })
     }

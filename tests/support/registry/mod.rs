@@ -171,6 +171,13 @@ pub struct State {
     serial: usize,
 }
 
+impl State {
+    /// Uploads that were begun and neither finished nor cancelled.
+    pub fn uploads(&self) -> usize {
+        self.uploads.len()
+    }
+}
+
 /// A running registry; it stops being served when its test ends.
 #[derive(Clone)]
 pub struct Registry {
