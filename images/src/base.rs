@@ -46,7 +46,9 @@ pub fn settings(image: Image, path: &str) -> Image {
         .env("TZ", "Etc/UTC")
         .env("HOME", "/tmp")
         .env("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
+        .label("org.opencontainers.image.source", env!("CARGO_PKG_REPOSITORY"))
         .label("org.opencontainers.image.vendor", "Obelisk")
+        .label("org.opencontainers.image.version", env!("CARGO_PKG_VERSION"))
         .label("org.opencontainers.image.licenses", "MIT OR Apache-2.0")
 }
 
