@@ -221,7 +221,7 @@ fn every_mistake_is_told_clearly() {
             &[],
             none,
             2,
-            &["`dist/index.json` cannot be read", "hint: build or push first"],
+            &["`dist` cannot be read", "hint: build or push first"],
         ),
         (vec!["deploy", "render", "--tag", "latest"], &[], none, 2, &["`latest` is not a tag"]),
         (vec!["deploy", "render"], &[], none, 2, &["--tag <TAG>"]),
