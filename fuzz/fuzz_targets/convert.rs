@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use imgbuild::engine::convert::{Drops, convert};
+use imgbuild::engine::spool::Room;
 use imgbuild_fuzz::{check_path, repair_tar};
 use layers::encode::Kind;
 use layers::op::{Archive, Conversion, Origin};
@@ -63,8 +64,9 @@ fn run(how: u8, bytes: &[u8], bench: &Bench) {
     };
     let name = if how >> 1 & 3 == 3 { "x-1-py3-none-any.whl" } else { "archive" };
     let archive = Archive { name: name.into(), digest, size: None, origin: Origin::Url("x".into()) };
-    let Ok(made) = convert(&file, &archive, &conversion, &Drops::new(), &store, None) else { return };
-    let Ok(fragment) = made.write(&store) else { return };
+    let room = Room::new(store.scratch());
+    let Ok(made) = convert(&file, &archive, &conversion, &Drops::new(), &room, None) else { return };
+    let Ok(fragment) = made.write(&store, &room) else { return };
     let mut paths = BTreeSet::new();
     for indexed in &fragment.entries {
         check_path(&indexed.entry.path);

@@ -216,13 +216,7 @@ fn every_mistake_is_told_clearly() {
             1,
             &["runs the image `init`, which is not among the pinned ones: core", "hint: build or push that image too"],
         ),
-        (
-            vec!["deploy", "render", "--pin"],
-            &[],
-            none,
-            2,
-            &["`dist` cannot be read", "hint: build or push first"],
-        ),
+        (vec!["deploy", "render", "--pin"], &[], none, 2, &["`dist` cannot be read", "hint: build or push first"]),
         (vec!["deploy", "render", "--tag", "latest"], &[], none, 2, &["`latest` is not a tag"]),
         (vec!["deploy", "render"], &[], none, 2, &["--tag <TAG>"]),
         // What else cannot be understood.

