@@ -27,7 +27,9 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => assert!(!error.to_string().chars().any(|c| c.is_control() && c != '\n'), "{error:?}"),
     }
     // Before a digest it would be a tag.
-    if !text.contains(CANARY) && !text.starts_with("sha256:") && !text.starts_with("sha512:") {
+    // Control characters are left out of errors, which must not make the word.
+    let shown: String = text.chars().filter(|c| !c.is_control()).collect();
+    if !shown.contains(CANARY) && !text.starts_with("sha256:") && !text.starts_with("sha512:") {
         for whole in [format!("user:{CANARY}@{text}"), format!("https://user:{CANARY}@{text}")] {
             if let Err(error) = whole.parse::<Reference>() {
                 assert!(!error.to_string().contains(CANARY), "{whole:?} is shown with its password: {error}");
