@@ -212,15 +212,17 @@ fn a_public_registry_may_not_send_us_into_the_private_network() {
         "http://[::1]:PORT",
         "http://10.0.0.1",
     ] {
+        // A registry of its own for each way: what one push left on its way would meet the next one's faults.
         let (home, victim) = (registry(|_| {}), registry(|_| {}));
         let inside = inside.replace("PORT", &victim.address.port().to_string());
         home.state().kind.place = Place::Elsewhere(inside.clone());
         let error = outcome_in_public(&home, &victim).unwrap_err();
         assert!(error.contains("which is refused"), "{inside}: {error}");
-        home.state().kind.place = Place::Relative;
+        let home = registry(|_| {});
         home.fail("HEAD", 0, 1, Act::Answer(Response::new(307).with("Location", format!("{inside}/x"))));
         let error = outcome_in_public(&home, &victim).unwrap_err();
         assert!(error.contains("which is refused"), "{inside}: {error}");
+        let home = registry(|_| {});
         home.state().kind.auth =
             Auth::Bearer { realm: Some(format!("{inside}/token")), lives: None, uses: None, oauth: true };
         let error = outcome_in_public(&home, &victim).unwrap_err();
