@@ -47,7 +47,7 @@ fuzz_target!(|data: &[u8]| {
         let mut both = vec![Challenge::Basic];
         both.extend(parse(header));
         let first_is_scheme = header
-            .trim_start()
+            .trim_start_matches([' ', '\t', ','])
             .split([' ', ',', '\t'])
             .next()
             .is_some_and(|word| word.bytes().all(|byte| byte.is_ascii_alphabetic()) && !word.is_empty())

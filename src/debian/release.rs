@@ -84,6 +84,9 @@ impl Release {
                     };
                     let digest = Digest::from_hex(hex).map_err(|_| wrong())?;
                     let size = size.parse().map_err(|_| wrong())?;
+                    if name.contains(|c: char| c.is_control() || c.is_whitespace()) {
+                        return Err(wrong());
+                    }
                     if files.insert(name.to_owned(), (digest, size)).is_some_and(|old| old != (digest, size)) {
                         return Err(ReleaseError::Duplicate(format!("SHA256 {name}")));
                     }
@@ -207,6 +210,8 @@ mod tests {
             ("SHA256:", "SHA512:"),
             ("e3b0", "E3B0"),
             (" 0 main/a", " main/a"),
+            ("main/a", "main\u{b}/a"),
+            ("main/a", "main\0/a"),
             ("Origin: Debian", "no colon"),
         ] {
             assert!(Release::parse(&TEXT.replace(from, to)).is_err(), "{to}");
