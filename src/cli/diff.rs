@@ -99,9 +99,7 @@ fn text(difference: &Difference) -> String {
     let _ = writeln!(out, "layers: {equal} equal, {} only in b", size(new_bytes(difference)));
     for it in difference.layers.iter().filter(|it| it.within != "both") {
         let sign = if it.within == "a" { '-' } else { '+' };
-        let created = it.layer.created_by.as_deref().unwrap_or_default();
-        let hex = it.layer.digest.rsplit(':').next().unwrap_or_default();
-        let _ = writeln!(out, "{sign} {:>9}  {}  {created}", size(it.layer.size), &hex[..12.min(hex.len())]);
+        let _ = writeln!(out, "{sign} {}", it.layer.line());
     }
     list(&mut out, "package", &difference.packages);
     list(&mut out, "distribution", &difference.distributions);

@@ -126,9 +126,7 @@ fn member_text(out: &mut String, member: &Member) {
         };
     }
     for layer in &member.layers {
-        let hex = layer.digest.rsplit(':').next().unwrap_or_default();
-        let created = layer.created_by.as_deref().unwrap_or_default();
-        let _ = writeln!(out, "  {:>9}  {}  {created}", size(layer.size), &hex[..12.min(hex.len())]);
+        let _ = writeln!(out, "  {}", layer.line());
     }
     let mut list = |what: &str, packages: &Option<Vec<Package>>| {
         let Some(packages) = packages.as_ref().filter(|it| !it.is_empty()) else { return };

@@ -390,11 +390,14 @@ fn refused(path: &ImagePath, why: &str) -> FormatError {
     FormatError::Entry { format: "archive", name: path.to_string(), why: why.into() }
 }
 
+/// An archive and what it was converted to.
+pub type Converted<'a> = (&'a Archive, Arc<Fragment>);
+
 /// Finds paths that several packages hold and decides who keeps them (Debian policy 7.6.1).
-pub fn conflicts(packages: &[(Digest, Arc<Fragment>)]) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+pub fn conflicts(packages: &[Converted<'_>]) -> Result<BTreeMap<Digest, Drops>, EngineError> {
     let mut owners: BTreeMap<&ImagePath, usize> = BTreeMap::new();
     let mut drops: BTreeMap<Digest, Drops> = BTreeMap::new();
-    for (at, (digest, fragment)) in packages.iter().enumerate() {
+    for (at, (archive, fragment)) in packages.iter().enumerate() {
         for indexed in &fragment.entries {
             let path = &indexed.entry.path;
             let Some(&other) = owners.get(path) else {
@@ -403,10 +406,10 @@ pub fn conflicts(packages: &[(Digest, Arc<Fragment>)]) -> Result<BTreeMap<Digest
             };
             let (Some(new), Some(old)) = (&fragment.package, &packages[other].1.package) else { continue };
             if replaces(new, old) {
-                drops.entry(packages[other].0).or_default().insert(path.clone());
+                drops.entry(packages[other].0.digest).or_default().insert(path.clone());
                 owners.insert(path, at);
             } else if replaces(old, new) {
-                drops.entry(*digest).or_default().insert(path.clone());
+                drops.entry(archive.digest).or_default().insert(path.clone());
             } else {
                 let (one, other) = (old.name.clone(), new.name.clone());
                 return Err(EngineError::Owners { one, other, path: path.clone() });
@@ -416,30 +419,28 @@ pub fn conflicts(packages: &[(Digest, Arc<Fragment>)]) -> Result<BTreeMap<Digest
     Ok(drops)
 }
 
-/// A wheel that was converted: its name, its digest and what it installs.
-pub type ConvertedWheel<'a> = (&'a str, Digest, Arc<Fragment>);
-
 /// Finds paths that several wheels install. A file that is the same in both (a namespace's `__init__.py`) stays in the
 /// first; `same` says whether it is. Otherwise pip keeps what it happens to install last, and here it is an error.
 pub fn collisions(
-    wheels: &[ConvertedWheel<'_>],
+    wheels: &[Converted<'_>],
     same: impl Fn(&ImagePath, &Arc<Fragment>, &Arc<Fragment>) -> Result<bool, EngineError>,
 ) -> Result<BTreeMap<Digest, Drops>, EngineError> {
     let mut owners: BTreeMap<&ImagePath, usize> = BTreeMap::new();
     let mut drops: BTreeMap<Digest, Drops> = BTreeMap::new();
-    for (at, (name, digest, fragment)) in wheels.iter().enumerate() {
+    for (at, (wheel, fragment)) in wheels.iter().enumerate() {
         for indexed in &fragment.entries {
             let path = &indexed.entry.path;
             let first = *owners.entry(path).or_insert(at);
             // One wheel in two stages is one wheel.
-            if wheels[first].1 == *digest {
+            let (earlier, held) = &wheels[first];
+            if earlier.digest == wheel.digest {
                 continue;
             }
-            let (one, _, other) = &wheels[first];
-            if !same(path, other, fragment)? {
-                return Err(EngineError::Collision { one: (*one).into(), other: (*name).into(), path: path.clone() });
+            if !same(path, held, fragment)? {
+                let (one, other) = (earlier.name.clone(), wheel.name.clone());
+                return Err(EngineError::Collision { one, other, path: path.clone() });
             }
-            drops.entry(*digest).or_default().insert(path.clone());
+            drops.entry(wheel.digest).or_default().insert(path.clone());
         }
     }
     Ok(drops)

@@ -7,13 +7,12 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use cache::{CacheError, Store};
+use cache::Store;
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
 use layers::lock::Lock;
 use layers::lower::Resolved;
@@ -23,8 +22,9 @@ use layers::{DiffId, Digest, ImagePath, Key, KeyHasher, Plan, Platform, StageId}
 use serde::{Deserialize, Serialize};
 
 use super::bytecode::Interpreters;
-use super::convert::{self, Drops};
-use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
+use super::convert::{self, Converted, Drops};
+use super::fragments::{FragmentMap, unpack_key};
+use super::index::{Fragment, INDEX_FORMAT};
 use super::made::{Content, Made};
 use super::skeleton::{shared_dirs, skeleton};
 use super::spool::Room;
@@ -63,7 +63,7 @@ pub struct LayerJob {
     /// One line for people.
     pub label: String,
     skeleton: Vec<Entry>,
-    fragments: Vec<Arc<Fragment>>,
+    pub(super) fragments: Vec<Arc<Fragment>>,
 }
 
 /// A stage after its walk.
@@ -118,10 +118,7 @@ pub struct Subject<'a> {
 }
 
 /// Downloads in flight at once: polite to mirrors, and enough to fill a line.
-pub(super) const DOWNLOADS: usize = 8;
-
-/// Fragments by the keys of what they were made from.
-pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
+pub(crate) const DOWNLOADS: usize = 8;
 
 impl Local<'_> {
     /// Converts every archive of these stages that the store does not have converted yet.
@@ -166,32 +163,6 @@ impl Local<'_> {
             let downloaded = ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             downloaded.and(converted)
         })
-    }
-
-    /// Opens a fragment's bytes, brought from a cache elsewhere where they are not here.
-    pub(super) fn open_here(&self, digest: &Digest) -> Result<Option<File>, CacheError> {
-        match self.store.open(digest)? {
-            None if self.elsewhere.bring(digest, self.store, self.observer) => self.store.open(digest),
-            found => Ok(found),
-        }
-    }
-
-    /// Whether a fragment's bytes are here with this length, or else can be had elsewhere.
-    fn is_within_reach(&self, digest: &Digest, size: Option<u64>) -> Result<bool, CacheError> {
-        Ok(match (self.store.has(digest)?, size) {
-            (Some(found), Some(size)) => found == size,
-            (Some(_), None) => true,
-            (None, _) => self.elsewhere.holds(digest),
-        })
-    }
-
-    /// The bytes of a fragment in the store.
-    fn open(&self, digest: &Digest) -> io::Result<File> {
-        match self.open_here(digest) {
-            Ok(Some(file)) => Ok(file),
-            Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
-            Err(error) => Err(io::Error::other(error)),
-        }
     }
 
     /// Walks a stage over the indexes of its fragments.
@@ -403,33 +374,36 @@ impl Local<'_> {
         Ok(map)
     }
 
-    /// Paths that two packages hold: they are dropped from the one that the other replaces (Debian policy 7.6.1).
-    fn package_conflicts(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
-        let mut packages: Vec<(Digest, Arc<Fragment>)> = Vec::new();
+    /// The archives of one kind of conversion as they are, in the order of layers.
+    fn converted<'r>(
+        &self,
+        resolved: &'r Resolved,
+        wanted: impl Fn(&Conversion) -> bool,
+    ) -> Result<Vec<Converted<'r>>, EngineError> {
+        let mut found = Vec::new();
         for layer in &resolved.layers {
             for op in &layer.ops {
-                if let Op::Unpack { archive, conversion: conversion @ Conversion::Deb { .. } } = op {
+                if let Op::Unpack { archive, conversion } = op
+                    && wanted(conversion)
+                {
                     let fragment =
                         self.unpack(archive, conversion, &Drops::new()).map_err(|error| located(error, layer))?;
-                    packages.push((archive.digest, fragment));
+                    found.push((archive, fragment));
                 }
             }
         }
+        Ok(found)
+    }
+
+    /// Paths that two packages hold: they are dropped from the one that the other replaces (Debian policy 7.6.1).
+    fn package_conflicts(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+        let packages = self.converted(resolved, |conversion| matches!(conversion, Conversion::Deb { .. }))?;
         convert::conflicts(&packages)
     }
 
     /// Files that several wheels install alike: they are dropped from all but the first.
     fn wheel_collisions(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
-        let mut wheels: Vec<convert::ConvertedWheel<'_>> = Vec::new();
-        for layer in &resolved.layers {
-            for op in &layer.ops {
-                if let Op::Unpack { archive, conversion: conversion @ Conversion::Wheel { .. } } = op {
-                    let fragment =
-                        self.unpack(archive, conversion, &Drops::new()).map_err(|error| located(error, layer))?;
-                    wheels.push((&archive.name, archive.digest, fragment));
-                }
-            }
-        }
+        let wheels = self.converted(resolved, |conversion| matches!(conversion, Conversion::Wheel { .. }))?;
         let open = |digest: &Digest| self.open(digest);
         convert::collisions(&wheels, |path, one, other| {
             let read = |fragment: &Arc<Fragment>| -> Result<(Entry, Vec<u8>), EngineError> {
@@ -440,39 +414,6 @@ impl Local<'_> {
             };
             Ok(read(one)? == read(other)?)
         })
-    }
-
-    /// One archive as a fragment.
-    pub(super) fn unpack(
-        &self,
-        archive: &Archive,
-        conversion: &Conversion,
-        drops: &Drops,
-    ) -> Result<Arc<Fragment>, EngineError> {
-        let (key, text) = unpack_key(archive, conversion, drops);
-        if let Some(found) = self.find_fragment(&key)? {
-            return Ok(found);
-        }
-        // Before this archive's turn: it may have to unpack the interpreter's packages, and two turns may share a lock.
-        let compiler = match conversion {
-            Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
-            _ => None,
-        };
-        // Another builder may be at it: wait for it rather than do it twice.
-        let _turn = self.store.lock_build(&key)?;
-        if let Some(found) = self.find_fragment(&key)? {
-            return Ok(found);
-        }
-        let mut path = self.supply.supply(archive)?;
-        // Rot in a download must not get into a fragment: some formats have no check sums of their own.
-        if !self.store.verify(&archive.digest)? {
-            path = self.supply.supply(archive)?;
-        }
-        self.observer.on(Event::ConversionStarted { name: &archive.name });
-        let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
-        let fragment = self.keep(&key, &text, made)?;
-        self.observer.on(Event::ConversionFinished { name: &archive.name });
-        Ok(fragment)
     }
 
     fn copy(&self, files: &Files, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
@@ -605,103 +546,6 @@ impl Local<'_> {
         let (key, text) = hasher.finish();
         self.kept(key, &text, || taken(&other, &from, &to))
     }
-
-    /// The fragment of a key, or else of what `make` makes.
-    pub(super) fn kept<'m>(
-        &self,
-        key: Key,
-        text: &str,
-        make: impl FnOnce() -> Result<Made<'m>, EngineError>,
-    ) -> Result<Arc<Fragment>, EngineError> {
-        if let Some(found) = self.find_fragment(&key)? {
-            return Ok(found);
-        }
-        // Images that share packages ask for the same set-up at the same moment.
-        let turn = self.making.lock().expect("no thread panics while it holds this").entry(key).or_default().clone();
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.find_fragment(&key)? {
-            Some(found) => Ok(found),
-            None => self.keep(&key, text, make()?),
-        }
-    }
-
-    pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {
-        let fragment = made.write(self.store, &self.room)?;
-        self.use_fragment(&fragment);
-        let index = self.store.put(&index::encode(&fragment))?;
-        self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?;
-        let fragment = Arc::new(fragment);
-        self.load(key, &fragment);
-        Ok(fragment)
-    }
-
-    fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
-        let here = self.store.find(key)?.and_then(|bytes| serde_json::from_slice::<FragmentRecord>(&bytes).ok());
-        for record in [here, self.elsewhere.fragment(key)].into_iter().flatten() {
-            if self.is_within_reach(&record.fragment, None)? && self.store.has(&record.index)?.is_some() {
-                return Ok(Some(record));
-            }
-        }
-        Ok(None)
-    }
-
-    pub(super) fn find_fragment(&self, key: &Key) -> Result<Option<Arc<Fragment>>, EngineError> {
-        let loaded = self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned();
-        if let Some(fragment) = loaded
-            && self.is_within_reach(&fragment.blob, Some(fragment.layout.size))?
-        {
-            return Ok(Some(fragment));
-        }
-        let Some(record) = self.find_record(key)? else { return Ok(None) };
-        let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
-        let Some(fragment) = index::decode(&bytes) else { return Ok(None) };
-        self.use_fragment(&fragment);
-        if !self.is_within_reach(&fragment.blob, Some(fragment.layout.size))? {
-            return Ok(None);
-        }
-        self.load(key, &fragment);
-        Ok(Some(fragment))
-    }
-
-    /// The fragments that a stage's layers are made of, and those of its archives as they are, by their keys.
-    pub fn fragments_of(&self, resolved: &Resolved, walked: &Walked) -> Vec<(Key, Arc<Fragment>)> {
-        let blobs: BTreeSet<Digest> =
-            walked.jobs.iter().flat_map(|job| &job.fragments).map(|fragment| fragment.blob).collect();
-        let mut keys: BTreeSet<Key> = BTreeSet::new();
-        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
-            if let Op::Unpack { archive, conversion } = op {
-                keys.insert(unpack_key(archive, conversion, &Drops::new()).0);
-            }
-        }
-        let loaded = self.loaded.lock().expect("no thread panics while it holds this");
-        let mut found: Vec<(Key, Arc<Fragment>)> = loaded
-            .iter()
-            .filter(|(key, fragment)| keys.contains(key) || blobs.contains(&fragment.blob))
-            .map(|(key, fragment)| (*key, fragment.clone()))
-            .collect();
-        found.sort_by_key(|(key, _)| *key);
-        found
-    }
-
-    fn load(&self, key: &Key, fragment: &Arc<Fragment>) {
-        self.loaded.lock().expect("no thread panics while it holds this").insert(*key, fragment.clone());
-    }
-
-    fn use_fragment(&self, fragment: &Fragment) {
-        self.used.lock().expect("no thread panics while it holds this").insert(fragment.blob);
-    }
-}
-
-/// The key of an archive's conversion.
-pub(super) fn unpack_key(archive: &Archive, conversion: &Conversion, drops: &Drops) -> (Key, String) {
-    let mut hasher = KeyHasher::new("fragment", LAYER_FORMAT);
-    hasher.field("index", INDEX_FORMAT);
-    hasher.field("name", &archive.name);
-    hasher.field("archive", archive.digest);
-    hasher.field("conversion", serde_json::to_string(conversion).expect("plain strings and numbers"));
-    hasher.field("version", convert::version(conversion));
-    hasher.list("drop", drops.iter());
-    hasher.finish()
 }
 
 /// Everything about an entry that reaches the tar.

@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use layers::encode::{Entry, Kind, MEMBER_SIZE, TarReader};
+use layers::encode::{Entry, Kind, MEMBER_SIZE, Member, TarReader};
 use layers::{Digest, ImagePath};
 
 use super::index::Fragment;
@@ -269,6 +269,23 @@ impl<'a> View<'a> {
         Ok(())
     }
 
+    /// The member of a fragment that starts at `start` in its tar and at `packed` in its blob, whole.
+    fn inflated(&self, fragment: &Fragment, member: Member, start: u64, packed: u64) -> io::Result<Arc<[u8]>> {
+        let mut held = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((blob, at, bytes)) = &*held
+            && (*blob, *at) == (fragment.blob, start)
+        {
+            return Ok(bytes.clone());
+        }
+        let mut bytes = (self.open)(&fragment.blob)?;
+        bytes.seek(SeekFrom::Start(packed))?;
+        let mut tar = Vec::with_capacity(member.tar as usize);
+        TarReader::new(bytes, std::iter::once(member)).read_to_end(&mut tar)?;
+        let tar: Arc<[u8]> = tar.into();
+        *held = Some((fragment.blob, start, tar.clone()));
+        Ok(tar)
+    }
+
     /// Streams the content of a regular file.
     pub fn open(&self, path: &ImagePath) -> Result<Box<dyn Read + '_>, TreeError> {
         let fail = |why: String| TreeError { path: path.clone(), why };
@@ -301,28 +318,19 @@ impl<'a> View<'a> {
         let within = first.filter(|member| {
             member.tar as usize <= MEMBER_SIZE && skip.checked_add(size).is_some_and(|end| end <= u64::from(member.tar))
         });
-        let mut held = self.member.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(_), Some((blob, at, member))) = (within, &*held)
-            && (*blob, *at) == (fragment.blob, start)
-        {
-            let at = skip as usize;
-            return Ok(Box::new(Slice { member: member.clone(), at, end: at + size as usize }));
+        if let Some(member) = within {
+            let (member, at) = (
+                self.inflated(fragment, member, start, packed).map_err(|error| fail(error.to_string()))?,
+                skip as usize,
+            );
+            let end = at + size as usize;
+            if member.len() < end {
+                return Err(fail("its fragment is shorter than its index says".into()));
+            }
+            return Ok(Box::new(Slice { member, at, end }));
         }
         let mut bytes = (self.open)(&fragment.blob).map_err(|error| fail(error.to_string()))?;
         bytes.seek(SeekFrom::Start(packed)).map_err(|error| fail(error.to_string()))?;
-        if let Some(member) = within {
-            let mut tar = Vec::with_capacity(member.tar as usize);
-            TarReader::new(bytes, std::iter::once(member))
-                .read_to_end(&mut tar)
-                .map_err(|error| fail(error.to_string()))?;
-            let (member, at): (Arc<[u8]>, usize) = (tar.into(), skip as usize);
-            if member.len() < at + size as usize {
-                return Err(fail("its fragment is shorter than its index says".into()));
-            }
-            *held = Some((fragment.blob, start, member.clone()));
-            return Ok(Box::new(Slice { member, at, end: at + size as usize }));
-        }
-        drop(held);
         let bytes = BufReader::with_capacity(128 << 10, bytes);
         let members: Vec<_> = first.into_iter().chain(members).collect();
         let mut reader = TarReader::new(bytes, members.into_iter());

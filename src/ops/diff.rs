@@ -10,7 +10,7 @@ use layers::Platform;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::inspect::{Layer, Named, Opened, layers, open};
+use super::inspect::{Layer, Named, Opened, layers, single};
 use crate::error::Failure;
 use crate::places::contents::{Files, Item, Listing, Package, STATUS};
 use crate::places::{Held, Reach};
@@ -125,8 +125,8 @@ pub fn diff(
     platform: Platform,
     whole: bool,
 ) -> Result<Difference, Failure> {
-    let (a, opened_a) = choose(reach, name_a, a, platform)?;
-    let (b, opened_b) = choose(reach, name_b, b, platform)?;
+    let (a, opened_a) = single(reach, name_a, a, platform)?;
+    let (b, opened_b) = single(reach, name_b, b, platform)?;
     let (digests_a, digests_b) = (digests(&opened_a), digests(&opened_b));
     let mut unread = BTreeSet::new();
     if !whole {
@@ -165,15 +165,6 @@ pub fn diff(
         a: Side { place: name_a.to_string(), digest: opened_a.document.digest.to_string() },
         b: Side { place: name_b.to_string(), digest: opened_b.document.digest.to_string() },
     })
-}
-
-fn choose(reach: &Reach<'_>, name: &Named, held: Held, platform: Platform) -> Result<(Held, Opened), Failure> {
-    let held = held.for_platform(platform)?;
-    let document = held.top().clone();
-    match open(reach, &held, &document)? {
-        Some(opened) => Ok((held, opened)),
-        None => Err(Failure::work(format!("`{name}` is no image: it has no configuration of one"))),
-    }
 }
 
 fn digests(opened: &Opened) -> BTreeSet<AnyDigest> {

@@ -13,6 +13,7 @@ use crate::places::contents::{Files, Package};
 use crate::places::{Held, Place, PlaceError, Reach};
 use crate::registry::document::{Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Supply};
+use crate::report::size;
 
 /// An image as people name it: one of the catalogue, or one at a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +104,15 @@ pub struct Layer {
     pub media_type: String,
     /// What the history says about it.
     pub created_by: Option<String>,
+}
+
+impl Layer {
+    /// Size, the start of the digest and what made it, in one line.
+    pub fn line(&self) -> String {
+        let hex = self.digest.rsplit(':').next().unwrap_or_default();
+        let created = self.created_by.as_deref().unwrap_or_default();
+        format!("{:>9}  {}  {created}", size(self.size), &hex[..12.min(hex.len())])
+    }
 }
 
 /// One manifest of an image with its configuration.
@@ -200,6 +210,21 @@ pub(super) fn open(reach: &Reach<'_>, held: &Held, document: &Document) -> Resul
         config_digest: config.digest,
         layers: layers.to_vec(),
     }))
+}
+
+/// The image for one platform, opened; `name` is what people call it.
+pub(super) fn single(
+    reach: &Reach<'_>,
+    name: &impl std::fmt::Display,
+    held: Held,
+    platform: Platform,
+) -> Result<(Held, Opened), Failure> {
+    let held = held.for_platform(platform)?;
+    let document = held.top().clone();
+    match open(reach, &held, &document)? {
+        Some(opened) => Ok((held, opened)),
+        None => Err(Failure::work(format!("`{name}` is no image: it has no configuration of one"))),
+    }
 }
 
 /// How an index of the image lists a document.

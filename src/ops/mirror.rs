@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use super::Bench;
 use super::supply::Mirrors;
-use crate::engine::local::Supply as _;
+use crate::engine::local::{DOWNLOADS, Supply as _};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::parallel::in_parallel;
@@ -30,10 +30,6 @@ use crate::registry::{Act, AnyDigest, Bundle, Delivery, Reference, Registries, R
 
 /// What the index and its manifests are.
 pub const INPUTS: &str = "application/vnd.imgbuild.inputs.v1";
-/// The configuration of artifacts that have none (OCI image specification, manifest.md).
-const EMPTY: &str = "application/vnd.oci.empty.v1+json";
-/// Downloads in flight, as in a build.
-const DOWNLOADS: usize = 8;
 
 /// What was done or found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +102,8 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, to: &Reference) -> Resul
     tags.extend(to.tag.clone());
     let delivery = Delivery { bundle, repository: to.repository.clone(), tags };
     let mut supply = Supply { store: Some(bench.store.clone()), ..Supply::default() };
-    supply.bytes.insert(Digest::of(b"{}").into(), b"{}".as_slice().into());
+    let empty = Document::empty();
+    supply.bytes.insert(empty.digest, empty.bytes);
     // Asked first, so that nothing is downloaded that the registry has.
     let planned = registries.plan_push(std::slice::from_ref(&delivery), &supply, bench.observer)?;
     let lacking: BTreeSet<AnyDigest> =
@@ -150,25 +147,16 @@ fn documents(archives: &[(&Archive, u64)]) -> Result<Bundle, Failure> {
     let mut all = Vec::new();
     let mut manifests = Vec::new();
     for layers in chunks.into_values() {
-        let config = Descriptor { media_type: EMPTY.into(), ..of(b"{}") };
+        let config = Document::empty().descriptor();
         let manifest =
             Manifest { schema_version: 2, media_type: layers::oci::MANIFEST, artifact_type: INPUTS, config, layers };
-        let document = document(layers::oci::MANIFEST, &manifest);
+        let document = Document::json(layers::oci::MANIFEST, &manifest);
         manifests.push(Descriptor { artifact_type: Some(INPUTS.into()), ..document.descriptor() });
         all.push(document);
     }
     let index = Index { schema_version: 2, media_type: layers::oci::INDEX, artifact_type: INPUTS, manifests };
-    all.push(document(layers::oci::INDEX, &index));
+    all.push(Document::json(layers::oci::INDEX, &index));
     Ok(Bundle::read(all)?)
-}
-
-fn document(media_type: &str, value: &impl Serialize) -> Document {
-    let bytes = serde_json::to_vec(value).expect("documents have only string keys and whole numbers");
-    Document { media_type: media_type.into(), digest: Digest::of(&bytes).into(), bytes: bytes.into() }
-}
-
-fn of(bytes: &'static [u8]) -> Descriptor {
-    Document { media_type: String::new(), digest: Digest::of(bytes).into(), bytes: bytes.into() }.descriptor()
 }
 
 /// How manifests refer to an archive.
@@ -178,7 +166,7 @@ fn descriptor(archive: &Archive, size: u64) -> Descriptor {
         Origin::Index { .. } => "application/zip",
         Origin::Url(_) => "application/octet-stream",
     };
-    Descriptor { media_type: media_type.into(), digest: archive.digest.into(), size, ..of(b"") }
+    Descriptor::of(media_type, archive.digest.into(), size)
 }
 
 /// Brings everything that the lock names from a registry into the cache: a build needs no network then.

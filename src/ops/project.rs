@@ -10,6 +10,7 @@ use layers::lock::Lock;
 use layers::{Plan, PlannedImage, Source, StageId, StageStep};
 
 use crate::error::Failure;
+use crate::output::check_replaceable;
 
 /// A plan, and where its lock, its bases and its build context are.
 #[derive(Debug, Clone)]
@@ -107,9 +108,7 @@ pub fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
     use std::os::unix::fs::PermissionsExt as _;
     let failed = |error: io::Error| Failure::work(format!("`{}` cannot be written: {error}", path.display()));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-        return Err(failed(io::Error::other("it is a link, a device, a pipe or a folder: name a file, or a new one")));
-    }
+    check_replaceable(path).map_err(failed)?;
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)?;

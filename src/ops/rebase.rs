@@ -12,11 +12,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use layers::{Digest, Platform, lower, oci};
+use layers::{Platform, lower, oci};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::inspect::{Opened, open};
+use super::inspect::{Opened, open, single};
 use crate::error::Failure;
 use crate::places::contents::{Files, Item, Listing};
 use crate::places::{Held, Place, Reach};
@@ -99,7 +99,7 @@ fn one(
         refused(request, &format!("{layer}: {why}"))
     })?;
 
-    let config = to_document(oci::CONFIG, &config(opened, &old_opened, &new_opened, request));
+    let config = Document::json(oci::CONFIG, &config(opened, &old_opened, &new_opened, request));
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Manifest {
@@ -117,17 +117,12 @@ fn one(
         layers: new_opened.layers.iter().chain(own).cloned().collect(),
         annotations: opened.document.read().map(|said| said.annotations).unwrap_or_default(),
     };
-    Ok((to_document(oci::MANIFEST, &manifest), config))
+    Ok((Document::json(oci::MANIFEST, &manifest), config))
 }
 
 fn refused(request: &Rebase, why: &str) -> Failure {
     Failure::work(format!("`{}` cannot be rebased onto `{}`: {why}", request.image, request.onto))
         .hint("build it on the new base instead: `imgbuild lock --update`, then `imgbuild build`")
-}
-
-fn to_document(media_type: &str, value: &impl Serialize) -> Document {
-    let bytes = serde_json::to_vec(value).expect("documents have only string keys and whole numbers");
-    Document { media_type: media_type.into(), digest: Digest::of(&bytes).into(), bytes: bytes.into() }
 }
 
 fn platform_of(config: &Value) -> Option<Platform> {
@@ -151,9 +146,7 @@ fn recorded(request: &Rebase, config: &Value) -> Result<Place, Failure> {
 
 /// An image for a platform, opened.
 fn on(reach: &Reach<'_>, held: Held, place: &Place, platform: Platform) -> Result<(Held, Opened), Failure> {
-    let held = held.for_platform(platform)?;
-    let document = held.top().clone();
-    let opened = open(reach, &held, &document)?.ok_or_else(|| Failure::work(format!("`{place}` is no image")))?;
+    let (held, opened) = single(reach, place, held, platform)?;
     match platform_of(&opened.config) {
         Some(found) if found == platform => Ok((held, opened)),
         _ => Err(Failure::work(format!("`{place}` is not for {platform}"))),
@@ -408,7 +401,7 @@ fn index(said: &Said, replaced: &BTreeMap<String, Document>, place: &Place) -> R
         });
     }
     let index = Index { schema_version: 2, media_type: oci::INDEX, manifests, annotations: said.annotations.clone() };
-    Ok(to_document(oci::INDEX, &index))
+    Ok(Document::json(oci::INDEX, &index))
 }
 
 #[cfg(test)]

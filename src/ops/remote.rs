@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use cache::Blob;
 use layers::{Digest, Key, Platform};
 
 use super::Bench;
@@ -14,7 +15,7 @@ use crate::error::Failure;
 use crate::observe::Event;
 use crate::parallel::in_parallel;
 use crate::registry::Supply;
-use crate::remote::{Answer, Named, Payload, Place, SigningKey, image_name, latest_name};
+use crate::remote::{Answer, Payload, Place, SigningKey, image_name, latest_name};
 
 /// Blobs that are fetched at once.
 pub(super) const TRANSFERS: usize = 8;
@@ -53,14 +54,12 @@ pub(super) fn warm(bench: &Bench<'_>, name: &str, platform: Platform) -> Result<
         return Ok(());
     };
     let Some(bundle) = payload.bundle else { return Ok(()) };
-    let missing = |digest: &Digest| bench.store.has(digest).map(|found| found.is_none());
-    let wanted: BTreeSet<Digest> = payload.fragments.iter().map(|fragment| fragment.index).collect();
-    let wanted = wanted.into_iter().map(|digest| Ok((digest, missing(&digest)?)));
-    let wanted: BTreeSet<Digest> = wanted
-        .collect::<Result<Vec<_>, cache::CacheError>>()?
-        .into_iter()
-        .filter_map(|(digest, missing)| missing.then_some(digest))
-        .collect();
+    let mut wanted: BTreeSet<Digest> = BTreeSet::new();
+    for fragment in &payload.fragments {
+        if bench.store.has(&fragment.index)?.is_none() {
+            wanted.insert(fragment.index);
+        }
+    }
     if wanted.is_empty() || !bench.elsewhere.bring(&bundle.digest, bench.store, bench.observer) {
         return Ok(());
     }
@@ -131,7 +130,7 @@ pub(super) fn publish(
     for (key, fragment) in engine.fragments_of(resolved, walked) {
         let bytes = index::encode(&fragment);
         let digest = Digest::of(&bytes);
-        let blob = Named { digest: fragment.blob, size: fragment.layout.size };
+        let blob = Blob { digest: fragment.blob, size: fragment.layout.size };
         blobs.insert((blob.digest, blob.size));
         indexes.insert(digest, bytes);
         fragments.push(crate::remote::KnownFragment { key, blob, index: digest });
@@ -149,10 +148,10 @@ pub(super) fn publish(
         image: image.clone(),
         layers: layers.collect(),
         fragments,
-        bundle: Some(bundle.into()),
+        bundle: Some(bundle),
     };
     let document = Answer::write(&payload, targets.key.as_ref());
-    let blobs = blobs.into_iter().map(|(digest, size)| cache::Blob { digest, size }).collect();
+    let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
     targets.publisher.publish(names, document, blobs);
     Ok(())
 }

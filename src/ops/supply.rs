@@ -63,8 +63,8 @@ impl<'a> Mirrors<'a> {
 
     /// Brings an archive from the first registry that keeps it; says whether one did.
     fn ask_registries(&self, archive: &Archive) -> Result<bool, EngineError> {
-        let gone = |why: String| EngineError::Gone { name: archive.name.clone(), digest: archive.digest, why };
-        let repositories = self.config.mirror_registries().map_err(|error| gone(error.to_string()))?;
+        let repositories = self.config.mirror_registries();
+        let repositories = repositories.map_err(|error| EngineError::Unconfigured(error.to_string()))?;
         for repository in repositories {
             let client = self.registries.client();
             let work = client.blob_by_digest(&repository, archive.digest, archive.size, self.store, self.observer);

@@ -11,6 +11,7 @@ use layers::Digest;
 use layers::encode::EPOCH;
 use serde_json::{Value, json};
 
+use super::check_replaceable;
 use super::{NamedImage, Output, OutputError};
 
 /// An archive file.
@@ -19,9 +20,6 @@ pub struct Archive {
     path: PathBuf,
     for_docker: bool,
 }
-
-/// Writing goes by a rename, which would put a file in the place of whatever this is.
-const NOT_A_FILE: &str = "it is a link, a device or a pipe: name a file, or a new one";
 
 impl Archive {
     /// The archive in `path`; `for_docker` refuses what `docker load` cannot take.
@@ -44,10 +42,7 @@ impl Output for Archive {
         match folder {
             Some(folder) if !folder.is_dir() => Err(self.io()(io::ErrorKind::NotFound.into())),
             _ if self.path.is_dir() => Err(self.io()(io::ErrorKind::IsADirectory.into())),
-            _ => match std::fs::symlink_metadata(&self.path) {
-                Ok(there) if !there.is_file() => Err(self.io()(io::Error::other(NOT_A_FILE))),
-                _ => Ok(()),
-            },
+            _ => check_replaceable(&self.path).map_err(self.io()),
         }
     }
 

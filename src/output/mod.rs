@@ -3,7 +3,8 @@
 pub(crate) mod archive;
 mod layout;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use cache::Store;
@@ -76,9 +77,20 @@ impl NamedImage {
     }
 }
 
+/// Refuses to write to what is there and no file: writing goes by a rename, which would put a file in the place of a
+/// link, a device or a pipe.
+pub(crate) fn check_replaceable(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => {
+            Err(io::Error::other("it is a link, a device, a pipe or a folder: name a file, or a new one"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A place for images.
 pub trait Output {
-    /// Finds out before the long work whether delivering can succeed.
+    /// Finds out before the long work whether images for so many platforms can be delivered.
     fn check(&self, platforms: usize) -> Result<(), OutputError>;
 
     /// Delivers the images; their blobs are in the store.

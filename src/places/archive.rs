@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Read, Seek as _, SeekFrom, Write};
 use std::path::Path;
 
 use cache::Store;
-use layers::{Digest, oci};
+use layers::oci;
 use serde_json::{Value, json};
 
 use super::layout::{REF_NAME, choose, documents};
@@ -157,9 +157,7 @@ fn read_old(mut members: Members, name: Option<&str>, store: &Store, place: &str
         "config": {"mediaType": oci::CONFIG, "digest": config.digest, "size": config.size},
         "layers": list,
     });
-    let bytes = manifest.to_string().into_bytes();
-    let document =
-        Document { media_type: oci::MANIFEST.into(), digest: Digest::of(&bytes).into(), bytes: bytes.into() };
+    let document = Document::json(oci::MANIFEST, &manifest);
     let supply = Supply { store: Some(store.clone()), ..Supply::default() };
     Ok(Held { bundle: Bundle::read(vec![document])?, supply })
 }

@@ -66,6 +66,20 @@ mod as_text {
 }
 
 impl Descriptor {
+    /// A reference to `size` bytes of this digest, and nothing more.
+    pub fn of(media_type: &str, digest: AnyDigest, size: u64) -> Descriptor {
+        Descriptor {
+            media_type: media_type.into(),
+            digest,
+            size,
+            platform: None,
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+            data: None,
+            urls: Vec::new(),
+        }
+    }
+
     /// Whether registries may lack the blob: its licence forbids to distribute it, and it is fetched from elsewhere.
     pub fn is_foreign(&self) -> bool {
         self.media_type.contains("nondistributable") || self.media_type.contains("foreign.diff")
@@ -150,19 +164,30 @@ struct Body {
     annotations: Option<BTreeMap<String, String>>,
 }
 
+/// The configuration of artifacts that have none, and the layer of those that hold nothing (OCI image specification,
+/// manifest.md).
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
 impl Document {
+    /// A document of these bytes, by the name that their SHA-256 gives it.
+    pub fn of(media_type: &str, bytes: Vec<u8>) -> Document {
+        Document { media_type: media_type.into(), digest: layers::Digest::of(&bytes).into(), bytes: bytes.into() }
+    }
+
+    /// A value as a document of JSON.
+    pub fn json(media_type: &str, value: &impl Serialize) -> Document {
+        let bytes = serde_json::to_vec(value).expect("documents have only string keys and whole numbers");
+        Document::of(media_type, bytes)
+    }
+
+    /// The empty JSON object, which artifacts refer to where they have nothing.
+    pub fn empty() -> Document {
+        Document::of(EMPTY, b"{}".to_vec())
+    }
+
     /// How other documents refer to this one.
     pub fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            media_type: self.media_type.clone(),
-            digest: self.digest,
-            size: self.bytes.len() as u64,
-            platform: None,
-            annotations: BTreeMap::new(),
-            artifact_type: None,
-            data: None,
-            urls: Vec::new(),
-        }
+        Descriptor::of(&self.media_type, self.digest, self.bytes.len() as u64)
     }
 
     /// Reads the document. What could be read as two things is refused (CVE-2021-41190).

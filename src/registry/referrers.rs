@@ -150,9 +150,7 @@ impl Client {
                 let mut manifests = list.take().unwrap_or_default();
                 manifests.push(entry.clone());
                 let index = json!({"schemaVersion": 2, "mediaType": layers::oci::INDEX, "manifests": manifests});
-                let bytes = index.to_string().into_bytes();
-                let digest = layers::Digest::of(&bytes).into();
-                let index = Document { media_type: layers::oci::INDEX.into(), digest, bytes: bytes.into() };
+                let index = Document::json(layers::oci::INDEX, &index);
                 self.put_manifest(repository, &index, Some(&tag)).await?;
                 if !has(&self.fallback(repository, subject).await?) {
                     tokio::time::sleep(jitter(round)).await;

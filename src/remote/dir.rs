@@ -106,8 +106,7 @@ impl Remote for Folder {
         Place::File(self.blob(digest))
     }
 
-    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<u64, RemoteError> {
-        let mut sent = 0;
+    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError> {
         for blob in blobs {
             let path = self.blob(&blob.digest);
             if fs::metadata(&path).is_ok_and(|there| there.len() == blob.size) {
@@ -118,12 +117,11 @@ impl Remote for Folder {
                 true => Ok(()),
                 false => Err(RemoteError::Damaged(blob.digest)),
             })?;
-            sent += blob.size;
         }
         for name in names {
             let path = self.name(name);
             place(&path, |file| file.write_all(document).map_err(at(&path)))?;
         }
-        Ok(sent)
+        Ok(())
     }
 }

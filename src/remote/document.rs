@@ -43,21 +43,6 @@ pub fn latest_name(image: &str, platform: Platform, compression: Compression) ->
     format!("latest-{}", hasher.finish().0.0.hex())
 }
 
-/// A blob in a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Named {
-    /// Its digest.
-    pub digest: Digest,
-    /// Its length in bytes.
-    pub size: u64,
-}
-
-impl From<Blob> for Named {
-    fn from(blob: Blob) -> Named {
-        Named { digest: blob.digest, size: blob.size }
-    }
-}
-
 /// A layer in a document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownLayer {
@@ -73,7 +58,7 @@ pub struct KnownFragment {
     /// The key of what it was made from.
     pub key: Key,
     /// Its bytes.
-    pub blob: Named,
+    pub blob: Blob,
     /// Its index, which is in the bundle.
     pub index: Digest,
 }
@@ -90,7 +75,7 @@ pub struct Payload {
     /// The fragments that they are made of.
     pub fragments: Vec<KnownFragment>,
     /// A blob with the indexes of all fragments.
-    pub bundle: Option<Named>,
+    pub bundle: Option<Blob>,
 }
 
 /// Whether a document is signed by a key that counts.
@@ -268,7 +253,7 @@ mod tests {
             layers: vec![KnownLayer { key: Key(Digest::of(b"k")), record }],
             fragments: vec![KnownFragment {
                 key: Key(Digest::of(b"f")),
-                blob: Named { digest: Digest::of(b"b"), size: 9 },
+                blob: Blob { digest: Digest::of(b"b"), size: 9 },
                 index: Digest::of(b"i"),
             }],
             bundle: None,

@@ -26,8 +26,7 @@ use layers::Key;
 
 pub use dir::Folder;
 pub use document::{
-    Answer, Believed, KnownFragment, KnownLayer, Named, Payload, PublicKey, Remembered, SigningKey, image_name,
-    latest_name,
+    Answer, Believed, KnownFragment, KnownLayer, Payload, PublicKey, Remembered, SigningKey, image_name, latest_name,
 };
 pub use publish::Publisher;
 pub use registry::Artifacts;
@@ -74,8 +73,8 @@ pub trait Remote: Send + Sync {
     fn place(&self, digest: &layers::Digest) -> Place;
 
     /// Stores a document under its names after the blobs that it leads to; what is there is not sent. Blobs are hashed
-    /// while they are sent. Returns the bytes of blobs that were sent.
-    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<u64, RemoteError>;
+    /// while they are sent.
+    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError>;
 }
 
 /// Where a blob lies.

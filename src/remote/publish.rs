@@ -31,7 +31,7 @@ impl Publisher {
             for job in wanted {
                 // A cache that failed is left alone: the next document would wait for the same trouble.
                 targets.retain(|(label, remote)| match remote.publish(&job.names, &job.document, &job.blobs, &store) {
-                    Ok(_) => true,
+                    Ok(()) => true,
                     Err(error) => {
                         troubles.push(format!("the cache `{label}` was not written: {error}"));
                         false

@@ -22,7 +22,6 @@ use crate::registry::{Bundle, Delivery, Registries, RegistryError, Repository, S
 
 const ARTIFACT: &str = "application/vnd.imgbuild.cache.v1";
 const BLOB: &str = "application/vnd.imgbuild.cache.blob.v1";
-const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const ANNOTATION: &str = "org.imgbuild.cache";
 
 /// A cache in a repository.
@@ -39,23 +38,21 @@ impl Artifacts {
     }
 
     fn manifest(document: &[u8], blobs: &[Blob]) -> Document {
-        let described = |digest: Digest, size: u64, media_type: &str| json!({"mediaType": media_type, "digest": digest, "size": size});
+        let empty = Document::empty().descriptor();
         // An artifact without blobs has the empty one (image specification, "Guidelines for Artifact Usage").
-        let layers: Vec<_> = if blobs.is_empty() {
-            vec![described(Digest::of(b"{}"), 2, EMPTY)]
-        } else {
-            blobs.iter().map(|blob| described(blob.digest, blob.size, BLOB)).collect()
+        let layers: Vec<Descriptor> = match blobs {
+            [] => vec![empty.clone()],
+            blobs => blobs.iter().map(|blob| Descriptor::of(BLOB, blob.digest.into(), blob.size)).collect(),
         };
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": layers::oci::MANIFEST,
             "artifactType": ARTIFACT,
-            "config": described(Digest::of(b"{}"), 2, EMPTY),
+            "config": empty,
             "layers": layers,
             "annotations": { ANNOTATION: STANDARD.encode(document) },
         });
-        let bytes = manifest.to_string().into_bytes();
-        Document { media_type: layers::oci::MANIFEST.into(), digest: Digest::of(&bytes).into(), bytes: bytes.into() }
+        Document::json(layers::oci::MANIFEST, &manifest)
     }
 }
 
@@ -73,16 +70,7 @@ impl Remote for Artifacts {
     }
 
     fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
-        let descriptor = Descriptor {
-            media_type: BLOB.into(),
-            digest: blob.digest.into(),
-            size: blob.size,
-            platform: None,
-            annotations: BTreeMap::new(),
-            artifact_type: None,
-            data: None,
-            urls: Vec::new(),
-        };
+        let descriptor = Descriptor::of(BLOB, blob.digest.into(), blob.size);
         let work = self.registries.client().blob_to_store(&self.repository, &descriptor, store, &Silent);
         Ok(self.registries.wait(work)?)
     }
@@ -91,13 +79,13 @@ impl Remote for Artifacts {
         Place::Repository(self.repository.clone())
     }
 
-    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<u64, RemoteError> {
+    fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError> {
         let bundle = Arc::new(Bundle::read(vec![Artifacts::manifest(document, blobs)])?);
         let delivery = Delivery { bundle, repository: self.repository.clone(), tags: names.to_vec() };
-        let bytes = BTreeMap::from([(Digest::of(b"{}").into(), b"{}".as_slice().into())]);
+        let empty = Document::empty();
+        let bytes = BTreeMap::from([(empty.digest, empty.bytes)]);
         let supply = Supply { store: Some(store.clone()), bytes, ..Supply::default() };
-        let before = self.registries.client().counters().sent.load(std::sync::atomic::Ordering::Relaxed);
         self.registries.push(&[delivery], &supply, &Silent)?;
-        Ok(self.registries.client().counters().sent.load(std::sync::atomic::Ordering::Relaxed) - before)
+        Ok(())
     }
 }

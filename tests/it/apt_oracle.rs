@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tempfile::NamedTempFile;
 
@@ -15,6 +15,7 @@ use imgbuild::debian::packages::{self, Package};
 use imgbuild::debian::relation;
 use imgbuild::debian::resolve::{Offer, Request, Universe};
 
+use crate::support::random::{Random, from_environment, seed};
 use crate::support::run::outcome;
 use crate::support::shared::{debian_mirror, once, trixie_root};
 
@@ -180,19 +181,6 @@ fn compare(apt: Result<Closure, String>, ours: Result<Closure, String>) -> Optio
     }
 }
 
-/// SplitMix64: a seed gives the same sets everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % bound as u64) as usize
-    }
-}
-
 /// Names of all packages, and of those that leave apt a choice: alternatives, or a name that is only provided.
 fn names(folder: &Path) -> (Vec<String>, Vec<String>) {
     let offers = offers(folder);
@@ -204,19 +192,6 @@ fn names(folder: &Path) -> (Vec<String>, Vec<String>) {
     };
     let choosing: BTreeSet<String> = all.iter().filter(chooses).map(|package| package.name().to_owned()).collect();
     (names.iter().cloned().collect(), choosing.into_iter().collect())
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
-}
-
-/// The number that a run starts from, new each time unless it is given.
-fn seed() -> u64 {
-    let seed = from_environment("IMGBUILD_SEED").unwrap_or_else(|| {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64 % 1_000_000_000
-    });
-    println!("IMGBUILD_SEED={seed}");
-    seed
 }
 
 /// Runs `work` on all items, two at a time.
@@ -239,7 +214,7 @@ fn real_sets_from_all_of_main_close_as_apt_closes_them() {
     let count = from_environment("IMGBUILD_ORACLE_SETS").unwrap_or(300) as usize;
     let oracle = oracle();
     let (all, choosing) = names(&oracle.system.folder);
-    let mut random = Random(seed);
+    let mut random = Random::of(seed);
     let sets: Vec<Vec<String>> = (0..count)
         .map(|at| {
             let mut set = BTreeSet::new();
@@ -321,7 +296,7 @@ fn small_universe(random: &mut Random) -> String {
 fn real_small_universes_close_as_apt_closes_them() {
     let seed = seed();
     let count = from_environment("IMGBUILD_ORACLE_UNIVERSES").unwrap_or(100) as usize;
-    let mut random = Random(seed);
+    let mut random = Random::of(seed);
     // What is wanted, and whether Recommends are followed.
     type Wanted = (Vec<String>, bool);
     let universes: Vec<(String, Vec<Wanted>)> = (0..count)

@@ -23,6 +23,7 @@ use pgp::types::{Duration, KeyVersion, Password, SignedUser, SigningKey, Tag, Ti
 use rand::thread_rng;
 
 use crate::server::{Answer, Server};
+use crate::support::random::{Random, seed};
 use crate::support::run::outcome;
 
 const DAY: i64 = 86_400;
@@ -477,13 +478,7 @@ fn gpg_key(folder: &Path, algorithm: &str, subkey: bool) -> (impl Fn() -> Comman
 
 #[test]
 fn real_gpgv_accepts_whatever_is_accepted() {
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    println!("seed {seed}");
-    let mut state = seed;
-    let mut below = |bound: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % bound
-    };
+    let mut random = Random::of(seed());
     for (algorithm, hash, subkey) in [
         ("rsa2048", "SHA512", false),
         ("rsa3072", "SHA256", true),
@@ -515,11 +510,11 @@ fn real_gpgv_accepts_whatever_is_accepted() {
         let (mut accepted, mut refused) = (0, 0);
         for _ in 0..40 {
             let mut bytes = signed.clone().into_bytes();
-            let at = below(bytes.len());
-            match below(4) {
-                0 => bytes[at] = 32 + below(95) as u8,
+            let at = random.below(bytes.len());
+            match random.below(4) {
+                0 => bytes[at] = 32 + random.below(95) as u8,
                 1 => drop(bytes.remove(at)),
-                2 => bytes.insert(at, b" \n\r-=A"[below(6)]),
+                2 => bytes.insert(at, b" \n\r-=A"[random.below(6)]),
                 _ => bytes.truncate(at),
             }
             let Ok(message) = String::from_utf8(bytes) else { continue };

@@ -5,6 +5,7 @@
 mod apt_oracle;
 mod archive_trust;
 mod archives_real;
+mod archives_zip_real;
 mod cache;
 mod command_line;
 mod config_real;

@@ -8,6 +8,7 @@ use layers::source::files;
 use layers::{Catalogue, Stage, path};
 
 use crate::registry::{assert_secret, registry};
+use crate::support::random::{Random, seed};
 use crate::support::registry::{Auth, CANARY_PASSWORD, Registry};
 use crate::support::run::{Outcome, Sandbox, outcome};
 
@@ -214,26 +215,11 @@ fn a_push_that_is_killed_anywhere_leaves_no_wrong_tag_and_the_next_sends_the_res
     assert_eq!(reached, BTreeSet::from(POINTS), "every point is reached");
 }
 
-/// Random numbers of a seed that is printed, or given by `IMGBUILD_TEST_SEED` to see the same again.
-fn random() -> impl FnMut() -> u64 {
-    let given = std::env::var("IMGBUILD_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed: u64 = given.unwrap_or(now.as_nanos() as u64 | 1);
-    eprintln!("IMGBUILD_TEST_SEED={seed}");
-    let mut state = seed;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    }
-}
-
 #[test]
 fn a_push_that_is_stopped_at_a_hundred_random_moments_leaves_no_wrong_tag_and_nothing_is_sent_twice() {
     use rustix::process::Signal;
     use std::time::{Duration, Instant};
-    let mut random = random();
+    let mut random = Random::of(seed());
     let sandbox = project(&["one", "two"]);
     let words = |registry: &Registry| -> Vec<String> {
         let words = ["push", "--registry", &registry.host(), "--tag", "v1", "--platform", "amd64,arm64"];
@@ -253,7 +239,7 @@ fn a_push_that_is_stopped_at_a_hundred_random_moments_leaves_no_wrong_tag_and_no
     for round in 0..100 {
         let registry = slow();
         let signal = if round % 2 == 0 { Signal::KILL } else { Signal::INT };
-        let moment = Duration::from_micros(random() % (takes + takes / 10));
+        let moment = Duration::from_micros(random.below((takes + takes / 10) as usize) as u64);
         let words = words(&registry);
         let mut command = imgbuild(&sandbox, &words.iter().map(String::as_str).collect::<Vec<_>>());
         command.process_group(0).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());

@@ -9,6 +9,7 @@
 //! * [`listing`]: trees of files as text, one a line.
 //! * [`obelisk`]: this repository's images, built once for all tests.
 //! * [`pages`]: the blocks of commands in the pages about deployments.
+//! * [`random`]: numbers that a failing run can be repeated with (`IMGBUILD_SEED`).
 //! * [`tiny`]: small catalogues, without the network or with a mirror of their own.
 //! * [`debs`]: packages made by dpkg-deb, and signed repositories of them.
 
@@ -20,6 +21,7 @@ pub mod layout;
 pub mod listing;
 pub mod obelisk;
 pub mod pages;
+pub mod random;
 pub mod registry;
 pub mod run;
 pub mod server;

@@ -329,9 +329,8 @@ impl Signature {
             _ => &SHA512,
         };
         let digest = digest::digest(hash, &message);
-        let wrong = || "the signature does not fit the text".to_owned();
         if digest.as_ref()[..2] != self.left {
-            return Err(wrong());
+            return Err(UNFIT.into());
         }
         let mut values = Bytes(&self.values);
         let held = match (&key.material, self.algorithm) {
@@ -341,26 +340,20 @@ impl Signature {
                     9 => &RSA_PKCS1_2048_8192_SHA384,
                     _ => &RSA_PKCS1_2048_8192_SHA512,
                 };
-                let value = padded(values.mpi()?, n.len()).ok_or_else(wrong)?;
+                let value = padded(values.mpi()?, n.len())?;
                 RsaPublicKeyComponents { n, e }.verify(parameters, &message, &value)
             }
             (Material::Ed25519(point), 22) => {
-                let r = padded(values.mpi()?, 32).ok_or_else(wrong)?;
-                let s = padded(values.mpi()?, 32).ok_or_else(wrong)?;
-                UnparsedPublicKey::new(&ED25519, point).verify(digest.as_ref(), &[r, s].concat())
+                UnparsedPublicKey::new(&ED25519, point).verify(digest.as_ref(), &pair(&mut values, 32)?)
             }
             (Material::Ed25519(point), 27) => {
                 UnparsedPublicKey::new(&ED25519, point).verify(digest.as_ref(), values.take(64)?)
             }
             (Material::P256(point), 19) if self.hash == 8 => {
-                let r = padded(values.mpi()?, 32).ok_or_else(wrong)?;
-                let s = padded(values.mpi()?, 32).ok_or_else(wrong)?;
-                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(&message, &[r, s].concat())
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(&message, &pair(&mut values, 32)?)
             }
             (Material::P384(point), 19) if self.hash == 9 => {
-                let r = padded(values.mpi()?, 48).ok_or_else(wrong)?;
-                let s = padded(values.mpi()?, 48).ok_or_else(wrong)?;
-                UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point).verify(&message, &[r, s].concat())
+                UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point).verify(&message, &pair(&mut values, 48)?)
             }
             (Material::P256(_) | Material::P384(_), 19) => {
                 return Err("its elliptic curve with this hash is not supported".into());
@@ -370,7 +363,7 @@ impl Signature {
         if !values.0.is_empty() {
             return Err("something stands behind the signature in its packet".into());
         }
-        held.map_err(|_| wrong())
+        held.map_err(|_| UNFIT.into())
     }
 }
 
@@ -381,12 +374,20 @@ fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), String> {
     }
 }
 
-/// A number with zeros before it, `length` bytes in all; `None` if it is longer.
-fn padded(number: &[u8], length: usize) -> Option<Vec<u8>> {
-    let zeros = length.checked_sub(number.len())?;
+const UNFIT: &str = "the signature does not fit the text";
+
+/// A number with zeros before it, `length` bytes in all.
+fn padded(number: &[u8], length: usize) -> Result<Vec<u8>, String> {
+    let zeros = length.checked_sub(number.len()).ok_or(UNFIT)?;
     let mut bytes = vec![0; zeros];
     bytes.extend_from_slice(number);
-    Some(bytes)
+    Ok(bytes)
+}
+
+/// The two numbers of a signature on a curve, `length` bytes each.
+fn pair(values: &mut Bytes<'_>, length: usize) -> Result<Vec<u8>, String> {
+    let (r, s) = (padded(values.mpi()?, length)?, padded(values.mpi()?, length)?);
+    Ok([r, s].concat())
 }
 
 struct Subpacket<'a> {

@@ -1,0 +1,181 @@
+//! Fragments: looked up by the key of what they are made from, in this process, in the store and in caches elsewhere, and
+//! made where nobody has them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use cache::CacheError;
+use layers::encode::LAYER_FORMAT;
+use layers::lower::Resolved;
+use layers::op::{Archive, Conversion, Op};
+use layers::{Digest, Key, KeyHasher};
+
+use super::EngineError;
+use super::convert::{self, Drops};
+use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
+use super::local::{Local, Walked};
+use super::made::Made;
+use crate::observe::Event;
+
+/// Fragments by the keys of what they were made from.
+pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
+
+impl Local<'_> {
+    pub(super) fn find_fragment(&self, key: &Key) -> Result<Option<Arc<Fragment>>, EngineError> {
+        let loaded = self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned();
+        if let Some(fragment) = loaded
+            && self.is_within_reach(&fragment.blob, Some(fragment.layout.size))?
+        {
+            return Ok(Some(fragment));
+        }
+        let Some(record) = self.find_record(key)? else { return Ok(None) };
+        let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
+        let Some(fragment) = index::decode(&bytes) else { return Ok(None) };
+        self.use_fragment(&fragment);
+        if !self.is_within_reach(&fragment.blob, Some(fragment.layout.size))? {
+            return Ok(None);
+        }
+        self.load(key, &fragment);
+        Ok(Some(fragment))
+    }
+
+    pub(super) fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
+        let here = self.store.find(key)?.and_then(|bytes| serde_json::from_slice::<FragmentRecord>(&bytes).ok());
+        for record in [here, self.elsewhere.fragment(key)].into_iter().flatten() {
+            if self.is_within_reach(&record.fragment, None)? && self.store.has(&record.index)?.is_some() {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
+    }
+
+    /// One archive as a fragment.
+    pub(super) fn unpack(
+        &self,
+        archive: &Archive,
+        conversion: &Conversion,
+        drops: &Drops,
+    ) -> Result<Arc<Fragment>, EngineError> {
+        let (key, text) = unpack_key(archive, conversion, drops);
+        if let Some(found) = self.find_fragment(&key)? {
+            return Ok(found);
+        }
+        // Before this archive's turn: it may have to unpack the interpreter's packages, and two turns may share a lock.
+        let compiler = match conversion {
+            Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
+            _ => None,
+        };
+        // Another builder may be at it: wait for it rather than do it twice.
+        let _turn = self.store.lock_build(&key)?;
+        if let Some(found) = self.find_fragment(&key)? {
+            return Ok(found);
+        }
+        let mut path = self.supply.supply(archive)?;
+        // Rot in a download must not get into a fragment: some formats have no check sums of their own.
+        if !self.store.verify(&archive.digest)? {
+            path = self.supply.supply(archive)?;
+        }
+        self.observer.on(Event::ConversionStarted { name: &archive.name });
+        let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
+        let fragment = self.keep(&key, &text, made)?;
+        self.observer.on(Event::ConversionFinished { name: &archive.name });
+        Ok(fragment)
+    }
+
+    /// The fragment of a key, or else of what `make` makes.
+    pub(super) fn kept<'m>(
+        &self,
+        key: Key,
+        text: &str,
+        make: impl FnOnce() -> Result<Made<'m>, EngineError>,
+    ) -> Result<Arc<Fragment>, EngineError> {
+        if let Some(found) = self.find_fragment(&key)? {
+            return Ok(found);
+        }
+        // Images that share packages ask for the same set-up at the same moment.
+        let turn = self.making.lock().expect("no thread panics while it holds this").entry(key).or_default().clone();
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.find_fragment(&key)? {
+            Some(found) => Ok(found),
+            None => self.keep(&key, text, make()?),
+        }
+    }
+
+    pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {
+        let fragment = made.write(self.store, &self.room)?;
+        self.use_fragment(&fragment);
+        let index = self.store.put(&index::encode(&fragment))?;
+        self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?;
+        let fragment = Arc::new(fragment);
+        self.load(key, &fragment);
+        Ok(fragment)
+    }
+
+    /// The fragments that a stage's layers are made of, and those of its archives as they are, by their keys.
+    pub fn fragments_of(&self, resolved: &Resolved, walked: &Walked) -> Vec<(Key, Arc<Fragment>)> {
+        let blobs: BTreeSet<Digest> =
+            walked.jobs.iter().flat_map(|job| &job.fragments).map(|fragment| fragment.blob).collect();
+        let mut keys: BTreeSet<Key> = BTreeSet::new();
+        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+            if let Op::Unpack { archive, conversion } = op {
+                keys.insert(unpack_key(archive, conversion, &Drops::new()).0);
+            }
+        }
+        let loaded = self.loaded.lock().expect("no thread panics while it holds this");
+        let mut found: Vec<(Key, Arc<Fragment>)> = loaded
+            .iter()
+            .filter(|(key, fragment)| keys.contains(key) || blobs.contains(&fragment.blob))
+            .map(|(key, fragment)| (*key, fragment.clone()))
+            .collect();
+        found.sort_by_key(|(key, _)| *key);
+        found
+    }
+
+    fn load(&self, key: &Key, fragment: &Arc<Fragment>) {
+        self.loaded.lock().expect("no thread panics while it holds this").insert(*key, fragment.clone());
+    }
+
+    fn use_fragment(&self, fragment: &Fragment) {
+        self.used.lock().expect("no thread panics while it holds this").insert(fragment.blob);
+    }
+
+    /// Opens a fragment's bytes, brought from a cache elsewhere where they are not here.
+    pub(super) fn open_here(&self, digest: &Digest) -> Result<Option<File>, CacheError> {
+        match self.store.open(digest)? {
+            None if self.elsewhere.bring(digest, self.store, self.observer) => self.store.open(digest),
+            found => Ok(found),
+        }
+    }
+
+    /// The bytes of a fragment in the store.
+    pub(super) fn open(&self, digest: &Digest) -> io::Result<File> {
+        match self.open_here(digest) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Whether a fragment's bytes are here with this length, or else can be had elsewhere.
+    fn is_within_reach(&self, digest: &Digest, size: Option<u64>) -> Result<bool, CacheError> {
+        Ok(match (self.store.has(digest)?, size) {
+            (Some(found), Some(size)) => found == size,
+            (Some(_), None) => true,
+            (None, _) => self.elsewhere.holds(digest),
+        })
+    }
+}
+
+/// The key of an archive's conversion.
+pub(super) fn unpack_key(archive: &Archive, conversion: &Conversion, drops: &Drops) -> (Key, String) {
+    let mut hasher = KeyHasher::new("fragment", LAYER_FORMAT);
+    hasher.field("index", INDEX_FORMAT);
+    hasher.field("name", &archive.name);
+    hasher.field("archive", archive.digest);
+    hasher.field("conversion", serde_json::to_string(conversion).expect("plain strings and numbers"));
+    hasher.field("version", convert::version(conversion));
+    hasher.list("drop", drops.iter());
+    hasher.finish()
+}
