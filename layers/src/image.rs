@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::path::ImagePath;
-use crate::stage::Stage;
+use crate::stage::{Location, Stage};
 
 /// How Docker asks a container whether it is well (a Docker extension of the OCI config; Kubernetes ignores it).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,14 +56,22 @@ pub struct Image {
     pub(crate) config: ImageConfig,
     pub(crate) layer_budget: u8,
     pub(crate) description: String,
+    pub(crate) at: Location,
 }
 
 /// Layers an image may have, those of its base included, unless it says otherwise.
 pub(crate) const DEFAULT_LAYER_BUDGET: u8 = 40;
 
 impl Image {
+    #[track_caller]
     pub(crate) fn of(stage: Stage) -> Image {
-        Image { stage, config: ImageConfig::default(), layer_budget: DEFAULT_LAYER_BUDGET, description: String::new() }
+        Image {
+            stage,
+            config: ImageConfig::default(),
+            layer_budget: DEFAULT_LAYER_BUDGET,
+            description: String::new(),
+            at: Location::caller(),
+        }
     }
 
     /// The files of this image, to be taken from or extended by another definition.

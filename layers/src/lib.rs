@@ -25,6 +25,7 @@ mod image;
 mod path;
 mod plan;
 mod platform;
+mod run;
 pub mod source;
 mod stage;
 
@@ -50,6 +51,7 @@ pub use image::{Healthcheck, Image, ImageConfig};
 pub use path::{ImagePath, InvalidPath, check as check_path};
 pub use plan::{PLAN_VERSION, Plan, PlanError, PlannedImage, PlannedStage, StageId, StageStep};
 pub use platform::{Platform, UnknownPlatform};
+pub use run::{Input, Network, Run, command, is_secret_name};
 pub use source::{
     Modules, Source, debian, dir, fetch, files, inline, link, oci_layout, pip_requirements, poetry_lock, pylock,
     python, user, uv_lock,

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use crate::digest::Digest;
 use crate::hash::KeyHasher;
 use crate::lock::{Lock, LockedPackage};
-use crate::op::{Archive, ByteCode, Configure, Conversion, Interpreter, LayerPlan, Op, Origin, Unpacked};
+use crate::op::{Archive, ByteCode, Configure, Conversion, Interpreter, LayerPlan, Op, Origin, Step, Unpacked};
 use crate::plan::{Plan, StageId, StageStep};
 use crate::platform::Platform;
-use crate::source::{Base, Debian, Inline, Link, Modules, OciLayout, Owner, Python, Source};
+use crate::source::{Base, Debian, Fetch, Inline, Link, Modules, OciLayout, Owner, Python, Source};
 use crate::stage::Location;
 
 /// A base image whose content is certain.
@@ -163,6 +163,16 @@ pub fn lower(
                 });
                 continue;
             }
+            StageStep::Run { run, .. } => {
+                let inputs = run.inputs.iter().filter_map(|input| plain(&input.source())).collect();
+                resolved.layers.push(LayerPlan {
+                    label: run.label(),
+                    at: planned.at.clone(),
+                    stage,
+                    ops: vec![Op::Run(Step { run: run.clone(), inputs })],
+                });
+                continue;
+            }
             StageStep::Layer { source, .. } => source,
         };
         let at = planned.at.clone();
@@ -258,35 +268,43 @@ pub fn lower(
                     resolved.layers.push(layer(format!("python {names}"), ops));
                 }
             }
-            Source::Fetch(fetch) => {
-                let archive = Archive {
-                    name: fetch.file_name().to_owned(),
-                    digest: fetch.sha256,
-                    size: None,
-                    origin: Origin::Url(fetch.url.clone()),
-                };
-                let conversion = match fetch.unpack {
-                    Some(how) => Conversion::Unpack {
-                        how,
-                        to: fetch.to.clone(),
-                        strip_components: fetch.strip_components,
-                        owner: fetch.owner,
-                    },
-                    None => {
-                        Conversion::File { to: fetch.to.clone(), mode: fetch.mode.unwrap_or(0o644), owner: fetch.owner }
-                    }
-                };
-                resolved.layers.push(layer(label, vec![Op::Unpack { archive, conversion }]));
-            }
-            Source::Files(it) => resolved.layers.push(layer(label, vec![Op::Copy(it.clone())])),
-            Source::Take(it) => resolved.layers.push(layer(label, vec![Op::Take(it.clone())])),
-            Source::User(it) => resolved.layers.push(layer(label, vec![Op::AddUser(it.clone())])),
-            Source::Dir(it) => resolved.layers.push(layer(label, vec![Op::Dir(it.clone())])),
-            Source::Link(it) => resolved.layers.push(layer(label, vec![Op::Link(it.clone())])),
-            Source::Inline(it) => resolved.layers.push(layer(label, vec![Op::Inline(it.clone())])),
+            other => resolved.layers.push(layer(label, plain(other).into_iter().collect())),
         }
     }
     Ok(resolved)
+}
+
+/// The operation of a source that needs no lock; `None` for packages and wheels.
+fn plain(source: &Source<StageId>) -> Option<Op> {
+    Some(match source {
+        Source::Debian(_) | Source::Python(_) => return None,
+        Source::Fetch(it) => fetched(it),
+        Source::Files(it) => Op::Copy(it.clone()),
+        Source::Take(it) => Op::Take(it.clone()),
+        Source::User(it) => Op::AddUser(it.clone()),
+        Source::Dir(it) => Op::Dir(it.clone()),
+        Source::Link(it) => Op::Link(it.clone()),
+        Source::Inline(it) => Op::Inline(it.clone()),
+    })
+}
+
+fn fetched(fetch: &Fetch) -> Op {
+    let archive = Archive {
+        name: fetch.file_name().to_owned(),
+        digest: fetch.sha256,
+        size: None,
+        origin: Origin::Url(fetch.url.clone()),
+    };
+    let conversion = match fetch.unpack {
+        Some(how) => Conversion::Unpack {
+            how,
+            to: fetch.to.clone(),
+            strip_components: fetch.strip_components,
+            owner: fetch.owner,
+        },
+        None => Conversion::File { to: fetch.to.clone(), mode: fetch.mode.unwrap_or(0o644), owner: fetch.owner },
+    };
+    Op::Unpack { archive, conversion }
 }
 
 impl Resolved {

@@ -8,6 +8,7 @@ use crate::digest::Digest;
 use crate::path::ImagePath;
 use crate::plan::StageId;
 use crate::platform::Platform;
+use crate::run::Run;
 use crate::source::{Dir, Effect, Files, Inline, Link, Modules, Owner, TakeFrom, Unpack, User};
 use crate::stage::Location;
 
@@ -155,6 +156,17 @@ pub enum Op {
     Configure(Configure),
     /// Compiles Python modules of packages; reads what is below.
     Compile(ByteCode),
+    /// Runs a command; reads everything that is below. Only in stages that are taken from.
+    Run(Step),
+}
+
+/// A command with its inputs as operations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// The command.
+    pub run: Run<StageId>,
+    /// One operation an input of the command, in its order.
+    pub inputs: Vec<Op>,
 }
 
 /// One layer: operations whose outcome becomes one tar.

@@ -1,10 +1,11 @@
 //! Plans: a catalogue laid out as data, so that describing and executing can be two programs.
 //!
 //! ```text
-//! { "imgbuildPlan": 1,
+//! { "imgbuildPlan": 2,
 //!   "catalogue": "obelisk",
 //!   "stages": [ {"step": "scratch"},                                   // 0
-//!               {"step": "layer", "below": 0, "source": {...}, "at": {...}} ],
+//!               {"step": "layer", "below": 0, "source": {...}, "at": {...}},
+//!               {"step": "run", "below": 1, "run": {...}, "at": {...}} ],
 //!   "images": { "base": {"stage": 1, "config": {...}, ...} } }
 //! ```
 //!
@@ -18,11 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::Catalogue;
 use crate::image::ImageConfig;
+use crate::run::Run;
 use crate::source::{Base, Source};
 use crate::stage::{Location, Node, Stage};
 
-/// The version of the plan's JSON that this crate writes and reads.
-pub const PLAN_VERSION: u32 = 1;
+/// The version of the plan's JSON that this crate writes. It reads all up to it: version 2 added commands, and says where
+/// images were written.
+pub const PLAN_VERSION: u32 = 2;
 
 /// The position of a stage in [`Plan::stages`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,6 +50,42 @@ pub enum StageStep {
         /// What is put on top.
         source: Source<StageId>,
     },
+    /// A command, run on a stage.
+    Run {
+        /// What it finds.
+        below: StageId,
+        /// The command.
+        run: Run<StageId>,
+    },
+}
+
+impl StageStep {
+    /// The stage that it stands on.
+    pub fn below(&self) -> Option<StageId> {
+        match self {
+            StageStep::Scratch | StageStep::From { .. } => None,
+            StageStep::Layer { below, .. } | StageStep::Run { below, .. } => Some(*below),
+        }
+    }
+
+    /// The stages that it takes something from.
+    pub fn taken(&self) -> Vec<StageId> {
+        match self {
+            StageStep::Layer { source: Source::Take(take), .. } => vec![take.stage],
+            StageStep::Run { run, .. } => run.inputs.iter().filter_map(|input| input.stage().copied()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// One short line that names it to a person.
+    pub fn label(&self) -> String {
+        match self {
+            StageStep::Scratch => "scratch".to_owned(),
+            StageStep::From { base } => format!("from {}", base.label()),
+            StageStep::Layer { source, .. } => source.label(),
+            StageStep::Run { run, .. } => run.label(),
+        }
+    }
 }
 
 /// A stage and where it was written.
@@ -74,6 +113,9 @@ pub struct PlannedImage {
     /// One line about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
+    /// Where the definition finishes its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Location>,
 }
 
 /// A catalogue as data.
@@ -99,7 +141,7 @@ pub enum PlanError {
     Json(#[from] serde_json::Error),
     /// Another version.
     #[error(
-        "the plan has version {found}, this imgbuild reads version {PLAN_VERSION}: build the catalogue with the `imgbuild-layers` crate of this imgbuild"
+        "the plan has version {found}, this imgbuild reads versions 1 to {PLAN_VERSION}: build the catalogue with the `imgbuild-layers` crate of this imgbuild"
     )]
     Version {
         /// The version in the text.
@@ -112,6 +154,31 @@ pub enum PlanError {
         stage: usize,
         /// What it names.
         below: usize,
+    },
+    /// A command that cannot be run.
+    #[error("`{label}`{} makes no sense: {why}", written(.at))]
+    Command {
+        /// The command.
+        label: String,
+        /// Where it was written.
+        at: Option<Location>,
+        /// What is wrong.
+        why: String,
+    },
+    /// An image on a stage that runs commands: whatever they leave behind would become its layers.
+    #[error(
+        "image `{image}`{} stands on a stage that runs a command, `{label}`{}: take what the image needs into a stage of its own, `.layer(stage.take(path!(\"/made\")))`",
+        written(.image_at), written(.at)
+    )]
+    RunInImage {
+        /// The image.
+        image: String,
+        /// Where the image was written.
+        image_at: Option<Location>,
+        /// The command.
+        label: String,
+        /// Where the command was written.
+        at: Option<Location>,
     },
     /// An image whose name no registry or file system would take.
     #[error("`{name}` is not an image name: use lower-case letters, digits and single `.`, `_`, `-` between them")]
@@ -129,6 +196,10 @@ pub enum PlanError {
     },
 }
 
+fn written(at: &Option<Location>) -> String {
+    at.as_ref().map(|at| format!(" ({at})")).unwrap_or_default()
+}
+
 impl Plan {
     /// Lays a catalogue out; equal stages become one, wherever they were written.
     pub fn of(catalogue: &Catalogue) -> Plan {
@@ -142,6 +213,7 @@ impl Plan {
                     config: image.config.clone(),
                     layer_budget: image.layer_budget,
                     description: image.description.clone(),
+                    at: Some(image.at.clone()),
                 };
                 (name.clone(), planned)
             })
@@ -164,7 +236,7 @@ impl Plan {
             version: u64,
         }
         let head: Head = serde_json::from_str(text)?;
-        if head.version != u64::from(PLAN_VERSION) {
+        if !(1..=u64::from(PLAN_VERSION)).contains(&head.version) {
             return Err(PlanError::Version { found: head.version });
         }
         let plan: Plan = serde_json::from_str(text)?;
@@ -175,13 +247,13 @@ impl Plan {
     /// Checks what the types cannot say: the order of stages, names and budgets.
     pub fn check(&self) -> Result<(), PlanError> {
         for (at, stage) in self.stages.iter().enumerate() {
-            if let StageStep::Layer { below, source } = &stage.step {
-                let taken = if let Source::Take(take) = source { Some(take.stage) } else { None };
-                for named in [Some(*below), taken].into_iter().flatten() {
-                    if named.0 >= at {
-                        return Err(PlanError::Order { stage: at, below: named.0 });
-                    }
+            for named in stage.step.below().into_iter().chain(stage.step.taken()) {
+                if named.0 >= at {
+                    return Err(PlanError::Order { stage: at, below: named.0 });
                 }
+            }
+            if let StageStep::Run { run, .. } = &stage.step {
+                run.check().map_err(|why| PlanError::Command { label: run.label(), at: stage.at.clone(), why })?;
             }
         }
         for (name, image) in &self.images {
@@ -194,6 +266,15 @@ impl Plan {
             if image.layer_budget == 0 || image.layer_budget > 127 {
                 return Err(PlanError::Budget { image: name.clone(), budget: image.layer_budget });
             }
+            let steps = self.steps(image.stage);
+            if let Some((_, stage)) = steps.iter().find(|(_, stage)| matches!(stage.step, StageStep::Run { .. })) {
+                return Err(PlanError::RunInImage {
+                    image: name.clone(),
+                    image_at: image.at.clone(),
+                    label: stage.step.label(),
+                    at: stage.at.clone(),
+                });
+            }
         }
         Ok(())
     }
@@ -205,7 +286,7 @@ impl Plan {
         while let Some(id) = at {
             let stage = &self.stages[id.0];
             steps.push((id, stage));
-            at = if let StageStep::Layer { below, .. } = &stage.step { Some(*below) } else { None };
+            at = stage.step.below();
         }
         steps.reverse();
         steps
@@ -245,7 +326,7 @@ impl Layout {
             }
             chain.push(at);
             match &*at.0 {
-                Node::Layer { below, .. } => at = below,
+                Node::Layer { below, .. } | Node::Run { below, .. } => at = below,
                 _ => break,
             }
         }
@@ -260,6 +341,12 @@ impl Layout {
                         source.clone().map_stage(|taken| Ok::<_, std::convert::Infallible>(self.place(&taken)));
                     let Ok(source) = source;
                     (StageStep::Layer { below, source }, Some(at.clone()))
+                }
+                Node::Run { run, at, .. } => {
+                    let below = placed.expect("what is below was placed before");
+                    let run = run.clone().map_stage(|taken| Ok::<_, std::convert::Infallible>(self.place(&taken)));
+                    let Ok(run) = run;
+                    (StageStep::Run { below, run }, Some(at.clone()))
                 }
             };
             let text = serde_json::to_string(&step).expect("a step has only string keys and finite numbers");
@@ -300,6 +387,49 @@ mod tests {
         let plan = Catalogue::new("t").with("a", image).plan();
         plan.check().expect("in order");
         assert_eq!(plan.stages.len(), 3);
+    }
+
+    #[test]
+    fn a_plan_with_commands_reads_its_own_output() {
+        let tool = Stage::scratch().layer(inline("", path!("/tool")));
+        let made = Stage::scratch().layer(debian(["make"])).run(
+            command(["make", "all"])
+                .env("CC", "gcc")
+                .workdir(path!("/src"))
+                .input(files("src", path!("/src")))
+                .input(tool.take(path!("/tool")).to(path!("/opt/tool")))
+                .cache(path!("/root/.cache"))
+                .secret("token")
+                .network(Network::Open)
+                .timeout(std::time::Duration::from_secs(90)),
+        );
+        let taken = made.take(path!("/out")).owner(1, 2).portable();
+        let plan = Catalogue::new("t").with("a", Stage::scratch().layer(taken).image()).plan();
+        assert_eq!(Plan::from_json(&plan.to_json()).expect("reads its own output"), plan);
+        let StageStep::Run { run, below } = &plan.stages[3].step else { panic!("{:?}", plan.stages) };
+        assert_eq!((below.0, plan.stages[3].step.taken()), (1, vec![StageId(2)]));
+        let expected = r#"{"argv":["make","all"],"env":{"CC":"gcc"},"workdir":"/src","inputs":[{"kind":"files","from":"src","to":"/src","include":[],"exclude":[],"mode":null,"dir_mode":493,"owner":{"uid":0,"gid":0}},{"kind":"take","stage":2,"path":"/tool","to":"/opt/tool"}],"caches":["/root/.cache"],"secrets":["token"],"network":"open","timeoutSeconds":90}"#;
+        assert_eq!(serde_json::to_string(run).expect("plain"), expected);
+        let bare = Run::<StageId> { inputs: Vec::new(), ..command(["a"]).map_stage(|_| Err(())).expect("no stages") };
+        assert_eq!(serde_json::to_string(&bare).expect("plain"), r#"{"argv":["a"]}"#);
+    }
+
+    #[test]
+    fn an_image_does_not_stand_on_commands() {
+        let image = Stage::scratch().run(["make"]).layer(inline("", path!("/a"))).image();
+        let error = Catalogue::new("t").with("a", image).plan().check().expect_err("refused").to_string();
+        let places = error.matches("layers/src/plan.rs:").count();
+        assert!(places == 2 && error.contains("`run make`") && error.contains("stage.take("), "{error}");
+        let text =
+            Catalogue::new("t").with("a", Stage::scratch().layer(Stage::scratch().run([""]).take(path!("/a"))).image());
+        let error = text.plan().check().expect_err("refused").to_string();
+        assert!(error.contains("no program") && error.contains("layers/src/plan.rs:"), "{error}");
+    }
+
+    #[test]
+    fn plans_of_version_one_are_read() {
+        let plan = r#"{"imgbuildPlan":1,"catalogue":"x","stages":[{"step":"scratch"}],"images":{"a":{"stage":0,"config":{},"layerBudget":40}}}"#;
+        assert_eq!(Plan::from_json(plan).expect("reads").images["a"].at, None);
     }
 
     #[test]

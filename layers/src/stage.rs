@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
 use crate::path::ImagePath;
-use crate::source::{Base, Source, TakeFrom};
+use crate::run::Run;
+use crate::source::{Base, Owner, Source, TakeFrom};
 
 /// Where in a definition something was written; shown in errors, never part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,7 @@ pub(crate) enum Node {
     Scratch,
     From { base: Base, at: Location },
     Layer { below: Stage, source: Source, at: Location },
+    Run { below: Stage, run: Run, at: Location },
 }
 
 impl Stage {
@@ -62,12 +64,29 @@ impl Stage {
         Stage(Arc::new(Node::Layer { below: self.clone(), source: source.into(), at: Location::caller() }))
     }
 
+    /// Runs a command on what is there (`RUN`): bare words, or a [`command`](crate::command) with its environment and inputs.
+    /// What it made is [taken](Stage::take) into another stage; an image does not stand on commands.
+    ///
+    /// ```
+    /// use layers::*;
+    ///
+    /// let site = Stage::scratch()
+    ///     .layer(debian(["mkdocs"]))
+    ///     .run(command(["mkdocs", "build", "--site-dir", "/site"]).workdir(path!("/docs")).input(files("docs", path!("/docs"))));
+    /// let image = Stage::scratch().layer(site.take(path!("/site")).to(path!("/srv/www"))).image();
+    /// ```
+    #[track_caller]
+    pub fn run(&self, run: impl Into<Run>) -> Stage {
+        Stage(Arc::new(Node::Run { below: self.clone(), run: run.into(), at: Location::caller() }))
+    }
+
     /// Names what lies at `path` in this stage, to be put into another one (`COPY --from`).
     pub fn take(&self, path: ImagePath) -> Take {
-        Take(TakeFrom { stage: self.clone(), to: path.clone(), path })
+        Take(TakeFrom { stage: self.clone(), to: path.clone(), path, owner: None, portable: false })
     }
 
     /// Finishes the files; what follows is run-time configuration, which never costs a layer.
+    #[track_caller]
     pub fn image(self) -> Image {
         Image::of(self)
     }
@@ -82,6 +101,23 @@ impl Take {
     pub fn to(mut self, path: ImagePath) -> Take {
         self.0.to = path;
         self
+    }
+
+    /// Sets the owner of everything taken; without this each entry keeps its own.
+    pub fn owner(mut self, uid: u32, gid: u32) -> Take {
+        self.0.owner = Some(Owner { uid, gid });
+        self
+    }
+
+    /// Says that what is taken is the same on all platforms: the stage is made once, for the machine that builds, so that
+    /// its commands need no emulation.
+    pub fn portable(mut self) -> Take {
+        self.0.portable = true;
+        self
+    }
+
+    pub(crate) fn into_parts(self) -> TakeFrom<Stage> {
+        self.0
     }
 }
 

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use layers::lower::lower;
 use layers::op::Op;
 use layers::source::{Effect, Python};
-use layers::{Plan, Platform, Source, StageId, StageStep};
+use layers::{Network, Plan, Platform, StageId, StageStep};
 
 use super::common::{self, Invocation};
 use super::{Stop, print};
@@ -85,19 +85,41 @@ fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result
             let at = layer.at.as_ref().map(|at| format!("  ({at})")).unwrap_or_default();
             let _ = writeln!(out, "  {}{at}", layer.label);
             for op in &layer.ops {
-                let Op::Configure(configure) = op else { continue };
-                for (package, reason) in &configure.ignore_scripts {
-                    let _ = writeln!(out, "    scripts of {package} ignored: {reason}");
-                }
-                for (package, effects) in &configure.effects {
-                    let paths: Vec<String> = effects.iter().map(describe).collect();
-                    let _ = writeln!(out, "    scripts of {package} replaced: {}", paths.join(", "));
+                match op {
+                    Op::Configure(configure) => {
+                        for (package, reason) in &configure.ignore_scripts {
+                            let _ = writeln!(out, "    scripts of {package} ignored: {reason}");
+                        }
+                        for (package, effects) in &configure.effects {
+                            let paths: Vec<String> = effects.iter().map(describe).collect();
+                            let _ = writeln!(out, "    scripts of {package} replaced: {}", paths.join(", "));
+                        }
+                    }
+                    Op::Take(take) => commands(&mut out, &bench.project.plan, take.stage, "    "),
+                    _ => {}
                 }
             }
         }
     }
     setup.close();
     Ok(out)
+}
+
+/// The commands that a stage runs, and those of the stages that they take their inputs from.
+fn commands(out: &mut String, plan: &Plan, stage: StageId, indent: &str) {
+    for (_, planned) in plan.steps(stage) {
+        if let StageStep::Run { run, .. } = &planned.step {
+            let at = planned.at.as_ref().map(|at| format!("  ({at})")).unwrap_or_default();
+            let open = match run.network {
+                Network::None => "",
+                Network::Open => ", network open: not reproducible",
+            };
+            let _ = writeln!(out, "{indent}{}{open}{at}", run.label());
+        }
+        for taken in planned.step.taken() {
+            commands(out, plan, taken, &format!("{indent}  "));
+        }
+    }
 }
 
 fn describe(effect: &Effect) -> String {
@@ -114,17 +136,13 @@ fn dot(plan: &Plan) -> String {
     let mut out = String::from("digraph plan {\n  rankdir=BT;\n  node [shape=box, fontname=\"sans-serif\"];\n");
     for (at, stage) in plan.stages.iter().enumerate() {
         let id = StageId(at);
-        let label = match &stage.step {
-            StageStep::Scratch => "scratch".to_owned(),
-            StageStep::From { base } => format!("from {}", base.label()),
-            StageStep::Layer { source, .. } => source.label(),
-        };
-        let _ = writeln!(out, "  {} [label={}];", node(&id), quoted(&label));
-        if let StageStep::Layer { below, source } = &stage.step {
-            let _ = writeln!(out, "  {} -> {};", node(below), node(&id));
-            if let Source::Take(take) = source {
-                let _ = writeln!(out, "  {} -> {} [style=dashed, label=\"take\"];", node(&take.stage), node(&id));
-            }
+        let style = if matches!(stage.step, StageStep::Run { .. }) { ", style=rounded" } else { "" };
+        let _ = writeln!(out, "  {} [label={}{style}];", node(&id), quoted(&stage.step.label()));
+        if let Some(below) = stage.step.below() {
+            let _ = writeln!(out, "  {} -> {};", node(&below), node(&id));
+        }
+        for taken in stage.step.taken() {
+            let _ = writeln!(out, "  {} -> {} [style=dashed, label=\"take\"];", node(&taken), node(&id));
         }
     }
     for (name, image) in &plan.images {

@@ -17,7 +17,7 @@ use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter}
 use layers::lock::Lock;
 use layers::lower::Resolved;
 use layers::op::{Archive, Configure, Conversion, LayerPlan, Op};
-use layers::source::{Dir, Files, Inline, Link, TakeFrom, User};
+use layers::source::{Dir, Files, Inline, Link, Owner, TakeFrom, User};
 use layers::{DiffId, Digest, ImagePath, Key, KeyHasher, Plan, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ use super::skeleton::{shared_dirs, skeleton};
 use super::spool::Room;
 use super::tree::Tree;
 use super::view::View;
-use super::{EngineError, base};
+use super::{EngineError, base, run};
 use crate::debian::{effects, gate};
 use crate::observe::{Event, Observer};
 use crate::parallel::in_parallel;
@@ -325,6 +325,7 @@ impl Local<'_> {
                 Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
                 Op::Take(take) => fragments.push(self.take(subject, take, view)?),
                 Op::Compile(wanted) => fragments.push(self.compile(wanted, view)?),
+                Op::Run(_) => return Err(EngineError::NoCommands),
                 Op::Configure(configure) => {
                     fragments.push(self.configure(subject.platform, configure, view, below)?);
                 }
@@ -527,6 +528,7 @@ impl Local<'_> {
         view: &View<'_>,
     ) -> Result<Arc<Fragment>, EngineError> {
         let lock_file = |python: &layers::source::Python| self.context.lock_digest(python);
+        let subject = Subject { platform: run::platform_of(take, subject.platform), ..subject };
         let resolved = layers::lower::lower(subject.plan, take.stage, subject.lock, subject.platform, &lock_file)?;
         let resolved = self.settle(&resolved)?;
         self.fragments(&[&resolved])?;
@@ -543,8 +545,11 @@ impl Local<'_> {
         }
         hasher.field("from", &from);
         hasher.field("to", &to);
+        if let Some(owner) = take.owner {
+            hasher.field("owner", format!("{}:{}", owner.uid, owner.gid));
+        }
         let (key, text) = hasher.finish();
-        self.kept(key, &text, || taken(&other, &from, &to))
+        self.kept(key, &text, || taken(&other, &from, &to, take.owner))
     }
 }
 
@@ -592,7 +597,12 @@ fn generated(entries: Vec<(Entry, Option<Vec<u8>>)>) -> Made<'static> {
 }
 
 /// The entries at and below `from`, moved to `to`.
-fn taken<'v>(view: &'v View<'_>, from: &ImagePath, to: &ImagePath) -> Result<Made<'v>, EngineError> {
+fn taken<'v>(
+    view: &'v View<'_>,
+    from: &ImagePath,
+    to: &ImagePath,
+    owner: Option<Owner>,
+) -> Result<Made<'v>, EngineError> {
     let mut made = Made::default();
     let moved = |path: &ImagePath| {
         let rest = path.as_str().strip_prefix(from.as_str()).unwrap_or_default().trim_start_matches('/');
@@ -603,6 +613,9 @@ fn taken<'v>(view: &'v View<'_>, from: &ImagePath, to: &ImagePath) -> Result<Mad
         found = true;
         let path = moved(&entry.path)?;
         let mut copy = Entry { path, ..entry.clone() };
+        if let Some(owner) = owner {
+            (copy.uid, copy.gid) = (owner.uid, owner.gid);
+        }
         match &entry.kind {
             Kind::File { .. } => {
                 let source = entry.path.clone();

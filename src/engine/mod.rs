@@ -7,6 +7,7 @@ pub mod fragments;
 pub mod index;
 pub mod local;
 pub mod made;
+pub mod run;
 pub mod skeleton;
 pub mod spool;
 pub mod tree;
@@ -88,6 +89,9 @@ pub enum EngineError {
         /// The path.
         path: ImagePath,
     },
+    /// A command in a stage.
+    #[error("commands are not run yet")]
+    NoCommands,
     /// Too many layers.
     #[error(
         "image `{image}` has {layers} layers, its budget is {budget}; raise it with `.layer_budget(..)` (at most 127) or run `imgbuild lock --regroup`"

@@ -13,7 +13,7 @@ use super::Bench;
 use crate::debian::{effects, gate, scripts};
 use crate::engine::index::INDEX_FORMAT;
 use crate::engine::local::LayerRecord;
-use crate::engine::{base, convert};
+use crate::engine::{base, convert, run};
 use crate::error::Failure;
 use crate::python::bytecode::{self, imports};
 
@@ -64,39 +64,60 @@ pub fn image_key(
     for layer in &resolved.layers {
         hasher.field("layer", "");
         for op in &layer.ops {
-            match op {
-                Op::Unpack { archive, conversion } => {
-                    hasher.field("name", &archive.name).field("archive", archive.digest);
-                    hasher.field("conversion", json(conversion)).field("version", convert::version(conversion));
-                }
-                Op::Copy(files) => {
-                    let selection =
-                        bench.context.select(files).map_err(|error| Failure::from(error).located(layer.at.clone()))?;
-                    hasher.field("copy", json(files)).field("selection", selection.digest);
-                }
-                Op::Take(take) => {
-                    let lock_file = |python: &layers::source::Python| bench.context.lock_digest(python);
-                    let other = lower::lower(plan, take.stage, lock, platform, &lock_file)?;
-                    let (key, _) = image_key(bench, plan, lock, platform, &other)?;
-                    hasher.field("take", key.0).field("from", &take.path).field("to", &take.to);
-                }
-                Op::Compile(wanted) => {
-                    let versions = (bytecode::VERSION, imports::VERSION);
-                    hasher.field("compile", json(wanted)).field("versions", format!("{versions:?}"));
-                }
-                Op::Configure(configure) => {
-                    let names =
-                        configure.packages.iter().map(|archive| archive.name.split('_').next().unwrap_or_default());
-                    hasher.field("configure", json(configure));
-                    hasher.field("effects", format!("{:?}", effects::versions(names)));
-                }
-                Op::Dir(_) | Op::Link(_) | Op::Inline(_) | Op::AddUser(_) => {
-                    hasher.field("op", json(op));
-                }
-            }
+            add(&mut hasher, bench, plan, lock, platform, op).map_err(|failure| failure.located(layer.at.clone()))?;
         }
     }
     Ok(hasher.finish())
+}
+
+/// Adds an operation to the key of a stage.
+fn add(
+    hasher: &mut KeyHasher,
+    bench: &Bench<'_>,
+    plan: &Plan,
+    lock: &Lock,
+    platform: Platform,
+    op: &Op,
+) -> Result<(), Failure> {
+    match op {
+        Op::Unpack { archive, conversion } => {
+            hasher.field("name", &archive.name).field("archive", archive.digest);
+            hasher.field("conversion", json(conversion)).field("version", convert::version(conversion));
+        }
+        Op::Copy(files) => {
+            let selection = bench.context.select(files)?;
+            hasher.field("copy", json(files)).field("selection", selection.digest);
+        }
+        Op::Take(take) => {
+            let lock_file = |python: &layers::source::Python| bench.context.lock_digest(python);
+            let platform = run::platform_of(take, platform);
+            let other = lower::lower(plan, take.stage, lock, platform, &lock_file)?;
+            let (key, _) = image_key(bench, plan, lock, platform, &other)?;
+            hasher.field("take", key.0).field("from", &take.path).field("to", &take.to);
+            if let Some(owner) = take.owner {
+                hasher.field("owner", format!("{}:{}", owner.uid, owner.gid));
+            }
+        }
+        Op::Compile(wanted) => {
+            let versions = (bytecode::VERSION, imports::VERSION);
+            hasher.field("compile", json(wanted)).field("versions", format!("{versions:?}"));
+        }
+        Op::Configure(configure) => {
+            let names = configure.packages.iter().map(|archive| archive.name.split('_').next().unwrap_or_default());
+            hasher.field("configure", json(configure));
+            hasher.field("effects", format!("{:?}", effects::versions(names)));
+        }
+        Op::Run(step) => {
+            hasher.field("run", json(&step.run)).field("version", run::VERSION);
+            for input in &step.inputs {
+                add(hasher, bench, plan, lock, platform, input)?;
+            }
+        }
+        Op::Dir(_) | Op::Link(_) | Op::Inline(_) | Op::AddUser(_) => {
+            hasher.field("op", json(op));
+        }
+    }
+    Ok(())
 }
 
 fn json(value: &impl Serialize) -> String {

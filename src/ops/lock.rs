@@ -435,6 +435,25 @@ fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure
     Ok(None)
 }
 
+/// Whether the lock answers for the stages that a stage takes something from, and those that these do.
+fn takes(bench: &Bench<'_>, lock: &Lock, platform: Platform, resolved: &lower::Resolved) -> Result<(), Failure> {
+    let lock_file = |python: &Python| bench.context.lock_digest(python);
+    for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+        let inputs = if let Op::Run(step) = op { step.inputs.as_slice() } else { &[] };
+        for op in std::iter::once(op).chain(inputs) {
+            if let Op::Take(take) = op {
+                takes(
+                    bench,
+                    lock,
+                    platform,
+                    &lower::lower(&bench.project.plan, take.stage, lock, platform, &lock_file)?,
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What differs between two locks, sorted.
 pub fn changes(old: &Lock, new: &Lock) -> Vec<Change> {
     fn versions(lock: &Lock) -> BTreeMap<(String, Platform), String> {
@@ -472,11 +491,7 @@ pub fn check(bench: &Bench<'_>, lock: &Lock) -> Result<(), Failure> {
     for (name, image) in &bench.project.plan.images {
         for platform in Platform::ALL {
             let resolved = lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file)?;
-            for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
-                if let Op::Take(take) = op {
-                    lower::lower(&bench.project.plan, take.stage, lock, platform, &lock_file)?;
-                }
-            }
+            takes(bench, lock, platform, &resolved)?;
         }
         if over_budget(bench, lock)?.is_some_and(|over| over == *name) {
             return Err(Failure::work(format!("image `{name}` has more layers than its budget"))

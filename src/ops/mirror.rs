@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use layers::lock::Lock;
 use layers::op::{Archive, Origin};
-use layers::{Digest, KeyHasher, Source, StageStep};
+use layers::{Digest, Input, KeyHasher, Source, StageStep};
 use serde::Serialize;
 
 use super::Bench;
@@ -53,14 +53,22 @@ pub fn inputs(bench: &Bench<'_>) -> Result<Vec<Archive>, Failure> {
     let mut found: BTreeMap<Digest, Archive> = BTreeMap::new();
     let packages = lock.debian.values().flatten().map(|package| package.archive());
     let wheels = lock.python.iter().flat_map(|it| it.wheels.values().flatten()).map(|wheel| wheel.archive());
-    let fetched = bench.project.plan.stages.iter().filter_map(|stage| match &stage.step {
-        StageStep::Layer { source: Source::Fetch(fetch), .. } => Some(Archive {
-            name: fetch.file_name().to_owned(),
-            digest: fetch.sha256,
-            size: None,
-            origin: Origin::Url(fetch.url.clone()),
-        }),
-        _ => None,
+    let fetches = bench.project.plan.stages.iter().flat_map(|stage| match &stage.step {
+        StageStep::Layer { source: Source::Fetch(fetch), .. } => vec![fetch],
+        StageStep::Run { run, .. } => {
+            let fetches = run.inputs.iter().filter_map(|input| match input {
+                Input::Fetch(fetch) => Some(fetch),
+                _ => None,
+            });
+            fetches.collect()
+        }
+        _ => Vec::new(),
+    });
+    let fetched = fetches.map(|fetch| Archive {
+        name: fetch.file_name().to_owned(),
+        digest: fetch.sha256,
+        size: None,
+        origin: Origin::Url(fetch.url.clone()),
     });
     for archive in packages.chain(wheels).chain(fetched) {
         found.entry(archive.digest).or_insert(archive);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use layers::lock::Lock;
-use layers::{Plan, PlannedImage, Source, StageId, StageStep};
+use layers::{Plan, PlannedImage, StageId};
 
 use crate::error::Failure;
 use crate::output::check_replaceable;
@@ -124,12 +124,8 @@ pub fn reachable(plan: &Plan, tops: impl IntoIterator<Item = StageId>) -> BTreeS
         if !found.insert(id) {
             continue;
         }
-        if let StageStep::Layer { below, source } = &plan.stages[id.0].step {
-            pending.push(*below);
-            if let Source::Take(take) = source {
-                pending.push(take.stage);
-            }
-        }
+        let step = &plan.stages[id.0].step;
+        pending.extend(step.below().into_iter().chain(step.taken()));
     }
     found
 }

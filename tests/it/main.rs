@@ -8,6 +8,7 @@ mod archives_real;
 mod archives_zip_real;
 mod cache;
 mod command_line;
+mod commands;
 mod config_real;
 mod crates;
 mod deploy;

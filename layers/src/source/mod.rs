@@ -66,7 +66,7 @@ impl<S> Source<S> {
             Source::Python(it) => Source::Python(it),
             Source::Files(it) => Source::Files(it),
             Source::Fetch(it) => Source::Fetch(it),
-            Source::Take(it) => Source::Take(TakeFrom { stage: rename(it.stage)?, path: it.path, to: it.to }),
+            Source::Take(it) => Source::Take(it.map_stage(rename)?),
             Source::User(it) => Source::User(it),
             Source::Dir(it) => Source::Dir(it),
             Source::Link(it) => Source::Link(it),

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Owner;
 use crate::path::ImagePath;
 
 /// A file or tree of another stage (`COPY --from`); `S` names the stage. Made by [`Stage::take`](crate::Stage::take).
@@ -14,4 +15,18 @@ pub struct TakeFrom<S> {
     pub path: ImagePath,
     /// Where it goes.
     pub to: ImagePath,
+    /// Who owns it there; `None`: who owned it in its stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// Whether it is the same on all platforms, and its stage is made for the machine that builds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable: bool,
+}
+
+impl<S> TakeFrom<S> {
+    /// Replaces the name of the stage.
+    pub fn map_stage<T, E>(self, rename: impl FnOnce(S) -> Result<T, E>) -> Result<TakeFrom<T>, E> {
+        let TakeFrom { stage, path, to, owner, portable } = self;
+        Ok(TakeFrom { stage: rename(stage)?, path, to, owner, portable })
+    }
 }
