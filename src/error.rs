@@ -144,6 +144,7 @@ impl From<crate::engine::EngineError> for Failure {
                 Failure { message: format!("layer `{label}` failed: {}", inner.message), ..inner }.located(at)
             }
             EngineError::Lower(error) => error.into(),
+            EngineError::Registry(error) => (*error).into(),
             EngineError::Unconfigured(why) => Failure::usage(why),
             other => Failure::work(other.to_string()),
         }

@@ -32,7 +32,7 @@ impl KeyHasher {
         let _ = write!(self.text, "{name}:{}=", value.len());
         // The length already makes the text unambiguous; the escape keeps one field on one line for people.
         let mut rest = value;
-        while let Some(at) = rest.find(['\n', '\\']) {
+        while let Some(at) = rest.bytes().position(|byte| matches!(byte, b'\n' | b'\\')) {
             self.text.push_str(&rest[..at]);
             self.text.push_str(if rest.as_bytes()[at] == b'\n' { "\\n" } else { "\\\\" });
             rest = &rest[at + 1..];
@@ -48,6 +48,22 @@ impl KeyHasher {
             self.field(name, item);
         }
         self
+    }
+
+    /// Adds what [`KeyHasher::lines`] collected.
+    pub fn append(&mut self, lines: &str) -> &mut KeyHasher {
+        self.text.push_str(lines);
+        self
+    }
+
+    /// Collects fields that several keys will have in common.
+    pub fn lines() -> KeyHasher {
+        KeyHasher { text: String::new() }
+    }
+
+    /// What was collected.
+    pub fn text(self) -> String {
+        self.text
     }
 
     /// The key and the text that explains it.

@@ -169,6 +169,18 @@ pub struct Step {
     pub inputs: Vec<Op>,
 }
 
+macro_rules! as_json {
+    ($($type:ty),*) => {$(
+        impl $type {
+            /// The value as JSON on one line: what keys are made from.
+            pub fn to_json(&self) -> String {
+                serde_json::to_string(self).expect("operations have only string keys and whole numbers")
+            }
+        }
+    )*};
+}
+as_json!(Op, Conversion, Configure, ByteCode, Files, Run<StageId>);
+
 /// One layer: operations whose outcome becomes one tar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerPlan {

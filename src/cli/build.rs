@@ -102,14 +102,14 @@ pub(crate) fn metadata(built: &[Built]) -> Value {
                 .iter()
                 .zip(&it.image.platforms)
                 .map(|(platform, documents)| {
-                    let base: u64 = platform.base_layers.iter().map(|(_, size)| size).sum();
+                    let base: u64 = platform.base_layers.iter().map(|layer| layer.size).sum();
                     let own: u64 = platform.layers.iter().map(|layer| layer.size).sum();
                     json!({
                         "platform": platform.platform,
                         "digest": documents.manifest.digest,
                         "config": documents.config.digest,
                         "size": base + own,
-                        "baseLayers": platform.base_layers.iter().map(|(digest, size)| json!({"digest": digest, "size": size})).collect::<Vec<_>>(),
+                        "baseLayers": platform.base_layers.iter().map(|layer| json!({"digest": layer.digest, "size": layer.size})).collect::<Vec<_>>(),
                         "layers": platform.layers,
                         "packages": platform.packages.iter().map(|(name, version, architecture)| {
                             json!({"name": name, "version": version, "architecture": architecture})

@@ -142,11 +142,11 @@ fn member_text(out: &mut String, member: &Member) {
 fn text(built: &Built) -> String {
     let mut out = format!("{} {}\n", built.image.name, built.image.top().digest);
     for platform in &built.platforms {
-        let base: u64 = platform.base_layers.iter().map(|(_, size)| size).sum();
+        let base: u64 = platform.base_layers.iter().map(|layer| layer.size).sum();
         let own: u64 = platform.layers.iter().map(|layer| layer.size).sum();
         let count = platform.base_layers.len() + platform.layers.len();
         let _ = writeln!(out, "{}: {} in {count} layers", platform.platform, size(base + own));
-        for (digest, bytes) in &platform.base_layers {
+        for layers::oci::Descriptor { digest, size: bytes, .. } in &platform.base_layers {
             let _ = writeln!(out, "  {:>9}  {}  base", size(*bytes), short(digest));
         }
         for layer in &platform.layers {

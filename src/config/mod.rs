@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 pub use cache::{CacheLimits, DEFAULT_MAX_SIZE, parse_age, parse_size};
 
 use crate::debian::archive::Foreign;
-use crate::fetch::{Url, parse_url};
+use crate::fetch::{HttpConfig, Url, parse_url};
 use file::File;
 
 /// Why the configuration cannot be used. All of it is for the user to mend.
@@ -174,6 +174,7 @@ pub struct Config {
     environment: Environment,
     file: Option<File>,
     asked: OnceLock<Option<String>>,
+    network: OnceLock<HttpConfig>,
 }
 
 impl Config {
@@ -190,7 +191,7 @@ impl Config {
             Some(path) => Some(File::read(&path)?),
             None => None,
         };
-        Ok(Config { environment: environment.clone(), file, asked: OnceLock::new() })
+        Ok(Config { environment: environment.clone(), file, asked: OnceLock::new(), network: OnceLock::new() })
     }
 
     /// The file that was read.

@@ -14,12 +14,16 @@ impl Config {
     /// # Errors
     /// If a file or value makes no sense.
     pub fn http(&self) -> Result<HttpConfig, ConfigError> {
-        Ok(HttpConfig {
+        if let Some(known) = self.network.get() {
+            return Ok(known.clone());
+        }
+        let found = HttpConfig {
             offline: false,
             extra_ca: self.extra_ca()?,
             credentials: self.credentials()?,
             proxies: self.proxies()?,
-        })
+        };
+        Ok(self.network.get_or_init(|| found).clone())
     }
 
     fn extra_ca(&self) -> Result<Vec<PathBuf>, ConfigError> {

@@ -12,7 +12,7 @@ use layers::format::{FormatError, Limits, decoder_memory, decompress};
 use layers::lower::PinnedBase;
 use layers::oci::{self, BaseParts, Descriptor};
 use layers::source::OciLayout;
-use layers::{Digest, KeyHasher, Platform};
+use layers::{Digest, Key, KeyHasher, Platform};
 use oci_spec::image::{ImageIndex, ImageManifest};
 
 use super::EngineError;
@@ -166,30 +166,45 @@ fn finish(
 }
 
 impl BaseImage {
-    /// The layers as fragments for looking at; their blobs are in the store afterwards, byte for byte.
+    /// The layers as fragments for looking at. Afterwards the store has the blobs of a layout, byte for byte, and those of a
+    /// registry's image that had not been looked at before: the others are left where they are.
     pub fn fragments(&self, engine: &Local<'_>) -> Result<Vec<Arc<Fragment>>, EngineError> {
-        self.parts.layers.iter().map(|layer| self.fragment(engine, layer)).collect()
+        let mut fragments = Vec::new();
+        let mut unknown = Vec::new();
+        for layer in &self.parts.layers {
+            let known = engine.find_fragment(&fragment_key(layer).0)?;
+            if known.is_none() {
+                unknown.push(layer);
+            }
+            fragments.push(known);
+        }
+        match &self.blobs {
+            Some(blobs) => self.parts.layers.iter().try_for_each(|layer| self.adopt(engine.store, blobs, layer))?,
+            None if unknown.is_empty() => {}
+            None => engine.supply.base_layers(&self.name, &unknown)?,
+        }
+        let known = fragments.into_iter().zip(&self.parts.layers);
+        known.map(|(known, layer)| known.map_or_else(|| self.fragment(engine, layer), Ok)).collect()
+    }
+
+    /// Copies a layer of a layout into the store.
+    fn adopt(&self, store: &cache::Store, blobs: &Path, layer: &Descriptor) -> Result<(), EngineError> {
+        if store.has(&layer.digest)? == Some(layer.size) {
+            return Ok(());
+        }
+        let why =
+            |error| EngineError::Base { path: self.name.clone(), why: format!("layer {}: {error}", layer.digest) };
+        let mut file = File::open(blobs.join(layer.digest.hex())).map_err(why)?;
+        let mut writer = store.writer()?;
+        std::io::copy(&mut file, &mut writer)?;
+        writer.flush()?;
+        writer.finish_as(&layer.digest)?;
+        Ok(())
     }
 
     fn fragment(&self, engine: &Local<'_>, layer: &Descriptor) -> Result<Arc<Fragment>, EngineError> {
         let wrong = |why: String| EngineError::Base { path: self.name.clone(), why };
-        if engine.store.has(&layer.digest)? != Some(layer.size) {
-            let Some(blobs) = &self.blobs else {
-                return Err(wrong(format!("layer {} is not in the cache", layer.digest)));
-            };
-            let path = blobs.join(layer.digest.hex());
-            let mut file = File::open(path).map_err(|error| wrong(format!("layer {}: {error}", layer.digest)))?;
-            let mut writer = engine.store.writer()?;
-            std::io::copy(&mut file, &mut writer)?;
-            writer.flush()?;
-            writer.finish_as(&layer.digest)?;
-        }
-        let mut hasher = KeyHasher::new("base-layer", LAYER_FORMAT);
-        hasher.field("index", INDEX_FORMAT).field("layer", layer.digest);
-        let (key, text) = hasher.finish();
-        if let Some(found) = engine.find_fragment(&key)? {
-            return Ok(found);
-        }
+        let (key, text) = fragment_key(layer);
         let Some(file) = engine.store.open(&layer.digest)? else {
             return Err(wrong(format!("layer {} is gone from the cache", layer.digest)));
         };
@@ -201,6 +216,13 @@ impl BaseImage {
         let made = read_layer(Reader::oci_layer(reader, &Limits::default()), spool).map_err(failed)?;
         engine.keep(&key, &text, made)
     }
+}
+
+/// Names the fragment of a base's layer.
+fn fragment_key(layer: &Descriptor) -> (Key, String) {
+    let mut hasher = KeyHasher::new("base-layer", LAYER_FORMAT);
+    hasher.field("index", INDEX_FORMAT).field("layer", layer.digest);
+    hasher.finish()
 }
 
 fn read_layer<R: std::io::Read>(mut reader: Reader<R>, mut spool: Spool) -> Result<Made<'static>, FormatError> {

@@ -15,12 +15,14 @@ use std::sync::{Arc, Mutex};
 use cache::Store;
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
 use layers::lock::Lock;
-use layers::lower::Resolved;
+use layers::lower::{PinnedBase, Resolved};
+use layers::oci::Descriptor;
 use layers::op::{Archive, Configure, Conversion, LayerPlan, Op};
 use layers::source::{Dir, Files, Inline, Link, Owner, TakeFrom, User};
 use layers::{DiffId, Digest, ImagePath, Key, KeyHasher, Plan, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
+use super::base::BaseImage;
 use super::bytecode::Interpreters;
 use super::convert::{self, Converted, Drops};
 use super::fragments::{FragmentMap, unpack_key};
@@ -41,6 +43,12 @@ use crate::remote::Sources;
 pub trait Supply: Sync {
     /// The verified bytes of an archive as a file, downloaded where the store does not have them.
     fn supply(&self, archive: &Archive) -> Result<PathBuf, EngineError>;
+
+    /// Puts the manifest and the configuration of a registry's image into the store.
+    fn base(&self, image: &str, manifest: &Digest, platform: Platform) -> Result<(), EngineError>;
+
+    /// Puts layers of a registry's image into the store.
+    fn base_layers(&self, image: &str, layers: &[&Descriptor]) -> Result<(), EngineError>;
 }
 
 /// A layer that is in the store.
@@ -71,7 +79,7 @@ pub struct Walked {
     /// Its layers, bottom first.
     pub jobs: Vec<LayerJob>,
     /// The base image below them.
-    pub base: Option<base::BaseImage>,
+    pub base: Option<BaseImage>,
     /// Debian packages in it: name, version, architecture.
     pub packages: Vec<(String, String, String)>,
 }
@@ -167,11 +175,23 @@ impl Local<'_> {
 
     /// Walks a stage over the indexes of its fragments.
     pub fn walk(&self, subject: Subject<'_>, resolved: &Resolved) -> Result<Walked, EngineError> {
+        // An image that is nothing but its base looks at nothing in it.
+        if let (Some(base @ PinnedBase::Registry { .. }), []) = (&resolved.base, resolved.layers.as_slice()) {
+            let base = self.base(subject, base)?;
+            return Ok(Walked { jobs: Vec::new(), base: Some(base), packages: Vec::new() });
+        }
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         let walked = self.walk_onto(subject, resolved, &mut view)?;
         gate::check(&view, &resolved.allow_missing, subject.platform)?;
         Ok(walked)
+    }
+
+    fn base(&self, subject: Subject<'_>, base: &PinnedBase) -> Result<BaseImage, EngineError> {
+        if let PinnedBase::Registry { image, manifest } = base {
+            self.supply.base(image, manifest, subject.platform)?;
+        }
+        base::open(&self.catalogue_dir, base, subject.platform, self.store)
     }
 
     fn walk_onto<'v>(
@@ -183,7 +203,7 @@ impl Local<'_> {
         self.interpreters.learn(resolved);
         let mut walked = Walked { jobs: Vec::new(), base: None, packages: Vec::new() };
         if let Some(layout) = &resolved.base {
-            let base = base::open(&self.catalogue_dir, layout, subject.platform, self.store)?;
+            let base = self.base(subject, layout)?;
             for fragment in base.fragments(self)? {
                 view.apply_base(&fragment);
             }

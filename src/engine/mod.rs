@@ -128,6 +128,9 @@ pub enum EngineError {
         /// What is wrong.
         why: String,
     },
+    /// A registry that a base image comes from.
+    #[error(transparent)]
+    Registry(#[from] Box<crate::registry::RegistryError>),
     /// Reading or writing failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),

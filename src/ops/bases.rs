@@ -1,17 +1,18 @@
-//! Base images of registries: locked to digests, brought into the cache before something stands on them.
+//! Base images of registries: locked to digests, brought into the cache where something looks at them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cache::{CacheError, Store};
 use layers::lock::LockedBase;
-use layers::lower::{PinnedBase, Resolved};
 use layers::source::Base;
-use layers::{Platform, StageId, StageStep};
+use layers::{Digest, Platform, StageId, StageStep, oci};
 
 use super::Bench;
+use super::build::Built;
 use crate::error::Failure;
-use crate::observe::Event;
-use crate::registry::document::{self, Choice};
-use crate::registry::{Pulled, Reference, RegistryError};
+use crate::observe::{Event, Observer};
+use crate::registry::document::{self, Descriptor};
+use crate::registry::{Pulled, Reference, Registries, RegistryError};
 
 /// Finds out what the tags of bases mean now; those that `old` knows keep their meaning unless they are `refresh`ed.
 pub fn relock(
@@ -50,7 +51,7 @@ fn look_up(bench: &Bench<'_>, image: &str) -> Result<LockedBase, Failure> {
                 let architecture = document_architecture(&found);
                 if architecture.as_deref().is_none_or(|it| it == platform.architecture()) {
                     manifests.insert(platform, sha256(image, &found.manifest.digest)?);
-                    keep(bench, &found)?;
+                    keep(bench.store, &found)?;
                 }
             }
             Err(RegistryError::Document { why: reason, .. }) if said.is_index => why = reason,
@@ -75,46 +76,65 @@ fn sha256(image: &str, digest: &crate::registry::AnyDigest) -> Result<layers::Di
         .ok_or_else(|| Failure::work(format!("`{image}` is named by {}, bases need SHA-256", digest.algorithm())))
 }
 
-fn keep(bench: &Bench<'_>, found: &Pulled) -> Result<(), Failure> {
-    bench.store.put(&found.manifest.bytes)?;
-    bench.store.put(&found.config)?;
+fn keep(store: &Store, found: &Pulled) -> Result<(), CacheError> {
+    store.put(&found.manifest.bytes)?;
+    store.put(&found.config)?;
     Ok(())
 }
 
-/// Brings the base of a stage into the cache: documents, and layers for those who look at them.
-pub fn bring(bench: &Bench<'_>, resolved: &Resolved, platform: Platform) -> Result<(), Failure> {
-    let Some(PinnedBase::Registry { image, manifest }) = &resolved.base else { return Ok(()) };
-    let reference: Reference = image.parse().map_err(Failure::from)?;
-    let repository = reference.repository;
-    let pulled = match bench.store.read(manifest)? {
-        Some(bytes) => bytes,
-        None => {
-            let found = bench.registries.image(&repository.at((*manifest).into()), platform)?;
-            keep(bench, &found)?;
-            found.manifest.bytes.to_vec()
-        }
-    };
-    let said = document::read(&pulled, "").map_err(|why| Failure::work(format!("`{image}`: {why}")))?;
-    debug_assert!(
-        !matches!(document::choose(&said, platform, 0), Ok(Choice::Image(_))),
-        "a lock pins manifests, not indexes"
-    );
-    let wanted: Vec<_> = said.blobs.iter().filter(|blob| !blob.is_foreign()).collect();
-    let mut missing = Vec::new();
-    for blob in wanted {
-        if let Some(digest) = blob.digest.sha256()
-            && bench.store.has(&digest)? != Some(blob.size)
+/// Brings the documents of a base into the store.
+pub fn documents(
+    registries: &Registries,
+    store: &Store,
+    image: &str,
+    manifest: &Digest,
+    platform: Platform,
+) -> Result<(), RegistryError> {
+    if let Some(bytes) = store.read(manifest)? {
+        let said = document::read(&bytes, "");
+        let config = said.ok().and_then(|said| Some((said.blobs.first()?.digest.sha256()?, said.blobs[0].size)));
+        if let Some((digest, size)) = config
+            && store.has(&digest)? == Some(size)
         {
-            missing.push(blob);
+            return Ok(());
         }
     }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    bench.registries.wait(async {
-        let client = bench.registries.client();
-        let fetches = missing.iter().map(|blob| client.blob_to_store(&repository, blob, bench.store, bench.observer));
+    let repository = image.parse::<Reference>()?.repository;
+    keep(store, &registries.image(&repository.at((*manifest).into()), platform)?)?;
+    Ok(())
+}
+
+/// Brings layers of a base into the store.
+pub fn layers(
+    registries: &Registries,
+    store: &Store,
+    observer: &dyn Observer,
+    image: &str,
+    wanted: &[&oci::Descriptor],
+) -> Result<(), RegistryError> {
+    let repository = image.parse::<Reference>()?.repository;
+    let blobs: Vec<Descriptor> =
+        wanted.iter().map(|it| Descriptor::of(&it.media_type, it.digest.into(), it.size)).collect();
+    registries.wait(async {
+        let client = registries.client();
+        let fetches = blobs.iter().map(|blob| client.blob_to_store(&repository, blob, store, observer));
         futures_util::future::try_join_all(fetches).await.map(drop)
-    })?;
+    })
+}
+
+/// Brings the layers of bases that images stand on: for outputs that hold whole images.
+pub fn bring(bench: &Bench<'_>, built: &[Built]) -> Result<(), Failure> {
+    for platform in built.iter().flat_map(|it| &it.platforms) {
+        let Some(image) = &platform.base else { continue };
+        let mut missing = Vec::new();
+        for layer in &platform.base_layers {
+            if bench.store.has(&layer.digest)? != Some(layer.size) {
+                missing.push(layer);
+            }
+        }
+        if !missing.is_empty() {
+            layers(bench.registries, bench.store, bench.observer, image, &missing)?;
+        }
+    }
     Ok(())
 }

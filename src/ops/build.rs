@@ -19,7 +19,7 @@ use layers::{Key, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
 use super::explain::remember_latest;
-use super::key::{ImageRecord, image_key};
+use super::key::{ImageRecord, Keys};
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
@@ -78,8 +78,8 @@ pub struct BuiltPlatform {
     pub platform: Platform,
     /// The reference of the base, where it is a registry's.
     pub base: Option<String>,
-    /// The base's layers: digest and compressed bytes.
-    pub base_layers: Vec<(layers::Digest, u64)>,
+    /// The base's layers, bottom first; those of a registry's image need not be in the store.
+    pub base_layers: Vec<oci::Descriptor>,
     /// Its own layers, bottom first.
     pub layers: Vec<BuiltLayer>,
     /// Debian packages in it: name, version, architecture.
@@ -160,10 +160,12 @@ pub fn deliver(
     if !super::remote::bring(bench, &built)? {
         built = build(bench, request)?;
     }
+    super::bases::bring(bench, &built)?;
     match output.deliver(&images(&built), bench.store) {
         Err(OutputError::Lost(_) | OutputError::Damaged(_)) => {
             bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
             built = build(bench, request)?;
+            super::bases::bring(bench, &built)?;
             output.deliver(&images(&built), bench.store)?;
         }
         done => done?,
@@ -177,18 +179,18 @@ fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<
     wheels::adopt_context(bench, &mut locked, &tops, &request.platforms, !request.locked)?;
     let plan = &bench.project.plan;
     let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let mut keys = Keys::new(bench, &locked);
     let mut wanted = Vec::new();
     for (name, image) in &images {
         for &platform in &request.platforms {
             let resolved = lower(plan, image.stage, &locked, platform, &lock_file)?;
-            super::bases::bring(bench, &resolved, platform)?;
-            let key = image_key(bench, plan, &locked, platform, &resolved)?;
+            let key = keys.image(platform, &resolved)?;
             let record = match bench.store.find(&key.0)? {
                 Some(bytes) => serde_json::from_slice::<ImageRecord>(&bytes).ok(),
                 None => None,
             };
             let record = match record {
-                Some(record) if record.is_whole(bench.store)? => Some(record),
+                Some(record) if record.is_whole(bench.store, &resolved)? => Some(record),
                 _ => super::remote::image(bench, name, platform, &key)?,
             };
             wanted.push(Wanted { name, image, platform, resolved, key, record });
@@ -344,9 +346,9 @@ fn finish<'a>(
                 })
                 .collect(),
         };
-        let base_layers: Vec<(layers::Digest, u64)> =
-            parts.base.iter().flat_map(|base| &base.layers).map(|layer| (layer.digest, layer.size)).collect();
-        for blob in base_layers.iter().copied().chain(record.layers.iter().map(|layer| (layer.digest, layer.size))) {
+        let base_layers: Vec<oci::Descriptor> = parts.base.iter().flat_map(|base| base.layers.clone()).collect();
+        let own = record.layers.iter().map(|layer| (layer.digest, layer.size));
+        for blob in base_layers.iter().map(|layer| (layer.digest, layer.size)).chain(own) {
             if !blobs.contains(&blob) {
                 blobs.push(blob);
             }

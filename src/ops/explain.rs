@@ -12,7 +12,7 @@ use layers::source::{Files, Python};
 use layers::{Digest, Key, KeyHasher, Platform};
 use serde::{Deserialize, Serialize};
 
-use super::key::{ImageRecord, image_key};
+use super::key::{ImageRecord, Keys};
 use super::{Bench, wheels};
 use crate::error::Failure;
 use crate::pin::{SelectedKind, Selection};
@@ -82,11 +82,12 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
     let tops: Vec<_> = images.iter().map(|(_, image)| image.stage).collect();
     wheels::adopt_context(bench, &mut locked, &tops, platforms, false)?;
     let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let mut keys = Keys::new(bench, &locked);
     let mut all = Vec::new();
     for (name, image) in &images {
         for &platform in platforms {
             let resolved = lower(&bench.project.plan, image.stage, &locked, platform, &lock_file)?;
-            let (key, text) = image_key(bench, &bench.project.plan, &locked, platform, &resolved)?;
+            let (key, text) = keys.image(platform, &resolved)?;
             let labels: Vec<String> = resolved.layers.iter().map(|layer| layer.label.clone()).collect();
             let mut explained =
                 Explained { image: (*name).to_owned(), platform, hit: false, reasons: Vec::new(), layers: Vec::new() };
@@ -96,7 +97,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
             };
             let record = image_record(bench, &key)?;
             match &record {
-                Some(record) if record.is_whole(bench.store)? => {
+                Some(record) if record.is_whole(bench.store, &resolved)? => {
                     explained.hit = true;
                     explained.layers = unchanged(true);
                 }

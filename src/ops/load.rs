@@ -37,6 +37,7 @@ pub fn load_images(
     if !super::remote::bring(bench, &built)? {
         built = build(bench, request)?;
     }
+    super::bases::bring(bench, &built)?;
     let mut loading = Vec::new();
     for it in built {
         let image = it.image;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use layers::lock::{Chosen, DEBIAN, Groups, Lock, LockedClosure, LockedPackage, LockedSuite, LockedWheels};
-use layers::lower::{self, debian_request, python_request};
+use layers::lower::{self, LowerError, PinnedBase, debian_request, python_request};
 use layers::op::Op;
 use layers::partition::{Grain, Unit, partition};
 use layers::source::{Debian, Python, Repository};
@@ -421,9 +421,16 @@ fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure
     let lock_file = |python: &Python| bench.context.lock_digest(python);
     for (name, image) in &bench.project.plan.images {
         for platform in Platform::ALL {
-            let resolved = lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file)?;
+            let resolved = match lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file) {
+                // A base that is not for this platform.
+                Err(LowerError::Unlocked { .. }) => continue,
+                resolved => resolved?,
+            };
+            if let Some(PinnedBase::Registry { image, manifest }) = &resolved.base {
+                super::bases::documents(bench.registries, bench.store, image, manifest, platform)?;
+            }
             let base = match &resolved.base {
-                Some(layout) => base::open(&bench.project.home, layout, platform, bench.store)
+                Some(base) => base::open(&bench.project.home, base, platform, bench.store)
                     .map_or(0, |base| base.parts.layers.len()),
                 None => 0,
             };

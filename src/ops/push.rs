@@ -123,8 +123,8 @@ fn prepare(
     // Layers of a base are where the base is: the same registry mounts them.
     for platform in built.iter().flat_map(|it| &it.platforms) {
         let Some(reference) = platform.base.as_ref().and_then(|text| text.parse::<Reference>().ok()) else { continue };
-        for (digest, _) in &platform.base_layers {
-            let origins = supply.origins.entry((*digest).into()).or_default();
+        for layer in &platform.base_layers {
+            let origins = supply.origins.entry(layer.digest.into()).or_default();
             if !origins.contains(&reference.repository) {
                 origins.push(reference.repository.clone());
             }

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use layers::lock::DEBIAN;
 use layers::op::{Archive, Origin};
+use layers::{Digest, Platform, oci};
 
-use super::Bench;
+use super::{Bench, bases};
 use crate::config::Config;
 use crate::debian::archive::join;
 use crate::engine::EngineError;
@@ -184,5 +185,13 @@ impl Supply for Mirrors<'_> {
             self.observer.on(Event::Warning(&why));
         }
         Ok(self.store.blob_path(&archive.digest))
+    }
+
+    fn base(&self, image: &str, manifest: &Digest, platform: Platform) -> Result<(), EngineError> {
+        Ok(bases::documents(self.registries, self.store, image, manifest, platform).map_err(Box::new)?)
+    }
+
+    fn base_layers(&self, image: &str, layers: &[&oci::Descriptor]) -> Result<(), EngineError> {
+        Ok(bases::layers(self.registries, self.store, self.observer, image, layers).map_err(Box::new)?)
     }
 }

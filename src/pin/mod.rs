@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use layers::source::{Files, LockFormat, Python};
 use layers::{Digest, KeyHasher};
@@ -209,18 +209,32 @@ impl Context {
     /// The digest of the lock files that a Python source reads; `None` where the context lacks its lock file.
     pub fn lock_digest(&self, python: &Python) -> Option<Digest> {
         let mut hasher = KeyHasher::new("lock-files", 1);
-        hasher.field("lock", Digest::of(&self.read(&python.lock.path).ok()?));
+        hasher.field("lock", self.file_digest(&python.lock.path).ok()?);
         // Groups and extras of these formats are defined by the project file beside the lock.
         if matches!(python.lock.format, LockFormat::Poetry | LockFormat::Uv) {
             let project = match python.lock.path.rsplit_once('/') {
                 Some((folder, _)) => format!("{folder}/pyproject.toml"),
                 None => "pyproject.toml".to_owned(),
             };
-            if let Ok(bytes) = self.read(&project) {
-                hasher.field("project", Digest::of(&bytes));
+            if let Ok(digest) = self.file_digest(&project) {
+                hasher.field("project", digest);
             }
         }
         Some(hasher.finish().0.0)
+    }
+
+    /// The digest of a file, from memory where it did not change.
+    fn file_digest(&self, path: &str) -> Result<Digest, PinError> {
+        let path = normal(path)?;
+        let file = self.open_file(&path)?;
+        let metadata = file.metadata().map_err(|source| PinError::Read { path: path.clone(), source })?;
+        let signature = stat::Signature::of(&metadata);
+        if let Some(known) = self.stats().digest(&self.root, &path, &signature) {
+            return Ok(known);
+        }
+        let digest = hash(file).map_err(|source| PinError::Read { path: path.clone(), source })?;
+        self.stats().remember(&self.root, &path, &signature, digest);
+        Ok(digest)
     }
 
     /// Reads a small file of the context.
@@ -253,7 +267,7 @@ impl Context {
 
     /// Saves what was learnt about files.
     pub fn save_stats(&self) {
-        self.stats.lock().expect("no thread panics while it holds this").save();
+        self.stats().save();
     }
 
     fn check_inside(&self, path: &str) -> Result<(), PinError> {
@@ -268,7 +282,7 @@ impl Context {
         let mut digests: BTreeMap<usize, Digest> = BTreeMap::new();
         let mut unknown = Vec::new();
         {
-            let stats = self.stats.lock().expect("no thread panics while it holds this");
+            let stats = self.stats();
             for (at, it) in found.iter().enumerate() {
                 if let Found::File { stat, .. } = &it.kind {
                     match stats.digest(&self.root, &it.source, stat) {
@@ -282,12 +296,13 @@ impl Context {
         }
         let hashed = Mutex::new(Vec::with_capacity(unknown.len()));
         crate::parallel::in_parallel(self.jobs, &unknown, |&at| {
-            let digest = self.hash(&found[at].source)?;
+            let path = &found[at].source;
+            let digest = hash(self.open_file(path)?).map_err(|source| PinError::Read { path: path.clone(), source })?;
             hashed.lock().expect("no thread panics while it holds this").push((at, digest));
             Ok::<(), PinError>(())
         })?;
         {
-            let mut stats = self.stats.lock().expect("no thread panics while it holds this");
+            let mut stats = self.stats();
             for (at, digest) in hashed.into_inner().expect("no thread panics while it holds this") {
                 if let Found::File { stat, .. } = &found[at].kind {
                     stats.remember(&self.root, &found[at].source, stat, digest);
@@ -316,17 +331,20 @@ impl Context {
         Ok(entries)
     }
 
-    fn hash(&self, path: &str) -> Result<Digest, PinError> {
-        let mut file = self.open_file(path)?;
-        let mut hasher = Sha256::new();
-        let mut chunk = vec![0; 64 << 10];
-        loop {
-            match file.read(&mut chunk) {
-                Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
-                Ok(count) => hasher.update(&chunk[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(PinError::Read { path: path.into(), source }),
-            }
+    fn stats(&self) -> MutexGuard<'_, StatCache> {
+        self.stats.lock().expect("no thread panics while it holds this")
+    }
+}
+
+fn hash(mut file: File) -> io::Result<Digest> {
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
+            Ok(count) => hasher.update(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

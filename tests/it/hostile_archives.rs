@@ -35,6 +35,14 @@ impl Supply for Shelf {
     fn supply(&self, archive: &Archive) -> Result<PathBuf, EngineError> {
         Ok(self.files.lock().unwrap()[&archive.digest].clone())
     }
+
+    fn base(&self, image: &str, _: &Digest, _: Platform) -> Result<(), EngineError> {
+        panic!("no stage here stands on `{image}`")
+    }
+
+    fn base_layers(&self, image: &str, _: &[&layers::oci::Descriptor]) -> Result<(), EngineError> {
+        panic!("no stage here stands on `{image}`")
+    }
 }
 
 impl Shelf {

@@ -5,6 +5,7 @@ use layers::{Catalogue, Stage, path};
 use serde_json::Value;
 
 use crate::registry::registry;
+use crate::support::random::Random;
 use crate::support::registry::Registry;
 use crate::support::run::{Outcome, Sandbox, outcome};
 
@@ -104,4 +105,85 @@ fn a_base_that_is_not_there_is_named_with_the_place_that_wants_it() {
     let registry = registry(|_| {});
     let sandbox = project(&registry);
     imgbuild(&sandbox, &["lock"]).failure(1, &["has no image", "team/base:v1", "tests/it/registry_bases.rs"]);
+}
+
+/// Reads of blobs that are no documents.
+fn layer_reads(registry: &Registry) -> usize {
+    registry.requests("GET").iter().filter(|it| it.line.contains("/blobs/") && it.sent > 4000).count()
+}
+
+/// Text that stays larger than any document here when it is compressed.
+fn noise() -> String {
+    let mut random = Random::of(7);
+    (0..30_000).map(|_| format!("{:02x}", random.below(256))).collect()
+}
+
+#[test]
+fn layers_that_nothing_looks_at_stay_in_the_registry() {
+    let registry = registry(|_| {});
+    base(&registry, &noise());
+    let host = registry.host();
+    // Nothing but its base with another command, and a stage that is taken from.
+    let sandbox = Sandbox::new();
+    let bare = Stage::from(format!("{host}/team/base:v1")).image().cmd(["/bin/other"]);
+    sandbox.write("context/own", "own");
+    sandbox.write("plan.json", Catalogue::new("test").with("bare", bare).plan().to_json());
+    imgbuild(&sandbox, &["lock"]).success();
+    registry.clear_log();
+    let to = format!("{host}/team");
+    imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--locked"]).success();
+    assert_eq!(registry.check_tag("team/bare", "v1"), Some(Ok(())));
+    assert_eq!(layer_reads(&registry), 0);
+    assert_eq!(registry.requests("POST").iter().filter(|it| it.status == 201).count(), 1, "it is mounted");
+    // What holds whole images fetches it, once.
+    imgbuild(&sandbox, &["build", "--output", "oci:dist"]).success();
+    assert_eq!(layer_reads(&registry), 1);
+    imgbuild(&sandbox, &["--offline", "build", "--output", "docker-archive:image.tar"]).success();
+    assert_eq!(layer_reads(&registry), 1);
+}
+
+#[test]
+fn layers_that_were_looked_at_once_need_not_be_kept() {
+    let registry = registry(|_| {});
+    base(&registry, &noise());
+    let sandbox = project(&registry);
+    imgbuild(&sandbox, &["lock"]).success();
+    let to = format!("{}/team", registry.host());
+    imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--locked"]).success();
+    assert_eq!(layer_reads(&registry), 1, "a layer is put on what the base holds");
+    let held = base_layer(&registry);
+    std::fs::remove_file(sandbox.cache().join("blobs-v1").join(&held[..2]).join(&held)).unwrap();
+    registry.clear_log();
+    sandbox.write("context/own/etc/own", "changed");
+    imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v2", "--locked"]).success();
+    assert_eq!(registry.check_tag("team/app", "v2"), Some(Ok(())));
+    assert_eq!(layer_reads(&registry), 0);
+    imgbuild(&sandbox, &["--offline", "build", "--output", "oci:dist"])
+        .failure(1, &["team/base", "--offline forbids it"]);
+    imgbuild(&sandbox, &["build", "--output", "oci:dist"]).success();
+    assert_eq!(layer_reads(&registry), 1);
+}
+
+/// The digest of the base's layer, without its algorithm.
+fn base_layer(registry: &Registry) -> String {
+    let state = registry.state();
+    let repo = &state.repos["team/base"];
+    let index: Value = serde_json::from_slice(&repo.manifests[&repo.tags["v1"]].1).unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&repo.manifests[index["manifests"][0]["digest"].as_str().unwrap()].1).unwrap();
+    manifest["layers"][0]["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned()
+}
+
+#[test]
+fn a_stage_on_a_base_can_be_taken_from() {
+    let registry = registry(|_| {});
+    base(&registry, "taken");
+    let sandbox = Sandbox::new();
+    sandbox.write("context/own", "own");
+    let below = Stage::from(format!("{}/team/base:v1", registry.host()));
+    let image = Stage::scratch().layer(below.take(path!("/etc/base"))).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("app", image).plan().to_json());
+    imgbuild(&sandbox, &["lock"]).success();
+    imgbuild(&sandbox, &["build", "--output", "oci:dist"]).success();
+    imgbuild(&sandbox, &["--offline", "build", "--output", "oci:dist"]).success();
 }
