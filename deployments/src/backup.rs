@@ -178,7 +178,7 @@ impl Plan {
                 "say '{volume}: snapshot'\nbeside {service} etcdctl --endpoints=http://{service}:2379 snapshot save /backup/{file}\n\n"
             ),
             Method::Mirror => format!(
-                "say '{volume}: mirror of every bucket'\nmkdir -p \"$folder/{file}\"\nbeside {service} sh -c '{LOGIN}\
+                "say '{volume}: mirror of every bucket'\nmkdir -p \"$folder/{file}\"\nbeside {service} sh -ec '{LOGIN}\
                  mc --config-dir /tmp/mc mirror --overwrite --remove store /backup/{file}'\n\n"
             ),
             _ => format!("say '{volume}: files'\nsave {volume} \"$folder/{file}\"\n\n"),
@@ -203,11 +203,11 @@ impl Plan {
                 let _ = write!(
                     out,
                     "say '{volume}: into an empty database'\ncompose stop {clients}\n\
-                     compose up -d --wait {service}\n\
+                     running {service}\n\
                      compose exec -T {service} sh -c 'dropdb -U \"$POSTGRES_USER\" --if-exists --force --maintenance-db=template1 \"$POSTGRES_DB\" \
                      && createdb -U \"$POSTGRES_USER\" --maintenance-db=template1 --template=template0 \"$POSTGRES_DB\"'\n\
                      compose exec -T {service} sh -c 'pg_restore -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --exit-on-error --no-owner' \
-                     < \"$folder/{file}\"\ncompose start {clients}\n\n",
+                     < \"$folder/{file}\"\nrunning {clients}\n\n",
                     volume = item.volume,
                     service = item.service,
                     file = item.file(),
@@ -219,11 +219,11 @@ impl Plan {
             Method::EtcdSnapshot => format!(
                 "say '{volume}: a new data folder from the snapshot'\ncompose stop {service}\nempty {volume}\n\
                  inside {service} etcdutl snapshot restore /backup/{file} --data-dir /etcd/data\n\
-                 compose up -d --wait --no-deps {service}\n\n"
+                 running {service}\n\n"
             ),
             Method::Mirror => format!(
-                "say '{volume}: every bucket'\nbeside {service} sh -c '{LOGIN}for bucket in /backup/{file}/*/; do \
-                 name=$(basename \"$bucket\"); mc --config-dir /tmp/mc mb --ignore-existing \"store/$name\"; \
+                "say '{volume}: every bucket'\nbeside {service} sh -ec '{LOGIN}for bucket in /backup/{file}/*/; do \
+                 [ -d \"$bucket\" ] || continue; name=$(basename \"$bucket\"); mc --config-dir /tmp/mc mb --ignore-existing \"store/$name\"; \
                  mc --config-dir /tmp/mc mirror --overwrite --remove \"$bucket\" \"store/$name\"; done'\n\n"
             ),
             _ => format!("say '{volume}: files'\nempty {volume}\nload {volume} \"$folder/{file}\"\n\n"),
@@ -235,14 +235,18 @@ impl Plan {
     /// The part of a script in which the writers are stopped: `step` says what is done with each volume that is not dumped,
     /// given its name, its service, its file in the backup and its method.
     fn while_nobody_writes(&self, step: impl Fn(&str, &str, &str, Method) -> String) -> String {
+        // In the order in which they wait for each other.
+        let started: Vec<String> = self.writers.iter().rev().map(|writer| format!("running {writer}")).collect();
         let mut out = format!(
             "say 'stop the writers'\n# Whatever happens from here on, they are started again.\n\
-             trap 'compose start {writers}' EXIT\ncompose stop {writers}\n\n",
-            writers = self.writers.join(" ")
+             trap '{}' EXIT\ncompose stop {}\n\n",
+            started.join("; "),
+            self.writers.join(" ")
         );
         for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
             out.push_str(&step(&item.volume, &item.service, &item.file(), item.method));
         }
+        let _ = write!(out, "say 'start them again'\ntrap - EXIT\n{}\n\n", started.join("\n"));
         out
     }
 
@@ -257,6 +261,8 @@ folder=${{1:?usage: {name}.sh FOLDER}}
 entry=${{COMPOSE_ENTRY:-{entry}}}
 say() {{ echo "$(date -u +%H:%M:%S) $*" >&2; }}
 compose() {{ docker compose -f "$entry" "$@"; }}
+# running SERVICE...: these containers, as they are, until they are healthy; none of the jobs that they once waited for.
+running() {{ compose up --detach --wait --no-deps --no-recreate "$@"; }}
 
 # beside SERVICE COMMAND...: a command of the service's image in its networks, with the backup at /backup, as this user.
 beside() {{

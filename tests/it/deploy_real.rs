@@ -45,20 +45,27 @@ impl Stack {
         let client = find(engine.command().get_program().to_str().unwrap());
         std::os::unix::fs::symlink(client, sandbox.path().join("bin/docker")).unwrap();
         let stack = Stack { engine, sandbox };
-        let blocks: Vec<_> = pages::blocks().into_iter().filter(|block| block.kind == "run: stack").collect();
-        assert!(blocks.len() >= 3, "{blocks:#?}");
-        for block in blocks {
-            let done = stack.shell(&block.text);
+        let run = stack.page("", "");
+        assert!(run >= 3, "{run}");
+        stack
+    }
+
+    /// Runs the blocks of the pages that are for this stack: those of one page that say something. Gives how many there were.
+    fn page(&self, page: &str, says: &str) -> usize {
+        let mut blocks = pages::blocks();
+        blocks.retain(|it| it.kind == "run: stack" && it.at.starts_with(page) && it.text.contains(says));
+        for block in &blocks {
+            let done = self.shell(&block.text);
             if done.status != 0 {
-                let logs = stack.try_compose(&["logs", "--no-color", "--tail", "40"]);
-                let all = stack.try_compose(&["ps", "--all"]);
+                let logs = self.try_compose(&["logs", "--no-color", "--tail", "40"]);
+                let all = self.try_compose(&["ps", "--all"]);
                 panic!(
                     "{}\n{}\n{}\n{}\n{}\n{}",
                     block.at, block.text, done.stdout, done.stderr, all.stdout, logs.stdout
                 );
             }
         }
-        stack
+        blocks.len()
     }
 
     /// Runs commands in the checkout, with this engine.
@@ -83,10 +90,23 @@ impl Stack {
         self.try_compose(arguments).success()
     }
 
+    /// A service's container.
+    #[track_caller]
+    fn container(&self, service: &str) -> String {
+        let of =
+            |label: &str, value: &str| ["--filter".to_owned(), format!("label=com.docker.compose.{label}={value}")];
+        let mut arguments = vec!["ps".to_owned(), "--all".into(), "--quiet".into(), "--no-trunc".into()];
+        arguments.extend(of("service", service).into_iter().chain(of("oneoff", "False")));
+        let found = self.engine.docker(arguments);
+        let ids: Vec<&str> = found.lines().collect();
+        assert_eq!(ids.len(), 1, "{service}: {ids:?}");
+        ids[0].to_owned()
+    }
+
     /// Runs a command in a service's container.
     #[track_caller]
     fn inside(&self, service: &str, command: &[&str]) -> Outcome {
-        self.try_compose(&[&["exec", "-T", service][..], command].concat())
+        self.engine.try_docker([&["exec", &self.container(service)][..], command].concat())
     }
 
     /// Runs a script of the shell in the client, which has curl, jq, the vault and the tokens.
@@ -149,20 +169,22 @@ impl Stack {
 
     #[track_caller]
     fn healthy(&self, service: &str) {
-        let limit = Instant::now() + Duration::from_secs(240);
+        let (id, limit) = (self.container(service), Instant::now() + Duration::from_secs(240));
         loop {
-            let id = self.compose(&["ps", "--all", "--quiet", service]);
-            let state = self.engine.docker(["inspect", "--format", "{{.State.Health.Status}}", id.trim()]);
+            let state = self.engine.docker(["inspect", "--format", "{{.State.Health.Status}}", &id]);
             if state.trim() == "healthy" {
                 return;
             }
-            assert!(
-                Instant::now() < limit,
-                "{service} is {state}:\n{}",
-                self.compose(&["logs", "--tail", "40", service])
-            );
+            let said = || self.engine.try_docker(["logs", "--tail", "40", &id]);
+            assert!(Instant::now() < limit, "{service} is {state}:\n{:#?}", said());
             thread::sleep(Duration::from_millis(300));
         }
+    }
+
+    /// When each service was last started.
+    fn started(&self) -> BTreeMap<&'static str, String> {
+        let at = |name| self.engine.docker(["inspect", "--format", "{{.State.StartedAt}}", &self.container(name)]);
+        SERVICES.into_iter().map(|name| (name, at(name))).collect()
     }
 
     /// What PostgreSQL, etcd and the S3 server hold, as text that every byte of it decides.
@@ -277,9 +299,9 @@ fn reaches(host: &str, port: u16) -> String {
 fn real_networks_are_isolated() {
     let stack = stack();
     let address = |service: &str, network: &str| -> String {
-        let id = stack.compose(&["ps", "--quiet", service]);
+        let id = stack.container(service);
         let format = format!("{{{{(index .NetworkSettings.Networks \"obelisk-test_{network}\").IPAddress}}}}");
-        stack.engine.docker(["inspect", "--format", &format, id.trim()]).trim().to_owned()
+        stack.engine.docker(["inspect", "--format", &format, &id]).trim().to_owned()
     };
     let python =
         |service: &str, host: &str, port: u16| stack.inside(service, &["/usr/bin/python3", "-c", &reaches(host, port)]);
@@ -305,8 +327,8 @@ fn real_networks_are_isolated() {
     }
     // Published is the edge alone, on the loopback.
     for service in SERVICES {
-        let id = stack.compose(&["ps", "--quiet", service]);
-        let ports = stack.engine.docker(["inspect", "--format", "{{json .NetworkSettings.Ports}}", id.trim()]);
+        let id = stack.container(service);
+        let ports = stack.engine.docker(["inspect", "--format", "{{json .NetworkSettings.Ports}}", &id]);
         let ports: BTreeMap<String, Option<Vec<Value>>> = serde_json::from_str(&ports).unwrap();
         let published: Vec<&Value> = ports.values().flatten().flatten().collect();
         assert_eq!(published.len(), usize::from(service == "core"), "{service}: {published:?}");
@@ -321,13 +343,19 @@ fn real_every_service_heals() {
     let before = stack.data();
     stack.until("the fixture is quoted", QUESTION, |text, _| text == FACT);
     for service in SERVICES {
-        stack.compose(&["stop", service]);
-        stack.compose(&["start", service]);
-        stack.healthy(service);
-        // Nobody else was restarted, and everybody gets on.
+        let id = stack.container(service);
+        let running = stack.started();
+        // Docker's own words: those of compose would run the jobs that the service once waited for, too.
+        stack.engine.docker(["stop", &id]);
+        assert_eq!(stack.engine.docker(["inspect", "--format", "{{.State.Running}}", &id]).trim(), "false");
+        stack.engine.docker(["start", &id]);
+        // Everybody is well, and nobody else had to be started.
         for other in SERVICES {
             stack.healthy(other);
         }
+        let changed: Vec<&str> =
+            stack.started().into_iter().filter(|(name, at)| running[name] != *at).map(|(name, _)| name).collect();
+        assert_eq!(changed, [service]);
         stack.until(&format!("after {service} was away"), QUESTION, |text, _| text == FACT);
         let after = stack.data();
         assert!(after == before, "after {service} was away:\n{before:#?}\n{after:#?}");
@@ -371,14 +399,19 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     }
     assert!(stack.data() == before, "a backup changes nothing");
 
-    // Everything is lost or changed.
-    let drop = "psql -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" -qc 'DROP TABLE proof; DELETE FROM double'";
-    stack.inside("postgres", &["sh", "-c", drop]).success();
-    stack.inside("etcd", &["etcdctl", "--endpoints=http://127.0.0.1:2379", "del", "--prefix", "proof/"]).success();
-    stack.inside("etcd", &["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "proof/new", "x"]).success();
-    stack.mc("mkdir -p /tmp/put; echo other > /tmp/put/other; mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/milvus; rm -rf /tmp/put").success();
-    stack.client("rm -f /app/vault/well.md /app/vault/lighthouse.md").success();
-    stack.until("the page is forgotten", well, |text, _| !text.contains("forty"));
+    // Everything is lost: containers, volumes, networks. A new stack starts, with tokens of its own and other data.
+    stack.compose(&["--profile", "client", "down", "--volumes"]);
+    let left = stack.engine.docker(["volume", "ls", "--quiet"]);
+    assert!(!left.contains("obelisk-test_"), "{left}");
+    stack.page("quick-start-test.md", "up --detach");
+    let etcd = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "proof/new", "x"];
+    stack.inside("etcd", &etcd).success();
+    stack
+        .mc("mkdir -p /tmp/put; echo other > /tmp/put/other; mc --config-dir /tmp/mc mb store/milvus; \
+              mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/milvus; rm -rf /tmp/put")
+        .success();
+    stack.client("rm /app/vault/lighthouse.md; printf '# Later\\n' > /app/vault/later.md").success();
+    stack.until("nobody knows the page", well, |text, _| !text.contains("forty"));
 
     // A damaged backup is refused before anything is touched.
     let dump = folder.join("llm-postgres-data.dump");
@@ -393,6 +426,7 @@ fn real_a_backup_is_put_back_byte_for_byte() {
         stack.healthy(service);
     }
     let after = stack.data();
+    assert_eq!(stack.client("ls /app/vault/well.md /app/vault/later.md").stdout, "/app/vault/well.md\n");
     for (name, data) in &before {
         assert!(after[name] == *data, "{name} is not what it was:\n{data}\n{}", after[name]);
     }

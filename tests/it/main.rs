@@ -12,6 +12,7 @@ mod commands;
 mod config_real;
 mod crates;
 mod deploy;
+mod deploy_names_real;
 mod deploy_real;
 mod determinism_real;
 mod docker_current_real;

