@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use thiserror::Error;
 
-use crate::compose::{Project, Service};
+use crate::compose::Project;
 
 /// How a volume is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ pub struct Plan {
     pub entry: String,
     /// What is saved.
     pub items: Vec<Item>,
-    /// Volumes that are not saved, because they can be made again.
+    /// Volumes that are not saved: they can be made again, or belong to a profile.
     pub left_out: Vec<String>,
     /// Services that write to what is copied as files, in the order in which they are stopped.
     pub writers: Vec<String>,
@@ -100,10 +100,9 @@ pub fn plan(project: &Project) -> Result<Plan, BackupError> {
             }
             other => return Err(BackupError::Label { volume, label: other.to_owned() }),
         };
-        let mounts = |service: &&Service| service.mounts.iter().any(|mount| mount.source == volume);
-        // A service that only exists in a profile counts where no other has the volume.
-        let owner = services.values().filter(|service| !service.is_job()).find(mounts);
-        let Some(owner) = owner.or_else(|| services.values().find(mounts)) else {
+        // A service that runs in any case counts before one of a profile, and both before jobs.
+        let mounting = services.values().filter(|it| it.mounts.iter().any(|mount| mount.source == volume));
+        let Some(owner) = mounting.min_by_key(|service| (service.is_job(), !service.profiles.is_empty())) else {
             // Development mounts a folder of the host in its place.
             if services.values().flat_map(|service| &service.mounts).any(|mount| mount.bind) {
                 left_out.push(volume);
@@ -111,7 +110,12 @@ pub fn plan(project: &Project) -> Result<Plan, BackupError> {
             }
             return Err(BackupError::Unmounted { volume });
         };
-        items.push(Item { method, volume, service: owner.name.clone() });
+        // What belongs to a profile alone is saved by whoever runs it.
+        if owner.profiles.is_empty() {
+            items.push(Item { method, volume, service: owner.name.clone() });
+        } else {
+            left_out.push(volume);
+        }
     }
     items.sort();
     // Whoever writes to Milvus, then Milvus; etcd and the object store stay up, they are asked for their data.
@@ -120,7 +124,7 @@ pub fn plan(project: &Project) -> Result<Plan, BackupError> {
     Ok(Plan {
         project: project.name.clone(),
         entry: project.files.first().map(|path| path.display().to_string()).unwrap_or_default(),
-        items: items.into_iter().filter(|item| !is_profile_only(&item.service)).collect(),
+        items,
         left_out,
         writers: writers
             .into_iter()
@@ -149,7 +153,11 @@ impl Plan {
             line(&mut out, format!("{} {arrow} {} ({})", item.volume, item.file(), how(item.method, restore)));
         }
         line(&mut out, format!("start {} again", self.writers.join(", ")));
-        let _ = writeln!(out, "not saved, made again when needed: {}", self.left_out.join(", "));
+        let _ = writeln!(
+            out,
+            "not saved, because it is made again when needed or belongs to a profile: {}",
+            self.left_out.join(", ")
+        );
         out
     }
 

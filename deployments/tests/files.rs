@@ -60,6 +60,12 @@ fn every_volume_with_state_is_backed_up() {
     let text = plan.text(false);
     let (stop, etcd) = (text.find("stop open-webui").unwrap(), text.find("vector-etcd-data").unwrap());
     assert!(stop < etcd, "Milvus' stores must be read while nobody writes:\n{text}");
+    // There the chat is in a profile and has volumes that others have, too.
+    let plan = backup::plan(&project("test")).unwrap();
+    let saved: Vec<&str> = plan.items.iter().map(|item| item.volume.as_str()).collect();
+    assert_eq!(saved, expected.into_iter().filter(|it| *it != "ui-openwebui-data").collect::<Vec<_>>());
+    assert_eq!(plan.writers, ["rag", "milvus"]);
+    assert!(plan.left_out.iter().any(|it| it == "ui-openwebui-data"), "{:?}", plan.left_out);
 }
 
 #[test]
