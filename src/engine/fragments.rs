@@ -11,6 +11,8 @@ use layers::encode::LAYER_FORMAT;
 use layers::lower::Resolved;
 use layers::op::{Archive, Conversion, Op};
 use layers::{Digest, Key, KeyHasher};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::EngineError;
 use super::convert::{self, Drops};
@@ -111,6 +113,20 @@ impl Local<'_> {
         let fragment = Arc::new(fragment);
         self.load(key, &fragment);
         Ok(fragment)
+    }
+
+    /// What `make` found out under this key, here or in an earlier build; a failure is found out anew.
+    pub(super) fn remembered<T: Serialize + DeserializeOwned>(
+        &self,
+        (key, text): (Key, String),
+        make: impl FnOnce() -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        if let Some(known) = self.store.find(&key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            return Ok(known);
+        }
+        let made = make()?;
+        self.store.keep(&key, &text, &made)?;
+        Ok(made)
     }
 
     /// The fragments that a stage's layers are made of, and those of its archives as they are, by their keys.

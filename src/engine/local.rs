@@ -183,7 +183,11 @@ impl Local<'_> {
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         let walked = self.walk_onto(subject, resolved, &mut view)?;
-        gate::check(&view, &resolved.allow_missing, subject.platform)?;
+        let mut hasher = KeyHasher::new("gate", gate::VERSION);
+        hasher.field("index", INDEX_FORMAT).field("platform", subject.platform);
+        hasher.list("allow-missing", resolved.allow_missing.iter());
+        hasher.list("fragment", view.linked().iter());
+        self.remembered(hasher.finish(), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
         Ok(walked)
     }
 
@@ -418,22 +422,26 @@ impl Local<'_> {
 
     /// Paths that two packages hold: they are dropped from the one that the other replaces (Debian policy 7.6.1).
     fn package_conflicts(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
-        let packages = self.converted(resolved, |conversion| matches!(conversion, Conversion::Deb { .. }))?;
-        convert::conflicts(&packages)
+        let wanted = |conversion: &Conversion| matches!(conversion, Conversion::Deb { .. });
+        self.remembered(archives_key("package-conflicts", resolved, wanted), || {
+            convert::conflicts(&self.converted(resolved, wanted)?)
+        })
     }
 
     /// Files that several wheels install alike: they are dropped from all but the first.
     fn wheel_collisions(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
-        let wheels = self.converted(resolved, |conversion| matches!(conversion, Conversion::Wheel { .. }))?;
-        let open = |digest: &Digest| self.open(digest);
-        convert::collisions(&wheels, |path, one, other| {
-            let read = |fragment: &Arc<Fragment>| -> Result<(Entry, Vec<u8>), EngineError> {
-                let mut view = View::new(&open);
-                view.apply(&[], std::slice::from_ref(fragment))?;
-                let entry = view.entry(path).expect("the fragment holds the path").clone();
-                Ok((Entry { mtime: 0, ..entry }, view.read(path)?))
-            };
-            Ok(read(one)? == read(other)?)
+        let wanted = |conversion: &Conversion| matches!(conversion, Conversion::Wheel { .. });
+        self.remembered(archives_key("wheel-collisions", resolved, wanted), || {
+            let open = |digest: &Digest| self.open(digest);
+            convert::collisions(&self.converted(resolved, wanted)?, |path, one, other| {
+                let read = |fragment: &Arc<Fragment>| -> Result<(Entry, Vec<u8>), EngineError> {
+                    let mut view = View::new(&open);
+                    view.apply(&[], std::slice::from_ref(fragment))?;
+                    let entry = view.entry(path).expect("the fragment holds the path").clone();
+                    Ok((Entry { mtime: 0, ..entry }, view.read(path)?))
+                };
+                Ok(read(one)? == read(other)?)
+            })
         })
     }
 
@@ -571,6 +579,19 @@ impl Local<'_> {
         let (key, text) = hasher.finish();
         self.kept(key, &text, || taken(&other, &from, &to, take.owner))
     }
+}
+
+/// Names what follows from the archives of one kind of conversion alone, in their order.
+fn archives_key(kind: &str, resolved: &Resolved, wanted: impl Fn(&Conversion) -> bool) -> (Key, String) {
+    let mut hasher = KeyHasher::new(kind, 1);
+    for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+        if let Op::Unpack { archive, conversion } = op
+            && wanted(conversion)
+        {
+            hasher.field("fragment", unpack_key(archive, conversion, &Drops::new()).0.0);
+        }
+    }
+    hasher.finish()
 }
 
 /// Everything about an entry that reaches the tar.

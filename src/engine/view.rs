@@ -32,6 +32,7 @@ pub struct View<'a> {
     dirs: Vec<Entry>,
     paths: BTreeMap<ImagePath, Place>,
     elf: HashMap<(u32, u32), u32>,
+    linked: Vec<Digest>,
     open: &'a OpenBlob<'a>,
     /// The member that was inflated last: small files lie together, and who reads one of them reads its neighbours.
     member: Arc<Mutex<Option<Inflated>>>,
@@ -99,6 +100,7 @@ impl<'a> View<'a> {
             dirs: Vec::new(),
             paths: BTreeMap::new(),
             elf: HashMap::new(),
+            linked: Vec::new(),
             open,
             member: Arc::default(),
         }
@@ -118,10 +120,13 @@ impl<'a> View<'a> {
             for (position, _) in &fragment.elf {
                 self.elf.insert((number, *position), self.elf_slot(fragment, *position));
             }
+            let mut is_linked = !fragment.elf.is_empty();
             for (at, indexed) in fragment.entries.iter().enumerate() {
                 let path = &indexed.entry.path;
                 let place = Place::Item { fragment: number, entry: at as u32 };
-                match self.paths.insert(path.clone(), place) {
+                let below = self.paths.insert(path.clone(), place);
+                is_linked |= below.is_some() || concerns_linking(&indexed.entry);
+                match below {
                     Some(Place::Dir(dir)) if dir >= first_dir => return Err(ViewError::Twice { path: path.clone() }),
                     Some(Place::Item { fragment, .. }) if fragment >= first_fragment => {
                         return Err(ViewError::Twice { path: path.clone() });
@@ -134,8 +139,17 @@ impl<'a> View<'a> {
                     _ => {}
                 }
             }
+            if is_linked {
+                self.linked.push(fragment.blob);
+            }
         }
         Ok(())
+    }
+
+    /// The fragments that have a say in how programs find their libraries: those with ELF files, with links, with the
+    /// loader's configuration, and those that replace something. What others hold changes nothing there.
+    pub fn linked(&self) -> &[Digest] {
+        &self.linked
     }
 
     /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there.
@@ -148,6 +162,7 @@ impl<'a> View<'a> {
         }
         let number = self.fragments.len() as u32;
         self.fragments.push(fragment.clone());
+        self.linked.push(fragment.blob);
         for (position, _) in &fragment.elf {
             self.elf.insert((number, *position), self.elf_slot(fragment, *position));
         }
@@ -345,6 +360,12 @@ impl<'a> View<'a> {
         }
         Ok(Box::new(reader.take(size)))
     }
+}
+
+/// Whether an entry that is no ELF file can change where the loader finds a library.
+fn concerns_linking(entry: &Entry) -> bool {
+    matches!(entry.kind, Kind::Symlink { .. } | Kind::Hardlink { .. })
+        || entry.path.as_str().starts_with("/etc/ld.so.conf")
 }
 
 impl Tree for View<'_> {

@@ -188,6 +188,12 @@ fn fits(pattern: &[Part], path: &[&str]) -> bool {
 
 /// Linear in the name for each `*`: the usual two-pointer match with one point to fall back to.
 fn fits_name(tokens: &[Token], name: &str) -> bool {
+    // Most names differ from most patterns at once.
+    if let (Some(Token::Char(wanted)), Some(first)) = (tokens.first(), name.chars().next())
+        && *wanted != first
+    {
+        return false;
+    }
     let name: Vec<char> = name.chars().collect();
     let (mut at, mut token, mut fallback) = (0, 0, None);
     while at < name.len() {

@@ -408,3 +408,36 @@ fn an_explanation_names_what_changed() {
     project.rebuilt();
     assert!(explain()[0].ends_with(": hit"));
 }
+
+#[test]
+fn what_is_remembered_of_libraries_ends_where_one_is_replaced() {
+    let sandbox = Sandbox::new();
+    // The program's name says nothing of libraries, and neither does the layer that replaces one of them.
+    let program = tool("ldd", ["/bin/true"]);
+    let libraries = program.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut libc = None;
+    for library in libraries {
+        sandbox.write(&format!("libraries{library}"), fs::read(library).unwrap());
+        libc = libc.or(library.contains("/libc.so").then(|| library.to_owned()));
+    }
+    let libc = libc.expect("/bin/true needs the C library");
+    sandbox.write("program/bin/true", fs::read("/bin/true").unwrap());
+    sandbox.write("text/etc/motd", "hello\n");
+    let stage = ["program", "libraries", "text"]
+        .into_iter()
+        .fold(Stage::scratch(), |stage, folder| stage.layer(files(folder, path!("/"))));
+    sandbox.write("plan.json", Catalogue::new("test").with("app", stage.image()).plan().to_json());
+    sandbox.write("images.lock", Lock::default().to_text());
+    let build = || sandbox.imgbuild(["build", "--catalogue", "plan.json"]);
+    build().success();
+    sandbox.write("text/etc/motd", "hello again\n");
+    build().success();
+    let replaced = sandbox.write(&format!("text{libc}"), "no library\n");
+    for _ in 0..2 {
+        build().failure(1, &["shared libraries are missing", "`libc.so.6`, needed by `/bin/true`"]);
+    }
+    fs::remove_file(replaced).unwrap();
+    build().success();
+    fs::remove_file(sandbox.work().join(format!("libraries{libc}"))).unwrap();
+    build().failure(1, &["`libc.so.6`, needed by `/bin/true`"]);
+}
