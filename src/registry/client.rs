@@ -389,17 +389,6 @@ impl Client {
                         continue;
                     }
                     Err(why) => {
-                        let host = repository.host();
-                        let why = match why.contains("CertificateRequired") {
-                            true => format!(
-                                "it wants to see a client's certificate ({why}); put `client.cert` and `client.key` into \
-                                 the folder `{host}` of `/etc/docker/certs.d` or `~/.config/containers/certs.d`"
-                            ),
-                            false => format!(
-                                "it wants TLS, and its certificate is not trusted ({why}); name its authority's file \
-                                 with IMGBUILD_CA, or the registry with `--insecure {host}`"
-                            ),
-                        };
                         let (what, url) = (ask.what.to_owned(), shown(&url));
                         return Err(RegistryError::Answer { what, url, status: 400, why }.into());
                     }
@@ -493,7 +482,7 @@ impl Client {
     }
 
     /// After a first request failed: whether the registry answers by the other scheme that is allowed for it. An error
-    /// is a certificate that is not trusted.
+    /// says why TLS, which it seems to want, does not come about.
     async fn other_scheme(&self, repository: &Repository, url: &Url) -> Result<bool, String> {
         let host = repository.host();
         let [_, Some(other)] = self.schemes(host) else { return Ok(false) };
@@ -504,7 +493,7 @@ impl Client {
             Some(settled) => Ok(settled != url.scheme()),
             None => {
                 let Ok(probe) = Url::parse(&format!("{other}://{host}/v2/")) else { return Ok(false) };
-                let Ok(client) = self.http(&probe, false) else { return Ok(false) };
+                let client = self.http(&probe, false).map_err(|error| error.to_string())?;
                 self.counters.requests.fetch_add(1, Ordering::Relaxed);
                 match client.get(probe).timeout(Duration::from_secs(30)).send().await {
                     Ok(answer) if answer.status() != StatusCode::BAD_REQUEST => {
@@ -512,10 +501,7 @@ impl Client {
                         Ok(true)
                     }
                     Ok(_) => Ok(false),
-                    Err(error) => match chain(&error) {
-                        why if why.to_ascii_lowercase().contains("certificate") => Err(why),
-                        _ => Ok(false),
-                    },
+                    Err(error) => no_tls(host, &chain(&error)).map_or(Ok(false), Err),
                 }
             }
         }
@@ -664,6 +650,31 @@ fn said(body: &[u8]) -> String {
             .unwrap_or_default(),
         false => lines.join("; "),
     }
+}
+
+/// Why TLS with a host does not come about, and what to do; `None` where the host seems not to speak it.
+fn no_tls(host: &str, why: &str) -> Option<String> {
+    let folder = format!(
+        "put `client.cert` and `client.key` into the folder `{host}` of `/etc/docker/certs.d` or \
+         `~/.config/containers/certs.d`"
+    );
+    let is = |part: &str| why.to_ascii_lowercase().contains(part);
+    // An alert that comes from there is about the certificate from here.
+    if is("received fatal alert") && (is("certificate") || is("unknownca")) {
+        return Some(format!("it wants to see a client's certificate that it trusts ({why}): {folder}"));
+    }
+    if is("certificate") {
+        return Some(format!(
+            "it wants TLS, and its certificate is not trusted ({why}); name its authority's file with IMGBUILD_CA, or \
+             the registry with `--insecure {host}`"
+        ));
+    }
+    // What a server of plain HTTP sends is no TLS; who asks for a certificate may hang up before his alert is read.
+    (!is("corrupt message")).then(|| {
+        format!(
+            "it answers 400 to plain HTTP and hangs up on TLS ({why}); if it wants to see a client's certificate, {folder}"
+        )
+    })
 }
 
 fn is_bearer(value: &HeaderValue) -> bool {

@@ -270,6 +270,51 @@ fn certificates(folder: &Path) -> PathBuf {
     folder.join("ca.pem")
 }
 
+/// A certificate for a client, by the same authority; its files are `client.cert` and `client.key`.
+fn client_certificate(folder: &Path) {
+    let at = |name: &str| folder.join(name).display().to_string();
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a client"];
+    let files = ["-keyout", &at("client.key"), "-out", &at("client.csr")];
+    tool("openssl", ["req"].iter().chain(&key).chain(&files));
+    std::fs::write(folder.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
+    let (request, authority) = (at("client.csr"), at("ca.pem"));
+    let (ca_key, extensions, out) = (at("ca.key"), at("client.ext"), at("client.cert"));
+    let words = ["x509", "-req", "-in", &request, "-CA", &authority, "-CAkey", &ca_key, "-CAcreateserial"];
+    tool("openssl", words.iter().chain(&["-days", "2", "-extfile", &extensions, "-out", &out]));
+}
+
+#[test]
+fn real_a_registry_that_wants_to_know_its_clients_is_shown_the_certificate_that_is_kept_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = certificates(folder.path());
+    client_certificate(folder.path());
+    let tls = "  tls: {certificate: FOLDER/server.pem, key: FOLDER/server.key, clientcas: [FOLDER/ca.pem]}\n";
+    let real = Real::start_in(folder, tls);
+    let images = Images::new();
+    let image = real_image(&images, "team/one", &[Platform::Amd64], &[("hello", b"hi"), ("data", &[1; 3_000_000])]);
+    let one = std::slice::from_ref(&image);
+    let trusting = ClientConfig { extra_ca: vec![authority.clone()], ..hurried() };
+    let error = push(&real.host(), trusting, &images, one).map(drop).unwrap_err();
+    assert!(error.contains("wants to see a client's certificate") && error.contains("put `client.cert`"), "{error}");
+    // Docker's layout: certs.d/HOST/ca.crt, client.cert, client.key.
+    let all = real.folder.path().join("certs.d");
+    let own = all.join(real.host());
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::copy(&authority, own.join("ca.crt")).unwrap();
+    for name in ["client.cert", "client.key"] {
+        std::fs::copy(real.folder.path().join(name), own.join(name)).unwrap();
+    }
+    let config = ClientConfig { certificates: vec![all.clone()], ..patient() };
+    push(&real.host(), config, &images, one).unwrap();
+    let found = seen_by_skopeo(&format!("{}/team/one:v1", real.host()), &["--cert-dir", &own.display().to_string()]);
+    assert_eq!(found, image.top().digest.to_string());
+    // A key that is none is named, and its content is not shown.
+    std::fs::write(own.join("client.key"), "canary-password-5f0c").unwrap();
+    let config = ClientConfig { certificates: vec![all], ..hurried() };
+    let error = push(&real.host(), config, &images, one).map(drop).unwrap_err();
+    assert!(error.contains("client.key` are not a PEM certificate and its key"), "{error}");
+}
+
 #[test]
 fn real_uploads_over_http_2_survive_a_line_that_breaks() {
     let folder = tempfile::tempdir().unwrap();
