@@ -77,6 +77,22 @@ impl StageStep {
         }
     }
 
+    /// Replaces the names of stages.
+    fn map_stages(self, rename: impl Fn(StageId) -> StageId) -> StageStep {
+        let taken = |id| Ok::<_, std::convert::Infallible>(rename(id));
+        match self {
+            StageStep::Scratch | StageStep::From { .. } => self,
+            StageStep::Layer { below, source } => {
+                let Ok(source) = source.map_stage(taken);
+                StageStep::Layer { below: rename(below), source }
+            }
+            StageStep::Run { below, run } => {
+                let Ok(run) = run.map_stage(taken);
+                StageStep::Run { below: rename(below), run }
+            }
+        }
+    }
+
     /// One short line that names it to a person.
     pub fn label(&self) -> String {
         match self {
@@ -279,6 +295,37 @@ impl Plan {
         Ok(())
     }
 
+    /// The plan of these images alone, with the stages that they need; names that it does not have are passed over.
+    pub fn of_images(&self, names: &[&str]) -> Plan {
+        let images: BTreeMap<String, PlannedImage> = self
+            .images
+            .iter()
+            .filter(|(name, _)| names.contains(&name.as_str()))
+            .map(|(n, it)| (n.clone(), it.clone()))
+            .collect();
+        // A stage names only stages before it: one pass from the top marks all that are needed.
+        let mut needed = vec![false; self.stages.len()];
+        images.values().for_each(|image| needed[image.stage.0] = true);
+        for at in (0..self.stages.len()).rev() {
+            if needed[at] {
+                let step = &self.stages[at].step;
+                step.below().into_iter().chain(step.taken()).for_each(|id| needed[id.0] = true);
+            }
+        }
+        let mut places = Vec::with_capacity(needed.len());
+        let mut stages = Vec::new();
+        for (stage, needed) in self.stages.iter().zip(needed) {
+            places.push(StageId(stages.len()));
+            if needed {
+                let step = stage.step.clone().map_stages(|id| places[id.0]);
+                stages.push(PlannedStage { step, at: stage.at.clone() });
+            }
+        }
+        let images =
+            images.into_iter().map(|(name, it)| (name, PlannedImage { stage: places[it.stage.0], ..it })).collect();
+        Plan { version: self.version, catalogue: self.catalogue.clone(), stages, images }
+    }
+
     /// The steps of a stage from its bottom to its top, with their ids.
     pub fn steps(&self, top: StageId) -> Vec<(StageId, &PlannedStage)> {
         let mut steps = Vec::new();
@@ -378,6 +425,24 @@ mod tests {
         let plan = catalogue.plan();
         assert_eq!(plan.stages.len(), 4);
         assert_eq!(Plan::from_json(&plan.to_json()).expect("reads its own output"), plan);
+    }
+
+    #[test]
+    fn some_images_of_a_plan_are_the_plan_of_these_images() {
+        let tool = || Stage::scratch().layer(debian(["jq"])).run(["jq"]);
+        let a = || base().layer(inline("a", path!("/a"))).image();
+        let b = || base().layer(tool().take(path!("/usr/bin/jq"))).image();
+        let whole = Catalogue::new("t").with("a", a()).with("b", b()).plan();
+        for (name, image) in [("a", a()), ("b", b())] {
+            let alone = Catalogue::new("t").with(name, image).plan();
+            let mut found = whole.of_images(&[name]);
+            // Where it was written is all that may differ.
+            let places = found.stages.iter_mut().zip(&alone.stages);
+            places.for_each(|(stage, other)| stage.at.clone_from(&other.at));
+            found.images.iter_mut().for_each(|(name, image)| image.at.clone_from(&alone.images[name].at));
+            assert_eq!(found, alone);
+        }
+        assert_eq!(whole.of_images(&["a", "b"]), whole);
     }
 
     #[test]

@@ -45,24 +45,22 @@ pub(crate) struct Args {
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     match args.format {
-        Format::Json => {
-            let config = invocation.config()?;
-            let project = invocation.project(&config)?;
-            project.images(&args.images)?;
-            print(&project.plan.to_json())
-        }
-        Format::Dot => {
-            let config = invocation.config()?;
-            let project = invocation.project(&config)?;
-            project.images(&args.images)?;
-            print(&dot(&project.plan))
-        }
+        Format::Json => print(&chosen(invocation, &args.images)?.to_json()),
+        Format::Dot => print(&dot(&chosen(invocation, &args.images)?)),
         Format::Text => {
             let platform = common::platforms(args.platform.as_slice())?[0];
             let text = text(invocation, &args.images, platform)?;
             print(&text)
         }
     }
+}
+
+/// The plan, of some images alone where they are named.
+fn chosen(invocation: &Invocation, names: &[String]) -> Result<Plan, Stop> {
+    let config = invocation.config()?;
+    let project = invocation.project(&config)?;
+    let names: Vec<&str> = project.images(names)?.into_iter().map(|(name, _)| name).collect();
+    Ok(project.plan.of_images(&names))
 }
 
 fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result<String, Stop> {

@@ -236,7 +236,7 @@ impl Config {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         match flag {
             Some(flag) => Ok(flag.max(1)),
-            None => Ok(self.number("IMGBUILD_JOBS", "jobs", 1..=4096)?.unwrap_or_else(cores)),
+            None => Ok(self.number("IMGBUILD_JOBS", "jobs", 1..=1024)?.unwrap_or_else(cores)),
         }
     }
 

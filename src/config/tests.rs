@@ -149,7 +149,7 @@ fn wrong_values_name_their_place() {
     let error = |error: ConfigError| machine.error(error);
     assert_eq!(
         error(config.jobs(None).unwrap_err()),
-        "the variable IMGBUILD_JOBS: it is no whole number from 1 to 4096"
+        "the variable IMGBUILD_JOBS: it is no whole number from 1 to 1024"
     );
     assert_eq!(
         error(config.sandbox().unwrap_err()),
