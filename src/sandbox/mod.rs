@@ -12,13 +12,26 @@
 //!
 //! Programs that call [`run`] call [`enter_if_asked`] first in `main`: the guard is the same program.
 
-use std::ffi::OsString;
+mod filter;
+mod guard;
+mod inner;
+mod launch;
+mod order;
+mod probe;
+mod processes;
+mod proot;
+mod tree;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use launch::{Exceeded, Overlay};
+use order::{GUARD, INNER, LAST, OWN, Order, Report, Reports};
 
 /// How a step is kept apart from the host, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -245,9 +258,10 @@ fn lines(offers: &[String]) -> String {
     offers.iter().fold(String::new(), |text, offer| text + "\n  " + offer)
 }
 
-/// What this machine offers, found by doing: each level, or what it lacks and which switch would help.
-pub fn offers() -> Vec<(Level, Result<(), String>)> {
-    Level::ALL.into_iter().map(|level| (level, Err("not there yet".to_owned()))).collect()
+/// What this machine offers, found by doing all but the command, in `scratch`, an existing folder on the file system of later work:
+/// each level, or what it lacks and which switch would help. `helper` as in [`Step::helper`].
+pub fn offers(scratch: &Path, helper: Option<&Path>) -> Vec<(Level, Result<(), String>)> {
+    Level::ALL.into_iter().map(|level| (level, probe::offer(level, scratch, helper))).collect()
 }
 
 /// The best level that [`offers`] has and that is not below `demanded`.
@@ -280,13 +294,156 @@ pub fn run(
     log: &mut dyn FnMut(&[u8]),
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, SandboxError> {
-    let _ = (step, log, stop);
-    Err(SandboxError::Unavailable { level, lacks: "not there yet".into() })
+    let order = order(step, level)?;
+    let ended = launch::launch(&order, step.helper, log, stop, step.timeout);
+    if level == Level::Namespaces {
+        // The kernel leaves a folder here that not even its owner may list.
+        for folder in [order.scratch(), order.seen()] {
+            tree::remove(&folder).map_err(|error| SandboxError::Setup(error.to_string()))?;
+        }
+    }
+    let ended = ended?;
+    let tree = order.tree();
+    let written = written(&order, &tree, ended);
+    let removed = written.settle().map_err(|error| SandboxError::Setup(format!("what the step wrote: {error}")))?;
+    if written.usage().map_or(0, |(bytes, _)| bytes) > step.limits.disk {
+        return Err(launch::limit(&order, Exceeded::Disk));
+    }
+    Ok(Outcome { changed: tree, removed, level })
 }
 
-/// Becomes the inside of a sandbox and does not return, if this process was started as one; the first thing in `main`.
+/// A path of the inside without its root.
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+fn written<'a>(order: &'a Order, tree: &'a Path, overlay: Overlay) -> tree::Written<'a> {
+    let targets = || order.binds.iter().map(|bind| relative(&bind.target));
+    tree::Written {
+        root: &order.root,
+        tree,
+        whole: overlay == Overlay::Copied,
+        excluded: OWN.iter().map(PathBuf::from).chain(targets().map(Path::to_owned)).collect(),
+        made: targets().chain([relative(&order.workdir)]).flat_map(|path| tree::lacking(&order.root, path)).collect(),
+    }
+}
+
+/// Checks a step and makes its folders.
+fn order(step: &Step<'_>, level: Level) -> Result<Order, SandboxError> {
+    let wrong = |why: String| Err(SandboxError::Step(why));
+    if step.argv.first().is_none_or(String::is_empty) {
+        return wrong("a step needs a command".into());
+    }
+    let texts = step.argv.iter().chain(step.env.iter().flat_map(|(name, value)| [name, value]));
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return wrong("a command and its environment hold no NUL".into());
+    }
+    if let Some((name, _)) = step.env.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
+        return wrong(format!("`{name}` is no name of a variable"));
+    }
+    for secret in &step.secrets {
+        if ["", ".", ".."].contains(&secret.name.as_str()) || secret.name.contains(['/', '\0']) {
+            return wrong(format!("`{}` is no name of a secret", secret.name));
+        }
+    }
+    if level != Level::Namespaces && !step.secrets.is_empty() {
+        return wrong(format!(
+            "secrets need a tmpfs of the step's own, which sandbox `{level}` has not: `namespaces` has"
+        ));
+    }
+    if level == Level::Chroot && step.uid == 0 {
+        return wrong("uid 0 would be this machine's root in sandbox `chroot`: another uid, or `namespaces`".into());
+    }
+    let real =
+        |path: &Path| path.canonicalize().map_err(|error| SandboxError::Step(format!("{}: {error}", path.display())));
+    let (root, work) = (real(step.root)?, real(step.work)?);
+    for name in OWN {
+        let path = root.join(name);
+        if path.is_symlink() || (path.exists() && !path.is_dir()) {
+            return wrong(format!("{} is no directory", path.display()));
+        }
+    }
+    let mut binds = Vec::new();
+    for bind in &step.binds {
+        inside(&root, &bind.target)?;
+        let source = real(&bind.source)?;
+        let kind = std::fs::metadata(&source).map_err(|error| SandboxError::Step(error.to_string()))?.file_type();
+        let plain = kind.is_dir() || (kind.is_file() && bind.access == Access::Read);
+        if level == Level::Chroot && !plain {
+            return wrong(format!("{}: sandbox `chroot` copies files and folders only", source.display()));
+        }
+        if level == Level::Proot
+            && [&source, &bind.target].iter().any(|path| path.as_os_str().as_encoded_bytes().contains(&b':'))
+        {
+            return wrong(format!("{}: sandbox `proot` takes no colon in a path", source.display()));
+        }
+        binds.push(Bind { source, ..bind.clone() });
+    }
+    inside(&root, &step.workdir)?;
+    let mut order = Order {
+        level,
+        root,
+        work,
+        binds,
+        secrets: step.secrets.clone(),
+        argv: step.argv.clone(),
+        env: step.env.clone(),
+        workdir: step.workdir.clone(),
+        uid: step.uid,
+        gid: step.gid,
+        network: step.network,
+        limits: step.limits,
+        turn: 0,
+        proot: None,
+    };
+    order.bind_hosts().map_err(|error| SandboxError::Setup(error.to_string()))?;
+    launch::prepare(&mut order)?;
+    Ok(order)
+}
+
+/// A path of the inside can be reached, and no link of the root leads it elsewhere.
+fn inside(root: &Path, path: &Path) -> Result<(), SandboxError> {
+    use std::path::Component;
+    let plain =
+        path.is_absolute() && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !plain {
+        return Err(SandboxError::Step(format!("{}: a path inside is absolute and has no `..`", path.display())));
+    }
+    let own = OWN.iter().any(|name| relative(path).starts_with(name));
+    if !own && !tree::is_direct(root, relative(path)) {
+        return Err(SandboxError::Step(format!("{}: a link of the root leads it elsewhere", path.display())));
+    }
+    Ok(())
+}
+
+static CAN_ENTER: AtomicBool = AtomicBool::new(false);
+
+/// Becomes a part of a sandbox and does not return, if this process was started as one; the first thing in `main`.
 pub fn enter_if_asked() {
-    let _: Option<OsString> = std::env::args_os().nth(1);
+    CAN_ENTER.store(true, Ordering::Relaxed);
+    let asked = std::env::args_os().nth(1);
+    let Some(word) = asked.as_ref().and_then(|word| word.to_str()) else { return };
+    let status = match word {
+        GUARD | INNER | LAST => part(word),
+        _ => return,
+    };
+    std::process::exit(status);
+}
+
+fn part(word: &str) -> i32 {
+    let Ok(reports) = Reports::new() else { return 1 };
+    let ended = match word {
+        GUARD => guard::main(&reports).map_err(inner::Failed::from),
+        // The log gets what went wrong: stderr is not for reports there.
+        LAST => proot::last().map_err(inner::Failed::from),
+        _ => inner::main(&reports),
+    };
+    match ended {
+        Ok(()) => return 0,
+        Err(inner::Failed::Setup(why)) => reports.send(&Report::Failed(why)),
+        Err(inner::Failed::Command(why)) => reports.send(&Report::NotStarted(why)),
+    }
+    127
 }
 
 /// Removes a folder that a step has worked in, whatever modes it left; one that is missing is no error. Links are not followed.
@@ -295,10 +452,7 @@ pub fn enter_if_asked() {
 ///
 /// The first that the file system gives.
 pub fn remove(folder: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    tree::remove(folder)
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ mod registry_real;
 mod registry_referrers;
 mod remote;
 mod robustness;
+mod sandbox;
 mod server;
 mod support_real;
 mod tree_real;
