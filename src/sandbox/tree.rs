@@ -418,9 +418,7 @@ mod tests {
         for folder in ["swap", "made", "made/full"] {
             set_mode(&tree.join(folder), 0o755).unwrap();
         }
-        for file in ["swap/new"] {
-            set_mode(&tree.join(file), 0o600).unwrap();
-        }
+        set_mode(&tree.join("swap/new"), 0o600).unwrap();
         let mut outcome = written(&root, &tree);
         outcome.excluded = [PathBuf::from("tmp")].into();
         outcome.made = ["made", "made/empty", "made/full"].map(PathBuf::from).into();
