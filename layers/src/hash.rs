@@ -50,22 +50,6 @@ impl KeyHasher {
         self
     }
 
-    /// Adds what [`KeyHasher::lines`] collected.
-    pub fn append(&mut self, lines: &str) -> &mut KeyHasher {
-        self.text.push_str(lines);
-        self
-    }
-
-    /// Collects fields that several keys will have in common.
-    pub fn lines() -> KeyHasher {
-        KeyHasher { text: String::new() }
-    }
-
-    /// What was collected.
-    pub fn text(self) -> String {
-        self.text
-    }
-
     /// The key and the text that explains it.
     pub fn finish(self) -> (Key, String) {
         (Key(Digest::of(self.text.as_bytes())), self.text)

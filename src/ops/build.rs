@@ -7,7 +7,7 @@
 //! record ─▶ configuration, manifest, index
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 
 use layers::encode::EPOCH;
@@ -15,11 +15,11 @@ use layers::lock::Lock;
 use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
 use layers::source::Python;
-use layers::{Key, PlannedImage, Platform, StageId};
+use layers::{PlannedImage, Platform, StageId};
 use serde::Serialize;
 
 use super::explain::remember_latest;
-use super::key::{ImageRecord, Keys};
+use super::key::{ImageKey, ImageRecord, Keys};
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
@@ -92,7 +92,7 @@ struct Wanted<'a> {
     image: &'a PlannedImage,
     platform: Platform,
     resolved: Resolved,
-    key: (Key, String),
+    key: ImageKey,
     record: Option<ImageRecord>,
 }
 
@@ -181,16 +181,17 @@ fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<
     let lock_file = |python: &Python| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);
     let mut wanted = Vec::new();
+    let mut present = HashSet::new();
     for (name, image) in &images {
         for &platform in &request.platforms {
             let resolved = lower(plan, image.stage, &locked, platform, &lock_file)?;
             let key = keys.image(platform, &resolved)?;
-            let record = match bench.store.find(&key.0)? {
+            let record = match bench.store.find(&key.key)? {
                 Some(bytes) => serde_json::from_slice::<ImageRecord>(&bytes).ok(),
                 None => None,
             };
             let record = match record {
-                Some(record) if record.is_whole(bench.store, &resolved)? => Some(record),
+                Some(record) if record.is_whole(bench.store, &resolved, &mut present)? => Some(record),
                 _ => super::remote::image(bench, name, platform, &key)?,
             };
             wanted.push(Wanted { name, image, platform, resolved, key, record });
@@ -289,9 +290,9 @@ fn make_layers(
             packages: walked.packages.clone(),
             base: walked.base.as_ref().map(|base| (base.manifest, base.parts.clone())),
         };
-        bench.store.keep(&it.key.0, &it.key.1, &record)?;
-        remember_latest(bench, it.name, it.platform, &it.key.0)?;
-        super::remote::publish(bench, engine, (it.name, it.platform), &it.key.0, (&it.resolved, &walked), &record)?;
+        it.key.keep(bench.store, &record)?;
+        remember_latest(bench, it.name, it.platform, &it.key.key)?;
+        super::remote::publish(bench, engine, (it.name, it.platform), &it.key.key, (&it.resolved, &walked), &record)?;
         it.record = Some(record);
     }
     Ok(())

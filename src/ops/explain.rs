@@ -3,7 +3,7 @@
 //! An image's key is the hash of a text that names every operation and everything that it is made from. The text is kept
 //! beside the record, and so is the name of the last text of each image: two texts side by side say what changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{self, Read as _};
 
 use layers::lower::lower;
@@ -12,7 +12,7 @@ use layers::source::{Files, Python};
 use layers::{Digest, Key, KeyHasher, Platform};
 use serde::{Deserialize, Serialize};
 
-use super::key::{ImageRecord, Keys};
+use super::key::{ImageRecord, Keys, kept_text};
 use super::{Bench, wheels};
 use crate::error::Failure;
 use crate::pin::{SelectedKind, Selection};
@@ -83,11 +83,12 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
     wheels::adopt_context(bench, &mut locked, &tops, platforms, false)?;
     let lock_file = |python: &Python| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);
+    let mut present = HashSet::new();
     let mut all = Vec::new();
     for (name, image) in &images {
         for &platform in platforms {
             let resolved = lower(&bench.project.plan, image.stage, &locked, platform, &lock_file)?;
-            let (key, text) = keys.image(platform, &resolved)?;
+            let key = keys.image(platform, &resolved)?;
             let labels: Vec<String> = resolved.layers.iter().map(|layer| layer.label.clone()).collect();
             let mut explained =
                 Explained { image: (*name).to_owned(), platform, hit: false, reasons: Vec::new(), layers: Vec::new() };
@@ -95,9 +96,9 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                 let layer = |label: &String| ExplainedLayer { label: label.clone(), hit, reasons: Vec::new() };
                 labels.iter().map(layer).collect::<Vec<_>>()
             };
-            let record = image_record(bench, &key)?;
+            let record = image_record(bench, &key.key)?;
             match &record {
-                Some(record) if record.is_whole(bench.store, &resolved)? => {
+                Some(record) if record.is_whole(bench.store, &resolved, &mut present)? => {
                     explained.hit = true;
                     explained.layers = unchanged(true);
                 }
@@ -117,8 +118,12 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                         Some(last) => bench.store.recall(&last.key)?,
                         None => None,
                     };
-                    match (last, recorded) {
-                        (Some(_), Some(recorded)) => {
+                    let before = match &recorded {
+                        Some(recorded) => kept_text(bench.store, &recorded.text)?,
+                        None => None,
+                    };
+                    match (before, recorded) {
+                        (Some(old), Some(recorded)) => {
                             let before = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
                             let files = |layer: usize, old: usize, number: usize| {
                                 let copies = resolved.layers[layer].ops.iter().filter_map(|op| match op {
@@ -130,7 +135,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                                 let selection = bench.context.select(files).ok()?;
                                 changed_files(bench, &digest, files, &selection)
                             };
-                            let (reasons, layers) = compare(&recorded.text, &text, &labels, &files);
+                            let (reasons, layers) = compare(&old, &key.text(), &labels, &files);
                             (explained.reasons, explained.layers) = (reasons, layers);
                         }
                         _ => {

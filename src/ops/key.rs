@@ -1,8 +1,9 @@
 //! The key of a whole image: everything that determines its layers, asked before anything is opened.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use cache::Store;
+use cache::{CacheError, Store};
 use layers::encode::{Compression, LAYER_FORMAT};
 use layers::lock::Lock;
 use layers::lower::{self, PinnedBase, Resolved};
@@ -33,16 +34,80 @@ pub struct ImageRecord {
 
 impl ImageRecord {
     /// Whether every layer is still in the store. Those of a registry's image need not be: they can be had where it is.
-    pub fn is_whole(&self, store: &Store, resolved: &Resolved) -> Result<bool, cache::CacheError> {
+    /// `present` are layers that were found before, for other images.
+    pub fn is_whole(
+        &self,
+        store: &Store,
+        resolved: &Resolved,
+        present: &mut HashSet<Digest>,
+    ) -> Result<bool, CacheError> {
         let base = self.base.iter().filter(|_| matches!(resolved.base, Some(PinnedBase::Layout(_))));
         let base = base.flat_map(|(_, parts)| &parts.layers).map(|layer| (layer.digest, layer.size));
         for (digest, size) in self.layers.iter().map(|layer| (layer.digest, layer.size)).chain(base) {
+            if present.contains(&digest) {
+                continue;
+            }
             if store.has(&digest)? != Some(size) {
                 return Ok(false);
             }
+            present.insert(digest);
         }
         Ok(true)
     }
+}
+
+/// The key of an image. Its text names the keys of its stages, whose texts are kept once for all images on them.
+#[derive(Debug, Clone)]
+pub struct ImageKey {
+    /// Names the image.
+    pub key: Key,
+    text: String,
+    stages: Vec<Arc<(Key, String)>>,
+}
+
+/// The field of an image's text that names a stage.
+const STAGE: &str = "stage";
+
+impl ImageKey {
+    /// Keeps what is known under the key, and the texts.
+    pub fn keep(&self, store: &Store, record: &ImageRecord) -> Result<(), CacheError> {
+        for stage in &self.stages {
+            if store.find(&stage.0)?.is_none() {
+                store.keep(&stage.0, &stage.1, &())?;
+            }
+        }
+        store.keep(&self.key, &self.text, record)
+    }
+
+    /// The text with those of its stages in their places.
+    pub fn text(&self) -> String {
+        let texts: HashMap<String, &str> = self.stages.iter().map(|it| (it.0.0.to_string(), it.1.as_str())).collect();
+        whole(&self.text, |key| texts.get(key).map(|text| (*text).to_owned())).expect("it has the texts of its stages")
+    }
+}
+
+/// The text of a key that was kept, with those of its stages in their places; `None` where one is gone from the store.
+pub fn kept_text(store: &Store, text: &str) -> Result<Option<String>, CacheError> {
+    let mut failed = None;
+    let found = whole(text, |key| {
+        let key = Key(key.parse().ok()?);
+        store.recall(&key).map_err(|error| failed = Some(error)).ok()?.map(|stage| stage.text)
+    });
+    failed.map_or(Ok(found), Err)
+}
+
+fn whole(text: &str, mut stage: impl FnMut(&str) -> Option<String>) -> Option<String> {
+    let mut out = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        match line.split_once('=') {
+            Some((name, key)) if name.split(':').next() == Some(STAGE) => {
+                let text = stage(key.trim_end())?;
+                out.push_str(text.split_once('\n')?.1);
+            }
+            _ => out.push_str(line),
+        }
+    }
+    Some(out)
 }
 
 /// Works out the keys of images. What images have in common is worked out once: a stage's layers follow from what it
@@ -50,7 +115,7 @@ impl ImageRecord {
 pub struct Keys<'a> {
     bench: &'a Bench<'a>,
     lock: &'a Lock,
-    stages: HashMap<(StageId, Platform), String>,
+    stages: HashMap<(StageId, Platform), Arc<(Key, String)>>,
     taken: HashMap<(StageId, Platform), Key>,
 }
 
@@ -60,8 +125,8 @@ impl<'a> Keys<'a> {
         Keys { bench, lock, stages: HashMap::new(), taken: HashMap::new() }
     }
 
-    /// The key of a resolved stage, and its text.
-    pub fn image(&mut self, platform: Platform, resolved: &Resolved) -> Result<(Key, String), Failure> {
+    /// The key of a resolved stage.
+    pub fn image(&mut self, platform: Platform, resolved: &Resolved) -> Result<ImageKey, Failure> {
         let bench = self.bench;
         let mut hasher = KeyHasher::new("image", 1);
         hasher.field("layer-format", LAYER_FORMAT).field("index", INDEX_FORMAT).field("platform", platform);
@@ -81,18 +146,22 @@ impl<'a> Keys<'a> {
             None => {}
         }
         hasher.list("allow-missing", resolved.allow_missing.iter());
+        let mut stages = Vec::new();
         for layers in resolved.layers.chunk_by(|one, next| one.stage == next.stage) {
             let stage = (layers[0].stage, platform);
             if !self.stages.contains_key(&stage) {
-                let mut lines = KeyHasher::lines();
+                let mut hasher = KeyHasher::new("stage", 1);
                 for layer in layers {
-                    self.layer(&mut lines, platform, layer)?;
+                    self.layer(&mut hasher, platform, layer)?;
                 }
-                self.stages.insert(stage, lines.text());
+                self.stages.insert(stage, Arc::new(hasher.finish()));
             }
-            hasher.append(&self.stages[&stage]);
+            let known = &self.stages[&stage];
+            hasher.field(STAGE, known.0.0);
+            stages.push(known.clone());
         }
-        Ok(hasher.finish())
+        let (key, text) = hasher.finish();
+        Ok(ImageKey { key, text, stages })
     }
 
     fn layer(&mut self, hasher: &mut KeyHasher, platform: Platform, layer: &LayerPlan) -> Result<(), Failure> {
@@ -149,7 +218,7 @@ impl<'a> Keys<'a> {
         let bench = self.bench;
         let lock_file = |python: &Python| bench.context.lock_digest(python);
         let other = lower::lower(&bench.project.plan, stage, self.lock, platform, &lock_file)?;
-        let (key, _) = self.image(platform, &other)?;
+        let key = self.image(platform, &other)?.key;
         self.taken.insert((stage, platform), key);
         Ok(key)
     }

@@ -8,7 +8,7 @@ use layers::{Digest, Key, Platform};
 use super::Bench;
 use super::build::Built;
 use super::explain::remember_latest;
-use super::key::ImageRecord;
+use super::key::{ImageKey, ImageRecord};
 use crate::engine::index;
 use crate::engine::local::{Local, Walked};
 use crate::error::Failure;
@@ -34,14 +34,14 @@ pub(super) fn image(
     bench: &Bench<'_>,
     name: &str,
     platform: Platform,
-    key: &(Key, String),
+    key: &ImageKey,
 ) -> Result<Option<ImageRecord>, Failure> {
     if bench.elsewhere.is_empty() {
         return Ok(None);
     }
-    let Some(payload) = bench.elsewhere.ask(&image_name(&key.0), bench.observer) else { return Ok(None) };
-    bench.store.keep(&key.0, &key.1, &payload.image)?;
-    remember_latest(bench, name, platform, &key.0)?;
+    let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(None) };
+    key.keep(bench.store, &payload.image)?;
+    remember_latest(bench, name, platform, &key.key)?;
     Ok(Some(payload.image))
 }
 
@@ -90,6 +90,9 @@ pub fn bring(bench: &Bench<'_>, built: &[Built]) -> Result<bool, Failure> {
 /// Layers of images that are not here.
 fn missing(bench: &Bench<'_>, built: &[Built]) -> Result<Vec<Digest>, Failure> {
     let mut missing = BTreeSet::new();
+    if bench.elsewhere.is_empty() {
+        return Ok(Vec::new());
+    }
     for (digest, size) in built.iter().flat_map(|it| &it.image.layers) {
         if bench.store.has(digest)? != Some(*size) && bench.elsewhere.holds(digest) {
             missing.insert(*digest);
