@@ -137,15 +137,24 @@ impl From<layers::lower::LowerError> for Failure {
 
 impl From<crate::engine::EngineError> for Failure {
     fn from(error: crate::engine::EngineError) -> Failure {
-        use crate::engine::EngineError;
+        use crate::engine::{EngineError, subject};
         match error {
             EngineError::At { at, source, label } => {
                 let inner = Failure::from(*source);
-                Failure { message: format!("layer `{label}` failed: {}", inner.message), ..inner }.located(at)
+                Failure { message: format!("{} failed: {}", subject(&label), inner.message), ..inner }.located(at)
             }
             EngineError::Lower(error) => error.into(),
             EngineError::Registry(error) => (*error).into(),
             EngineError::Unconfigured(why) => Failure::usage(why),
+            EngineError::Command { ref log, .. } => {
+                let hint = format!("the whole log is in `{}`", log.display());
+                Failure::work(error.to_string()).hint(hint)
+            }
+            EngineError::ForeignCommand { platform } => Failure::work(error.to_string()).hint(format!(
+                "build on a machine for {platform}, or say `.portable()` where what is taken is the same on all platforms"
+            )),
+            EngineError::NoSecret { ref name } => Failure::usage(error.to_string())
+                .hint(format!("give it with `--secret {name}=env:VARIABLE` or `--secret {name}=file:PATH`")),
             other => Failure::work(other.to_string()),
         }
     }

@@ -163,7 +163,7 @@ impl Collector<'_> {
             remove(&path, metadata.is_dir())?;
         }
         for item in &doomed {
-            remove(&item.path, item.class == Class::OtherVersion)?;
+            remove(&item.path, item.path.is_dir())?;
             points::reach("collected-one");
         }
         Ok(collected)
@@ -226,8 +226,27 @@ pub struct Verified {
     pub damaged_records: u64,
 }
 
+/// Lets the owner of a folder read and write it and all below it.
+fn open_up(folder: &Path) -> Result<(), CacheError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(CacheError::at(folder))?;
+    for (path, metadata) in list(folder)? {
+        if metadata.is_dir() {
+            open_up(&path)?;
+        }
+    }
+    Ok(())
+}
+
 fn remove(path: &Path, tree: bool) -> Result<(), CacheError> {
-    let removed = if tree { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = match if tree { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
+        // Commands leave folders that their owner may not write.
+        Err(error) if tree && error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        done => done,
+    };
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CacheError::at(path)(error)),
         _ => Ok(()),

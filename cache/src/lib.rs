@@ -6,6 +6,7 @@
 //!   blobs-v1/ab/abcdef...         a blob by the SHA-256 of its bytes, mode 0444
 //!   ledger-v1/ab/abcdef...        a record (JSON) by its key, and the text that the key was hashed from
 //!   partial-v1/abcdef...          downloads that are not complete, resumed by whoever needs them next
+//!   commands-v1/...               logs of commands, and the folders that they keep from run to run
 //!   locks-v1/make-abc             locked while somebody makes what the name stands for; the lock dies with its process
 //!   tmp-v1/...                    files on their way to one of the above
 //!   in-use.lock                   shared by builders, exclusive to a collector
@@ -30,6 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use layers::{Digest, Key};
+
 pub use blobs::{Blob, BlobWriter};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
 pub use ledger::Recorded;
@@ -41,7 +44,7 @@ pub use transfer::Imported;
 const VERSION: u32 = 1;
 
 /// The folders.
-const BUCKETS: [&str; 5] = ["blobs", "ledger", "partial", "locks", "tmp"];
+const BUCKETS: [&str; 6] = ["blobs", "ledger", "partial", "locks", "tmp", "commands"];
 
 /// The kinds of keys whose records are asked for by name: what they lead to is kept for their sake.
 const ROOTS: [&str; 1] = ["image"];
@@ -138,6 +141,25 @@ impl Store {
     /// A folder for temporary files in the cache's file system.
     pub fn scratch(&self) -> PathBuf {
         self.bucket("tmp")
+    }
+
+    /// The file for what the command of this key writes; the one of an earlier run is at the same place.
+    pub fn command_log(&self, key: &Key) -> Result<PathBuf, CacheError> {
+        Ok(self.command_folder()?.join(format!("log-{}", &key.0.hex()[..32])))
+    }
+
+    /// The folder that commands keep under this name from run to run.
+    pub fn command_cache(&self, name: &Digest) -> Result<PathBuf, CacheError> {
+        let path = self.command_folder()?.join(format!("cache-{}", &name.hex()[..32]));
+        fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+        Ok(path)
+    }
+
+    /// Made when it is needed: caches of earlier versions have none.
+    fn command_folder(&self) -> Result<PathBuf, CacheError> {
+        let path = self.bucket("commands");
+        fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+        Ok(path)
     }
 
     fn bucket(&self, name: &str) -> PathBuf {

@@ -17,6 +17,8 @@ pub enum Class {
     OtherVersion,
     /// A download that is not complete.
     Partial,
+    /// The log of a command, or a folder that commands keep.
+    Command,
     /// A downloaded archive, or a document of an image: had again from a mirror, or written again at once.
     Archive,
     /// A fragment, its index, or whatever else a record names: made again from archives.
@@ -101,7 +103,11 @@ impl Store {
         for (path, metadata) in list(&partial)? {
             survey.items.push(item(path, Class::Partial, &metadata));
         }
-        let own = ["blobs", "ledger", "partial"].map(|name| self.bucket(name));
+        for (path, metadata) in list(&self.bucket("commands"))? {
+            let size = if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
+            survey.items.push(Item { path, class: Class::Command, size, used: metadata.mtime() });
+        }
+        let own = ["blobs", "ledger", "partial", "commands"].map(|name| self.bucket(name));
         for (path, metadata) in list(self.root())? {
             if own.contains(&path) {
                 continue;

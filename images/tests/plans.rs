@@ -17,6 +17,13 @@ fn listing(plan: &Plan, name: &str, image: &PlannedImage) -> String {
             for detail in details(source) {
                 writeln!(text, "      {detail}").unwrap();
             }
+            if let Source::Take(take) = source {
+                for (_, stage) in plan.steps(take.stage) {
+                    if let StageStep::Run { .. } = &stage.step {
+                        writeln!(text, "      made by {}", stage.step.label()).unwrap();
+                    }
+                }
+            }
         }
     }
     let config = &image.config;

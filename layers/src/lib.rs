@@ -54,6 +54,6 @@ pub use platform::{Platform, UnknownPlatform};
 pub use run::{Input, Network, Run, command, is_secret_name};
 pub use source::{
     Modules, Source, debian, dir, fetch, files, inline, link, oci_layout, pip_requirements, poetry_lock, pylock,
-    python, user, uv_lock,
+    python, sdist, user, uv_lock,
 };
 pub use stage::{Location, Stage, Take};

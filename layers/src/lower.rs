@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use crate::digest::Digest;
 use crate::hash::KeyHasher;
 use crate::lock::{Lock, LockedPackage};
-use crate::op::{Archive, ByteCode, Configure, Conversion, Interpreter, LayerPlan, Op, Origin, Step, Unpacked};
+use crate::op::{
+    Archive, Build, ByteCode, Configure, Conversion, Interpreter, LayerPlan, Op, Origin, Placed, Step, Unpacked,
+};
 use crate::plan::{Plan, StageId, StageStep};
 use crate::platform::Platform;
+use crate::run::Run;
 use crate::source::{Base, Debian, Fetch, Inline, Link, Modules, OciLayout, Owner, Python, Source};
 use crate::stage::Location;
 
@@ -123,7 +126,7 @@ pub fn debian_request(chain: &[&Debian]) -> Digest {
 }
 
 /// Names the question that a `python(...)` asks of a context whose lock files hash to `lock_file`.
-pub fn python_request(source: &Python, lock_file: Digest) -> Digest {
+pub fn python_request<S>(source: &Python<S>, lock_file: Digest) -> Digest {
     let mut hasher = KeyHasher::new("python-request", 1);
     hasher.field("format", format!("{:?}", source.lock.format));
     hasher.list("group", source.lock.groups.iter());
@@ -131,6 +134,9 @@ pub fn python_request(source: &Python, lock_file: Digest) -> Digest {
     hasher.list("without", source.without.iter());
     hasher.field("version", &source.version);
     hasher.field("file", lock_file);
+    if !source.sdists.is_empty() {
+        hasher.list("from-source", source.sdists.keys());
+    }
     hasher.finish().0.0
 }
 
@@ -140,7 +146,7 @@ pub fn lower(
     top: StageId,
     lock: &Lock,
     platform: Platform,
-    lock_file: &dyn Fn(&Python) -> Option<Digest>,
+    lock_file: &dyn Fn(&Python<StageId>) -> Option<Digest>,
 ) -> Result<Resolved, LowerError> {
     let mut resolved =
         Resolved { base: None, layers: Vec::new(), allow_missing: Default::default(), interpreters: BTreeMap::new() };
@@ -164,12 +170,16 @@ pub fn lower(
                 continue;
             }
             StageStep::Run { run, .. } => {
-                let inputs = run.inputs.iter().filter_map(|input| plain(&input.source())).collect();
+                let inputs = run
+                    .inputs
+                    .iter()
+                    .filter_map(|input| Some(Placed { path: input.path().clone(), op: plain(&input.source())? }))
+                    .collect();
                 resolved.layers.push(LayerPlan {
                     label: run.label(),
                     at: planned.at.clone(),
                     stage,
-                    ops: vec![Op::Run(Step { run: run.clone(), inputs })],
+                    ops: vec![Op::Run(Step { run: Run { inputs: Vec::new(), ..run.clone() }, inputs })],
                 });
                 continue;
             }
@@ -256,13 +266,23 @@ pub fn lower(
                 for (names, members) in split(groups, by_name) {
                     let ops = members
                         .iter()
-                        .map(|wheel| Op::Unpack {
-                            archive: wheel.archive(),
-                            conversion: Conversion::Wheel {
+                        .map(|wheel| {
+                            let conversion = Conversion::Wheel {
                                 venv: python.venv.clone(),
                                 python: python.version.clone(),
                                 bytecode: bytecode.clone(),
-                            },
+                            };
+                            match (python.sdists.get(&wheel.name), python.builder) {
+                                (Some(env), Some(builder)) => Op::Build(Build {
+                                    distribution: wheel.name.clone(),
+                                    sdist: wheel.archive(),
+                                    builder,
+                                    python: python.version.clone(),
+                                    env: env.clone(),
+                                    conversion,
+                                }),
+                                _ => Op::Unpack { archive: wheel.archive(), conversion },
+                            }
                         })
                         .collect();
                     resolved.layers.push(layer(format!("python {names}"), ops));
@@ -385,7 +405,7 @@ fn configure(chain: &[&Debian], installed: &BTreeMap<&str, (&LockedPackage, &[St
 }
 
 /// A virtual environment as `python3 -m venv --without-pip` makes it, less the activation scripts.
-fn venv(python: &Python) -> Vec<Op> {
+fn venv(python: &Python<StageId>) -> Vec<Op> {
     let join = |relative: &str| python.venv.join(relative).expect("a normal relative path joins");
     let link = |path: &str, target: String| Op::Link(Link { path: join(path), target });
     let version = &python.version;

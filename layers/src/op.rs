@@ -30,6 +30,8 @@ pub enum Origin {
     },
     /// A URL that the definition names.
     Url(String),
+    /// A command here made it.
+    Built,
 }
 
 /// An archive, named by its digest.
@@ -156,6 +158,8 @@ pub enum Op {
     Configure(Configure),
     /// Compiles Python modules of packages; reads what is below.
     Compile(ByteCode),
+    /// Builds a wheel from source, and puts its files in. Engines turn it into [`Op::Unpack`] first.
+    Build(Build),
     /// Runs a command; reads everything that is below. Only in stages that are taken from.
     Run(Step),
 }
@@ -163,10 +167,36 @@ pub enum Op {
 /// A command with its inputs as operations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// The command.
+    /// The command, without its inputs.
     pub run: Run<StageId>,
-    /// One operation an input of the command, in its order.
-    pub inputs: Vec<Op>,
+    /// Its inputs.
+    pub inputs: Vec<Placed>,
+}
+
+/// What a command reads besides its stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// Where it finds it.
+    pub path: ImagePath,
+    /// What puts it there.
+    pub op: Op,
+}
+
+/// A wheel that is built from source (PEP 517).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    /// Normalised name of the distribution.
+    pub distribution: String,
+    /// The sdist.
+    pub sdist: Archive,
+    /// The stage that it is built in, made for the machine that builds.
+    pub builder: StageId,
+    /// Python's minor version, `3.13`.
+    pub python: String,
+    /// Environment of the build.
+    pub env: BTreeMap<String, String>,
+    /// What the wheel becomes.
+    pub conversion: Conversion,
 }
 
 macro_rules! as_json {

@@ -23,8 +23,8 @@ use crate::run::Run;
 use crate::source::{Base, Source};
 use crate::stage::{Location, Node, Stage};
 
-/// The version of the plan's JSON that this crate writes. It reads all up to it: version 2 added commands, and says where
-/// images were written.
+/// The version of the plan's JSON that this crate writes. It reads all up to it: version 2 added commands and
+/// builds from source, and says where images were written.
 pub const PLAN_VERSION: u32 = 2;
 
 /// The position of a stage in [`Plan::stages`].
@@ -72,6 +72,7 @@ impl StageStep {
     pub fn taken(&self) -> Vec<StageId> {
         match self {
             StageStep::Layer { source: Source::Take(take), .. } => vec![take.stage],
+            StageStep::Layer { source: Source::Python(python), .. } => python.builder.into_iter().collect(),
             StageStep::Run { run, .. } => run.inputs.iter().filter_map(|input| input.stage().copied()).collect(),
             _ => Vec::new(),
         }

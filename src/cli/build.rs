@@ -6,7 +6,7 @@ use clap::{ValueEnum, ValueHint};
 use layers::Platform;
 use serde_json::{Value, json};
 
-use super::common::{self, CacheArgs, Invocation};
+use super::common::{self, CacheArgs, CommandArgs, Invocation};
 use super::{Stop, print, print_json};
 use crate::error::Failure;
 use crate::ops::build::{Built, Request, build, deliver};
@@ -31,6 +31,7 @@ pub(crate) enum Format {
   imgbuild build core --output docker-archive:core.tar && docker load -i core.tar
   imgbuild build --platform amd64,arm64 --locked   both platforms, in CI
   imgbuild build --context ../obelisk rag          another checkout of the same shape
+  imgbuild build --secret token=env:TOKEN --sandbox namespaces
   imgbuild build --cache-from registry:ghcr.io/team/cache --cache-to dir:/mnt/cache")]
 pub(crate) struct Args {
     /// Images to build [default: all]
@@ -56,6 +57,8 @@ pub(crate) struct Args {
     locked: bool,
     #[command(flatten)]
     caches: CacheArgs,
+    #[command(flatten)]
+    commands: CommandArgs,
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
@@ -73,7 +76,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     for output in &outputs {
         output.check(request.platforms.len())?;
     }
-    let setup = invocation.setup_with(&args.caches)?;
+    let setup = invocation.setup_with(&args.caches, &args.commands)?;
     let bench = setup.bench();
     let mut built = build(&bench, &request)?;
     for output in &outputs {
@@ -111,6 +114,7 @@ pub(crate) fn metadata(built: &[Built]) -> Value {
                         "size": base + own,
                         "baseLayers": platform.base_layers.iter().map(|layer| json!({"digest": layer.digest, "size": layer.size})).collect::<Vec<_>>(),
                         "layers": platform.layers,
+                        "commands": platform.commands,
                         "packages": platform.packages.iter().map(|(name, version, architecture)| {
                             json!({"name": name, "version": version, "architecture": architecture})
                         }).collect::<Vec<_>>(),

@@ -155,6 +155,7 @@ fn name(class: Class) -> &'static str {
     match class {
         Class::OtherVersion => "other versions",
         Class::Partial => "incomplete downloads",
+        Class::Command => "logs and caches of commands",
         Class::Archive => "archives",
         Class::Fragment => "fragments",
         Class::Layer => "layers",
@@ -172,6 +173,7 @@ fn classes(amounts: &std::collections::BTreeMap<Class, Amount>) -> Value {
         let key = match class {
             Class::OtherVersion => "otherVersions",
             Class::Partial => "partial",
+            Class::Command => "commands",
             Class::Archive => "archives",
             Class::Fragment => "fragments",
             Class::Layer => "layers",

@@ -13,6 +13,7 @@ use layers::{Plan, Platform};
 
 use super::{Program, Stop};
 use crate::config::{Config, Environment};
+use crate::engine::run::{Commands, Repeat};
 use crate::error::Failure;
 use crate::fetch::{Http, HttpConfig};
 use crate::observe::{Event, Observer};
@@ -24,6 +25,7 @@ use crate::places::{Docker, Reach};
 use crate::registry::{ClientConfig, Registries};
 use crate::remote::{Artifacts, Folder, Publisher, Remote, RemoteSpec, Source, Sources};
 use crate::report::{self, Progress, Screen};
+use crate::sandbox::Level;
 
 /// Flags of every command.
 #[derive(Debug, Clone, Args)]
@@ -68,6 +70,51 @@ pub(crate) struct CacheArgs {
     cache_to: Vec<RemoteSpec>,
 }
 
+/// Flags of commands that build: how commands of stages are run.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct CommandArgs {
+    /// The least that commands of stages must be kept apart by: namespaces, chroot or proot [default: imgbuild.toml's `sandbox`]
+    #[arg(long, value_name = "LEVEL")]
+    sandbox: Option<Level>,
+    /// What a secret of commands holds; may be given several times
+    #[arg(long, value_name = "NAME=env:VARIABLE|file:PATH")]
+    secret: Vec<String>,
+    /// Runs each command twice and fails where the outcomes differ, even if its outcome is known
+    #[arg(long)]
+    check_deterministic: bool,
+}
+
+impl CommandArgs {
+    fn open(&self, config: &Config) -> Result<Commands, Failure> {
+        let mut secrets = BTreeMap::new();
+        for text in &self.secret {
+            let wrong = || {
+                Failure::usage(format!("`{}` is not a secret", text.split(':').next().unwrap_or_default()))
+                    .hint("write `--secret NAME=env:VARIABLE` or `--secret NAME=file:PATH`")
+            };
+            let (name, place) = text.split_once('=').ok_or_else(wrong)?;
+            let (kind, place) = place.split_once(':').ok_or_else(wrong)?;
+            if !layers::is_secret_name(name) {
+                return Err(wrong());
+            }
+            let bytes = match kind {
+                "env" => {
+                    let value = config.environment().variable(place);
+                    let value = value
+                        .ok_or_else(|| Failure::usage(format!("secret `{name}`: the variable {place} is not set")))?;
+                    value.as_encoded_bytes().to_vec()
+                }
+                "file" => std::fs::read(config.environment().directory().join(place))
+                    .map_err(|error| Failure::usage(format!("secret `{name}`: `{place}` cannot be read: {error}")))?,
+                _ => return Err(wrong()),
+            };
+            secrets.insert(name.to_owned(), bytes);
+        }
+        let repeat = if self.check_deterministic { Repeat::Compare } else { Repeat::Never };
+        Ok(Commands::new(config.sandbox(self.sandbox)?, secrets, repeat))
+    }
+}
+
 /// A program with its flags.
 pub(crate) struct Invocation {
     pub(crate) program: Program,
@@ -89,6 +136,7 @@ pub(crate) struct Setup {
     compression: Compression,
     elsewhere: Sources,
     targets: Option<Targets>,
+    commands: Commands,
     hold: Hold,
 }
 
@@ -147,12 +195,13 @@ impl Invocation {
 
     /// Opens everything that work needs.
     pub(crate) fn setup(&self) -> Result<Setup, Stop> {
-        self.setup_with(&CacheArgs::default())
+        self.setup_with(&CacheArgs::default(), &CommandArgs::default())
     }
 
-    /// As [`setup`](Invocation::setup), with caches elsewhere.
-    pub(crate) fn setup_with(&self, caches: &CacheArgs) -> Result<Setup, Stop> {
+    /// As [`setup`](Invocation::setup), with caches elsewhere and commands.
+    pub(crate) fn setup_with(&self, caches: &CacheArgs, commands: &CommandArgs) -> Result<Setup, Stop> {
         let config = self.config()?;
+        let commands = commands.open(&config)?;
         let project = self.project(&config)?;
         let store = Store::open_at(&config.cache_dir(self.globals.cache_dir.as_deref())?)?;
         let jobs = config.jobs(self.globals.jobs.map(usize::from))?;
@@ -198,6 +247,7 @@ impl Invocation {
             compression,
             elsewhere,
             targets,
+            commands,
             hold,
         })
     }
@@ -268,6 +318,7 @@ impl Setup {
             compression: self.compression,
             elsewhere: &self.elsewhere,
             targets: self.targets.as_ref(),
+            commands: &self.commands,
         }
     }
 

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use layers::Platform;
 
-use super::common::{self, CacheArgs, Invocation};
+use super::common::{self, CacheArgs, CommandArgs, Invocation};
 use super::{Stop, print};
 use crate::ops::build::Request;
 use crate::ops::load::{copy, load_images};
@@ -48,6 +48,8 @@ pub(crate) struct LoadArgs {
     locked: bool,
     #[command(flatten)]
     caches: CacheArgs,
+    #[command(flatten)]
+    commands: CommandArgs,
 }
 
 /// Copies an image from one place to another.
@@ -87,7 +89,7 @@ pub(crate) fn load(invocation: &Invocation, args: LoadArgs) -> Result<(), Stop> 
         Engine::Podman => Into::Podman,
         Engine::Containerd => Into::Containerd,
     };
-    let setup = invocation.setup_with(&args.caches)?;
+    let setup = invocation.setup_with(&args.caches, &args.commands)?;
     let registries = invocation.registries(&setup.config, &[], None)?;
     let docker = common::docker(&setup.config)?;
     let bench = setup.bench();

@@ -20,6 +20,7 @@ mod mirror;
 mod plan;
 mod push;
 mod rebase;
+mod shell;
 mod tree;
 
 use std::ffi::OsString;
@@ -150,6 +151,8 @@ enum Command {
     Why(tree::WhyArgs),
     /// Show which layers a build would find in the cache, and why not
     Explain(explain::Args),
+    /// Open a stage for debugging
+    Shell(shell::Args),
     /// Show, check and tidy the cache
     Cache(cache::Args),
     /// Log in to a registry
@@ -188,6 +191,7 @@ impl Command {
             Command::Tree(args) => tree::tree(invocation, args),
             Command::Why(args) => tree::why(invocation, args),
             Command::Explain(args) => explain::run(invocation, args),
+            Command::Shell(args) => shell::run(invocation, args),
             Command::Cache(args) => cache::run(invocation, args),
             Command::Deploy(args) => deploy::run(invocation, args),
             Command::Env(args) => env::run(invocation, args),

@@ -73,7 +73,7 @@ fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result
     let lock = bench.project.read_lock()?.ok_or_else(failure)?;
     let mut out = String::new();
     for (name, image) in bench.project.images(names)? {
-        let lock_file = |python: &Python| bench.context.lock_digest(python);
+        let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
         let resolved = lower(&bench.project.plan, image.stage, &lock, platform, &lock_file).map_err(Failure::from)?;
         let _ = writeln!(out, "{name} {platform}: {} layers", resolved.layers.len());
         if let Some(base) = &resolved.base {

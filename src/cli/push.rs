@@ -7,7 +7,7 @@ use layers::Platform;
 use serde_json::{Value, json};
 
 use super::build::{Format, metadata};
-use super::common::{self, CacheArgs, Invocation};
+use super::common::{self, CacheArgs, CommandArgs, Invocation};
 use super::{Stop, print, print_json};
 use crate::error::Failure;
 use crate::ops::build::Request;
@@ -62,6 +62,8 @@ pub(crate) struct Args {
     locked: bool,
     #[command(flatten)]
     caches: CacheArgs,
+    #[command(flatten)]
+    commands: CommandArgs,
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
@@ -74,7 +76,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     };
     let annotations = common::labels(&args.annotation)
         .map_err(|failure| Failure { message: failure.message.replace("label", "annotation"), ..failure })?;
-    let setup = invocation.setup_with(&args.caches)?;
+    let setup = invocation.setup_with(&args.caches, &args.commands)?;
     let bare = args.tag.iter().any(|tag| matches!(tag, TagRequest::Tag(_)));
     let prefix = match bare {
         true => Some(setup.config.registry(args.registry.as_deref())?),

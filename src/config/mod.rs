@@ -24,6 +24,7 @@ pub use cache::{CacheLimits, DEFAULT_MAX_SIZE, parse_age, parse_size};
 
 use crate::debian::archive::Foreign;
 use crate::fetch::{HttpConfig, Url, parse_url};
+use crate::sandbox::Level;
 use file::File;
 
 /// Why the configuration cannot be used. All of it is for the user to mend.
@@ -136,18 +137,6 @@ impl Environment {
     }
 }
 
-/// The least isolation that executed steps may get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Sandbox {
-    /// Whatever this machine offers.
-    #[default]
-    Any,
-    /// At least a root file system of its own.
-    Chroot,
-    /// Namespaces: no network, no other processes.
-    Namespace,
-}
-
 /// A value and where it stands.
 #[derive(Debug, Clone)]
 struct Found {
@@ -256,17 +245,22 @@ impl Config {
         })
     }
 
-    /// What executed steps must be kept apart by at the least: IMGBUILD_SANDBOX, `sandbox`.
+    /// What commands of stages must be kept apart by at the least: `flag`, IMGBUILD_SANDBOX, `sandbox`. `None`: whatever
+    /// this machine offers.
     ///
     /// # Errors
     /// If it is none of the words.
-    pub fn sandbox(&self) -> Result<Sandbox, ConfigError> {
-        let Some(found) = self.first("IMGBUILD_SANDBOX", &["sandbox"])? else { return Ok(Sandbox::Any) };
+    pub fn sandbox(&self, flag: Option<Level>) -> Result<Option<Level>, ConfigError> {
+        if flag.is_some() {
+            return Ok(flag);
+        }
+        let Some(found) = self.first("IMGBUILD_SANDBOX", &["sandbox"])? else { return Ok(None) };
         match found.text.as_str() {
-            "any" => Ok(Sandbox::Any),
-            "chroot" => Ok(Sandbox::Chroot),
-            "namespace" => Ok(Sandbox::Namespace),
-            _ => Err(found.wrong("it is none of `any`, `chroot` and `namespace`")),
+            "any" => Ok(None),
+            text => text
+                .parse()
+                .map(Some)
+                .map_err(|_| found.wrong("it is none of `any`, `namespaces`, `chroot` and `proot`")),
         }
     }
 

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::fetch::Proxies;
+use crate::sandbox::Level;
 
 /// A machine with its own root, home and project.
 struct Machine {
@@ -124,11 +125,11 @@ fn a_flag_is_stronger_than_the_environment_and_that_than_the_file() {
         .file("project/imgbuild.toml", "jobs = 2\ncache-dir = 'c'\nregistry = 'file.example/x'\nsandbox = 'chroot'");
     assert_eq!(machine.config().cache_dir(None).unwrap(), machine.path("project/c"));
     assert_eq!(machine.config().registry(None).unwrap(), "file.example/x");
-    assert_eq!(machine.config().sandbox().unwrap(), Sandbox::Chroot);
+    assert_eq!(machine.config().sandbox(None).unwrap(), Some(Level::Chroot));
     let machine = machine
         .variable("IMGBUILD_JOBS", "7")
         .variable("IMGBUILD_CACHE_DIR", "e")
-        .variable("IMGBUILD_SANDBOX", "namespace")
+        .variable("IMGBUILD_SANDBOX", "namespaces")
         .variable("IMGBUILD_REGISTRY", "env.example");
     let config = machine.config();
     assert_eq!(config.jobs(None).unwrap(), 7);
@@ -137,7 +138,8 @@ fn a_flag_is_stronger_than_the_environment_and_that_than_the_file() {
     assert_eq!(config.cache_dir(Some(Path::new("/f"))).unwrap(), Path::new("/f"));
     assert_eq!(config.registry(None).unwrap(), "env.example");
     assert_eq!(config.registry(Some("flag.example")).unwrap(), "flag.example");
-    assert_eq!(config.sandbox().unwrap(), Sandbox::Namespace);
+    assert_eq!(config.sandbox(None).unwrap(), Some(Level::Namespaces));
+    assert_eq!(config.sandbox(Some(Level::Proot)).unwrap(), Some(Level::Proot));
 }
 
 #[test]
@@ -152,8 +154,8 @@ fn wrong_values_name_their_place() {
         "the variable IMGBUILD_JOBS: it is no whole number from 1 to 1024"
     );
     assert_eq!(
-        error(config.sandbox().unwrap_err()),
-        "`sandbox` in `ROOT/project/imgbuild.toml`, line 1: it is none of `any`, `chroot` and `namespace`"
+        error(config.sandbox(None).unwrap_err()),
+        "`sandbox` in `ROOT/project/imgbuild.toml`, line 1: it is none of `any`, `namespaces`, `chroot` and `proot`"
     );
     let mirror = error(config.debian_bases("trixie").unwrap_err());
     assert_eq!(

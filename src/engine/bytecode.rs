@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::EngineError;
 use super::convert::Drops;
 use super::index::{Fragment, INDEX_FORMAT};
-use super::local::Local;
+use super::local::{Local, Subject};
 use super::made::{Content, Made};
 use super::tree::Tree as _;
 use super::view::View;
@@ -77,10 +77,11 @@ impl Compiler<'_> {
 }
 
 impl Local<'_> {
-    /// Turns "what is imported by" into files, wheel by wheel, so that the key of a wheel's fragment changes only where
+    /// Builds what is built from source, and turns "what is imported by" into files, wheel by wheel, so that the key of a wheel's fragment changes only where
     /// the choice within that wheel does.
-    pub fn settle(&self, resolved: &Resolved) -> Result<Resolved, EngineError> {
+    pub fn settle(&self, subject: Subject<'_>, resolved: &Resolved) -> Result<Resolved, EngineError> {
         self.interpreters.learn(resolved);
+        let resolved = &self.build_sdists(subject, resolved)?;
         let mut groups: BTreeMap<String, (BTreeSet<String>, Vec<&Archive>, String)> = BTreeMap::new();
         for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
             if let Op::Unpack { archive, conversion: Conversion::Wheel { venv, python, bytecode: Some(wanted) } } = op

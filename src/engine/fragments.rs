@@ -107,6 +107,15 @@ impl Local<'_> {
 
     pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {
         let fragment = made.write(self.store, &self.room)?;
+        self.keep_fragment(key, text, fragment)
+    }
+
+    pub(super) fn keep_fragment(
+        &self,
+        key: &Key,
+        text: &str,
+        fragment: Fragment,
+    ) -> Result<Arc<Fragment>, EngineError> {
         self.use_fragment(&fragment);
         let index = self.store.put(&index::encode(&fragment))?;
         self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?;

@@ -28,6 +28,7 @@ use super::convert::{self, Converted, Drops};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::made::{Content, Made};
+use super::run::{Ran, Runs};
 use super::skeleton::{shared_dirs, skeleton};
 use super::spool::Room;
 use super::tree::Tree;
@@ -70,11 +71,14 @@ pub struct LayerJob {
     text: String,
     /// One line for people.
     pub label: String,
-    skeleton: Vec<Entry>,
+    pub(super) skeleton: Vec<Entry>,
     pub(super) fragments: Vec<Arc<Fragment>>,
+    /// The commands that it needed, in their order.
+    pub ran: Vec<Ran>,
 }
 
 /// A stage after its walk.
+#[derive(Default)]
 pub struct Walked {
     /// Its layers, bottom first.
     pub jobs: Vec<LayerJob>,
@@ -112,6 +116,8 @@ pub struct Local<'a> {
     pub elsewhere: &'a Sources,
     /// Held by who makes what a key stands for.
     pub making: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
+    /// How commands are run.
+    pub runs: Runs<'a>,
 }
 
 /// What is being built.
@@ -205,7 +211,7 @@ impl Local<'_> {
         view: &mut View<'v>,
     ) -> Result<Walked, EngineError> {
         self.interpreters.learn(resolved);
-        let mut walked = Walked { jobs: Vec::new(), base: None, packages: Vec::new() };
+        let mut walked = Walked::default();
         if let Some(layout) = &resolved.base {
             let base = self.base(subject, layout)?;
             for fragment in base.fragments(self)? {
@@ -230,10 +236,14 @@ impl Local<'_> {
             );
             for layer in run {
                 let job = self
-                    .layer(subject, layer, &unpacked, &shared, &drops, view, &walked.jobs)
+                    .layer(subject, layer, &unpacked, &shared, &drops, view, &walked)
                     .map_err(|error| located(error, layer))?;
-                view.check_parents(&job.skeleton).map_err(|error| located(error.into(), layer))?;
-                view.apply(&job.skeleton, &job.fragments).map_err(|error| located(error.into(), layer))?;
+                if let [Op::Run(_)] = layer.ops.as_slice() {
+                    job.fragments.iter().for_each(|outcome| view.apply_base(outcome));
+                } else {
+                    view.check_parents(&job.skeleton).map_err(|error| located(error.into(), layer))?;
+                    view.apply(&job.skeleton, &job.fragments).map_err(|error| located(error.into(), layer))?;
+                }
                 walked.jobs.push(job);
             }
             at = end;
@@ -317,7 +327,7 @@ impl Local<'_> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the state of one walk, used here alone")]
-    fn layer(
+    pub(super) fn layer(
         &self,
         subject: Subject<'_>,
         layer: &LayerPlan,
@@ -325,9 +335,10 @@ impl Local<'_> {
         shared: &BTreeMap<ImagePath, Entry>,
         drops: &BTreeMap<Digest, Drops>,
         view: &View<'_>,
-        below: &[LayerJob],
+        below: &Walked,
     ) -> Result<LayerJob, EngineError> {
         let mut fragments = Vec::with_capacity(layer.ops.len());
+        let mut ran = Vec::new();
         let mut plain = Made::default();
         for op in &layer.ops {
             match op {
@@ -335,6 +346,7 @@ impl Local<'_> {
                     let key = unpack_key(archive, conversion, drops.get(&archive.digest).unwrap_or(&Drops::new())).0;
                     let fragment = unpacked.get(&key).expect("a run's archives are unpacked before its layers");
                     fragments.push(fragment.clone());
+                    ran.extend(self.runs.that_built(&archive.digest));
                 }
                 Op::Dir(dir) => {
                     plain.commands_dirs = true;
@@ -347,9 +359,19 @@ impl Local<'_> {
                 }
                 Op::Copy(files) => fragments.push(self.copy(files, view)?),
                 Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
-                Op::Take(take) => fragments.push(self.take(subject, take, view)?),
+                Op::Take(take) => {
+                    let (fragment, commands) = self.take(subject, take, view)?;
+                    fragments.push(fragment);
+                    ran.extend(commands);
+                }
                 Op::Compile(wanted) => fragments.push(self.compile(wanted, view)?),
-                Op::Run(_) => return Err(EngineError::NoCommands),
+                Op::Build(_) => unreachable!("`settle` turned it into `Op::Unpack`"),
+                Op::Run(step) => {
+                    let (fragment, commands) = self.run(subject, layer, step, view, below)?;
+                    let (key, text) = run::outcome_key(&fragment);
+                    let (label, fragments) = (layer.label.clone(), vec![fragment]);
+                    return Ok(LayerJob { key, text, label, skeleton: Vec::new(), fragments, ran: commands });
+                }
                 Op::Configure(configure) => {
                     fragments.push(self.configure(subject.platform, configure, view, below)?);
                 }
@@ -380,11 +402,15 @@ impl Local<'_> {
         }
         hasher.list("fragment", fragments.iter().map(|fragment| fragment.blob));
         let (key, text) = hasher.finish();
-        Ok(LayerJob { key, text, label: layer.label.clone(), skeleton, fragments })
+        Ok(LayerJob { key, text, label: layer.label.clone(), skeleton, fragments, ran })
     }
 
     /// All archives of a run of layers as fragments, by key.
-    fn unpacked(&self, run: &[LayerPlan], drops: &BTreeMap<Digest, Drops>) -> Result<FragmentMap, EngineError> {
+    pub(super) fn unpacked(
+        &self,
+        run: &[LayerPlan],
+        drops: &BTreeMap<Digest, Drops>,
+    ) -> Result<FragmentMap, EngineError> {
         let mut map = FragmentMap::new();
         let none = Drops::new();
         for layer in run {
@@ -511,7 +537,7 @@ impl Local<'_> {
         platform: Platform,
         configure: &Configure,
         view: &View<'_>,
-        below: &[LayerJob],
+        below: &Walked,
     ) -> Result<Arc<Fragment>, EngineError> {
         let mut hasher = KeyHasher::new("configure", LAYER_FORMAT);
         hasher.field("index", INDEX_FORMAT);
@@ -520,7 +546,10 @@ impl Local<'_> {
         hasher.field("effects", format!("{:?}", effects::versions(names)));
         hasher.field("written", serde_json::to_string(&configure.effects).expect("plain strings and numbers"));
         hasher.field("ignored", serde_json::to_string(&configure.ignore_scripts).expect("plain strings"));
-        hasher.list("below", below.iter().map(|job| job.key));
+        if let Some(base) = &below.base {
+            hasher.field("base", base.manifest);
+        }
+        hasher.list("below", below.jobs.iter().map(|job| job.key));
         let (key, text) = hasher.finish();
         self.kept(key, &text, || {
             let mut packages = Vec::new();
@@ -549,20 +578,30 @@ impl Local<'_> {
         })
     }
 
+    /// Walks another stage than the one that is being made.
+    pub(super) fn other_stage<'v>(
+        &self,
+        subject: Subject<'_>,
+        stage: StageId,
+        view: &mut View<'v>,
+    ) -> Result<Walked, EngineError> {
+        let lock_file = |python: &layers::source::Python<StageId>| self.context.lock_digest(python);
+        let resolved = layers::lower::lower(subject.plan, stage, subject.lock, subject.platform, &lock_file)?;
+        let resolved = self.settle(subject, &resolved)?;
+        self.fragments(&[&resolved])?;
+        self.walk_onto(subject, &resolved, view)
+    }
+
     fn take(
         &self,
         subject: Subject<'_>,
         take: &TakeFrom<StageId>,
         view: &View<'_>,
-    ) -> Result<Arc<Fragment>, EngineError> {
-        let lock_file = |python: &layers::source::Python| self.context.lock_digest(python);
+    ) -> Result<(Arc<Fragment>, Vec<Ran>), EngineError> {
         let subject = Subject { platform: run::platform_of(take, subject.platform), ..subject };
-        let resolved = layers::lower::lower(subject.plan, take.stage, subject.lock, subject.platform, &lock_file)?;
-        let resolved = self.settle(&resolved)?;
-        self.fragments(&[&resolved])?;
         let open = |digest: &Digest| self.open(digest);
         let mut other = View::new(&open);
-        let walked = self.walk_onto(subject, &resolved, &mut other)?;
+        let walked = self.other_stage(subject, take.stage, &mut other)?;
         let from = other.through_links(&take.path)?;
         let to = view.through_links(&take.to)?;
         let mut hasher = KeyHasher::new("take", LAYER_FORMAT);
@@ -577,7 +616,8 @@ impl Local<'_> {
             hasher.field("owner", format!("{}:{}", owner.uid, owner.gid));
         }
         let (key, text) = hasher.finish();
-        self.kept(key, &text, || taken(&other, &from, &to, take.owner))
+        let fragment = self.kept(key, &text, || taken(&other, &from, &to, take.owner))?;
+        Ok((fragment, walked.jobs.into_iter().flat_map(|job| job.ran).collect()))
     }
 }
 
@@ -604,7 +644,7 @@ fn package_name(file: &str) -> &str {
     file.split('_').next().unwrap_or(file)
 }
 
-fn located(error: EngineError, layer: &LayerPlan) -> EngineError {
+pub(super) fn located(error: EngineError, layer: &LayerPlan) -> EngineError {
     match error {
         located @ EngineError::At { .. } => located,
         other => EngineError::At { label: layer.label.clone(), at: layer.at.clone(), source: Box::new(other) },

@@ -6,14 +6,22 @@ pub mod convert;
 pub mod fragments;
 pub mod index;
 pub mod local;
+mod log;
 pub mod made;
+mod outcome;
+mod root;
 pub mod run;
+pub mod sdists;
 pub mod skeleton;
 pub mod spool;
 pub mod tree;
 pub mod view;
 
-use layers::{Digest, ImagePath, Location};
+use std::path::PathBuf;
+
+use layers::{Digest, ImagePath, Location, Platform};
+
+use crate::sandbox::SandboxError;
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +97,71 @@ pub enum EngineError {
         /// The path.
         path: ImagePath,
     },
-    /// A command in a stage.
-    #[error("commands are not run yet")]
-    NoCommands,
+    /// A command that failed, with its last lines and the file that holds all of them.
+    #[error("{why}{}", quoted(.last))]
+    Command {
+        /// How it ended.
+        why: SandboxError,
+        /// Its last lines.
+        last: Vec<String>,
+        /// Everything that it wrote.
+        log: PathBuf,
+    },
+    /// No sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A command of a stage for another platform.
+    #[error("it runs programs for {platform}, and this machine has none of its kind")]
+    ForeignCommand {
+        /// The stage's platform.
+        platform: Platform,
+    },
+    /// A command that made something else when it ran again.
+    #[error("run again, it made something else:\n{tree}", tree = .tree.trim_end())]
+    NotDeterministic {
+        /// What differs, as a tree.
+        tree: String,
+    },
+    /// A build from source that left no wheel, or another one.
+    #[error("it {why}")]
+    Sdist {
+        /// What is wrong.
+        why: String,
+    },
+    /// A secret that a command needs and nobody gave.
+    #[error("it needs the secret `{name}`")]
+    NoSecret {
+        /// The secret.
+        name: String,
+    },
+    /// A secret that a command left behind.
+    #[error("it left the secret `{name}` in `{path}`, which would go into images")]
+    SecretInOutcome {
+        /// The secret.
+        name: String,
+        /// The file.
+        path: ImagePath,
+    },
+    /// Something that no layer can hold.
+    #[error("it made `{path}`, which is neither a file, a folder, a link nor a pipe")]
+    OutcomeKind {
+        /// The path.
+        path: ImagePath,
+    },
+    /// A name that no layer can hold.
+    #[error("it made something whose name no layer can hold: {name}")]
+    OutcomeName {
+        /// The name, and why.
+        name: String,
+    },
+    /// A stage that cannot be laid out as a folder.
+    #[error("`{path}` of its stage cannot be written to the disk: {why}")]
+    Root {
+        /// The path in the stage.
+        path: ImagePath,
+        /// Why.
+        why: String,
+    },
     /// Too many layers.
     #[error(
         "image `{image}` has {layers} layers, its budget is {budget}; raise it with `.layer_budget(..)` (at most 127) or run `imgbuild lock --regroup`"
@@ -135,7 +205,7 @@ pub enum EngineError {
     #[error("{0}")]
     Io(#[from] std::io::Error),
     /// An error with the place in the definition that led to it.
-    #[error("layer `{label}` failed: {source}")]
+    #[error("{} failed: {source}", subject(.label))]
     At {
         /// The layer.
         label: String,
@@ -144,4 +214,29 @@ pub enum EngineError {
         /// What went wrong.
         source: Box<EngineError>,
     },
+}
+
+impl EngineError {
+    /// Whether a command ran and ended badly: what it read was verified while its stage was laid out.
+    pub fn is_of_a_command(&self) -> bool {
+        match self {
+            EngineError::At { source, .. } => source.is_of_a_command(),
+            EngineError::Command { .. }
+            | EngineError::NotDeterministic { .. }
+            | EngineError::NoSecret { .. }
+            | EngineError::SecretInOutcome { .. }
+            | EngineError::Sandbox(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What a person calls that which failed: commands are no layers.
+pub(crate) fn subject(label: &str) -> String {
+    if label.starts_with("run ") { format!("`{label}`") } else { format!("layer `{label}`") }
+}
+
+/// Lines below a message.
+fn quoted(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("\n  | {line}")).collect()
 }

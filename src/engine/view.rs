@@ -215,6 +215,23 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Where a file or link lies: the number of its fragment, and its position in it. Those of neighbours are next to each
+    /// other.
+    pub fn place_of(&self, path: &ImagePath) -> Option<(u32, u32)> {
+        match self.paths.get(path)? {
+            Place::Dir(_) => None,
+            Place::Item { fragment, entry } => Some((*fragment, *entry)),
+        }
+    }
+
+    /// Whether a hard link's first name is still what it was when the link was made.
+    pub fn shares_content(&self, link: &ImagePath, target: &ImagePath) -> bool {
+        match (self.place_of(link), self.place_of(target)) {
+            (Some((one, _)), Some((other, _))) => one == other,
+            _ => false,
+        }
+    }
+
     fn place(&self, path: &ImagePath) -> Option<&Entry> {
         match self.paths.get(path)? {
             Place::Dir(at) => Some(&self.dirs[*at as usize]),

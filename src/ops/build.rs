@@ -7,7 +7,7 @@
 //! record ─▶ configuration, manifest, index
 //! ```
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
 use layers::encode::EPOCH;
@@ -25,6 +25,7 @@ use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
 use crate::engine::bytecode::Interpreters;
 use crate::engine::local::{Local, Subject, Walked};
+use crate::engine::run::{Ran, Repeat, Runs};
 use crate::engine::spool::Room;
 use crate::error::Failure;
 use crate::observe::Event;
@@ -84,6 +85,8 @@ pub struct BuiltPlatform {
     pub layers: Vec<BuiltLayer>,
     /// Debian packages in it: name, version, architecture.
     pub packages: Vec<(String, String, String)>,
+    /// The commands whose outcome it holds parts of.
+    pub commands: Vec<Ran>,
 }
 
 /// One image for one platform on its way.
@@ -178,7 +181,7 @@ fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
     wheels::adopt_context(bench, &mut locked, &tops, &request.platforms, !request.locked)?;
     let plan = &bench.project.plan;
-    let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);
     let mut wanted = Vec::new();
     let mut present = HashSet::new();
@@ -194,6 +197,10 @@ fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<
                 Some(record) if record.is_whole(bench.store, &resolved, &mut present)? => Some(record),
                 _ => super::remote::image(bench, name, platform, &key)?,
             };
+            let record = record.filter(|record| {
+                let repeat = bench.commands.repeat == Repeat::Compare && !record.commands.is_empty();
+                !repeat && record.commands.iter().all(|ran| bench.commands.accepts(ran.sandbox))
+            });
             wanted.push(Wanted { name, image, platform, resolved, key, record });
         }
     }
@@ -220,10 +227,23 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
     // What makes no sense is told before the long work.
     bench.config.mirror_registries()?;
     let supply = Mirrors::new(bench);
-    let engine = Local {
+    let engine = engine(bench, &supply);
+    match make_layers(bench, lock, wanted, &missing, &engine) {
+        // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
+        Err(Trouble::Engine(error)) if gone(&error).is_none() && !error.is_of_a_command() && engine.heal()? > 0 => {
+            bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
+            make_layers(bench, lock, wanted, &missing, &engine)
+        }
+        done => done,
+    }
+}
+
+/// An engine that works with what the bench has.
+pub(super) fn engine<'a>(bench: &'a Bench<'_>, supply: &'a Mirrors<'_>) -> Local<'a> {
+    Local {
         store: bench.store,
         observer: bench.observer,
-        supply: &supply,
+        supply,
         context: bench.context,
         catalogue_dir: bench.project.home.clone(),
         jobs: bench.jobs,
@@ -234,14 +254,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
         loaded: Mutex::default(),
         making: Mutex::default(),
         elsewhere: bench.elsewhere,
-    };
-    match make_layers(bench, lock, wanted, &missing, &engine) {
-        // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
-        Err(Trouble::Engine(error)) if gone(&error).is_none() && engine.heal()? > 0 => {
-            bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
-            make_layers(bench, lock, wanted, &missing, &engine)
-        }
-        done => done,
+        runs: Runs::new(bench.commands),
     }
 }
 
@@ -257,7 +270,8 @@ fn make_layers(
     })
     .map_err(Trouble::Failure)?;
     for &at in missing {
-        wanted[at].resolved = engine.settle(&wanted[at].resolved).map_err(Trouble::Engine)?;
+        let subject = Subject { plan: &bench.project.plan, lock, platform: wanted[at].platform };
+        wanted[at].resolved = engine.settle(subject, &wanted[at].resolved).map_err(Trouble::Engine)?;
     }
     let stages: Vec<&Resolved> = missing.iter().map(|&at| &wanted[at].resolved).collect();
     engine.fragments(&stages).map_err(Trouble::Engine)?;
@@ -287,6 +301,7 @@ fn make_layers(
         let it = &mut wanted[at];
         let record = ImageRecord {
             layers: walked.jobs.iter().map(|job| records[&job.key].clone()).collect(),
+            commands: commands(&walked),
             packages: walked.packages.clone(),
             base: walked.base.as_ref().map(|base| (base.manifest, base.parts.clone())),
         };
@@ -296,6 +311,12 @@ fn make_layers(
         it.record = Some(record);
     }
     Ok(())
+}
+
+/// The commands that a stage needed, once each.
+fn commands(walked: &Walked) -> Vec<Ran> {
+    let all: BTreeSet<&Ran> = walked.jobs.iter().flat_map(|job| &job.ran).collect();
+    all.into_iter().cloned().collect()
 }
 
 /// Writes the documents of an image.
@@ -372,6 +393,7 @@ fn finish<'a>(
                 })
                 .collect(),
             packages: record.packages.clone(),
+            commands: record.commands.clone(),
         });
         images.push(parts.build());
     }

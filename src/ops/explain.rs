@@ -9,7 +9,7 @@ use std::io::{self, Read as _};
 use layers::lower::lower;
 use layers::op::Op;
 use layers::source::{Files, Python};
-use layers::{Digest, Key, KeyHasher, Platform};
+use layers::{Digest, Key, KeyHasher, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
 use super::key::{ImageRecord, Keys, kept_text};
@@ -81,7 +81,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
     let images = bench.project.images(images)?;
     let tops: Vec<_> = images.iter().map(|(_, image)| image.stage).collect();
     wheels::adopt_context(bench, &mut locked, &tops, platforms, false)?;
-    let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);
     let mut present = HashSet::new();
     let mut all = Vec::new();

@@ -17,7 +17,8 @@ use super::Bench;
 use crate::debian::{effects, gate, scripts};
 use crate::engine::index::INDEX_FORMAT;
 use crate::engine::local::LayerRecord;
-use crate::engine::{base, convert, run};
+use crate::engine::run::Ran;
+use crate::engine::{base, convert, run, sdists};
 use crate::error::Failure;
 use crate::python::bytecode::{self, imports};
 
@@ -28,6 +29,9 @@ pub struct ImageRecord {
     pub layers: Vec<LayerRecord>,
     /// Debian packages in it: name, version, architecture.
     pub packages: Vec<(String, String, String)>,
+    /// The commands whose outcome it holds parts of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<Ran>,
     /// The base below: its manifest's digest and what is inherited from it.
     pub base: Option<(Digest, BaseParts)>,
 }
@@ -189,6 +193,15 @@ impl<'a> Keys<'a> {
                     hasher.field("owner", format!("{}:{}", owner.uid, owner.gid));
                 }
             }
+            Op::Build(build) => {
+                let key = self.taken(build.builder, run::native().unwrap_or(platform))?;
+                hasher.field("name", &build.sdist.name).field("archive", build.sdist.digest);
+                hasher.field("conversion", build.conversion.to_json());
+                hasher.field("version", convert::version(&build.conversion));
+                hasher.field("builder", key.0);
+                hasher.list("env", build.env.iter().map(|(name, value)| format!("{name}={value}")));
+                hasher.field("versions", format!("{:?}", (run::VERSION, sdists::VERSION)));
+            }
             Op::Compile(wanted) => {
                 let versions = (bytecode::VERSION, imports::VERSION);
                 hasher.field("compile", wanted.to_json()).field("versions", format!("{versions:?}"));
@@ -201,7 +214,8 @@ impl<'a> Keys<'a> {
             Op::Run(step) => {
                 hasher.field("run", step.run.to_json()).field("version", run::VERSION);
                 for input in &step.inputs {
-                    self.op(hasher, platform, input)?;
+                    hasher.field("at", &input.path);
+                    self.op(hasher, platform, &input.op)?;
                 }
             }
             Op::Dir(_) | Op::Link(_) | Op::Inline(_) | Op::AddUser(_) => {
@@ -216,7 +230,7 @@ impl<'a> Keys<'a> {
             return Ok(*known);
         }
         let bench = self.bench;
-        let lock_file = |python: &Python| bench.context.lock_digest(python);
+        let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
         let other = lower::lower(&bench.project.plan, stage, self.lock, platform, &lock_file)?;
         let key = self.image(platform, &other)?.key;
         self.taken.insert((stage, platform), key);

@@ -169,7 +169,7 @@ fn relock(bench: &Bench<'_>, old: &Lock, request: &Request) -> Result<Lock, Fail
     Ok(lock)
 }
 
-fn lock_digest(bench: &Bench<'_>, python: &Python) -> Result<layers::Digest, Failure> {
+fn lock_digest(bench: &Bench<'_>, python: &Python<StageId>) -> Result<layers::Digest, Failure> {
     bench.context.lock_digest(python).ok_or_else(|| {
         let folder = bench.context.root().display();
         Failure::work(format!("the build context `{folder}` has no `{}`", python.lock.path))
@@ -418,7 +418,7 @@ fn debian_units(lock: &Lock, platform: Platform) -> Vec<Unit> {
 
 /// The first image with more layers than it may have.
 fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure> {
-    let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     for (name, image) in &bench.project.plan.images {
         for platform in Platform::ALL {
             let resolved = match lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file) {
@@ -444,18 +444,16 @@ fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure
 
 /// Whether the lock answers for the stages that a stage takes something from, and those that these do.
 fn takes(bench: &Bench<'_>, lock: &Lock, platform: Platform, resolved: &lower::Resolved) -> Result<(), Failure> {
-    let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
         let inputs = if let Op::Run(step) = op { step.inputs.as_slice() } else { &[] };
-        for op in std::iter::once(op).chain(inputs) {
-            if let Op::Take(take) = op {
-                takes(
-                    bench,
-                    lock,
-                    platform,
-                    &lower::lower(&bench.project.plan, take.stage, lock, platform, &lock_file)?,
-                )?;
-            }
+        for op in std::iter::once(op).chain(inputs.iter().map(|input| &input.op)) {
+            let stage = match op {
+                Op::Take(take) => take.stage,
+                Op::Build(build) => build.builder,
+                _ => continue,
+            };
+            takes(bench, lock, platform, &lower::lower(&bench.project.plan, stage, lock, platform, &lock_file)?)?;
         }
     }
     Ok(())
@@ -494,7 +492,7 @@ pub fn changes(old: &Lock, new: &Lock) -> Vec<Change> {
 
 /// Whether the lock answers every question of the definitions, for every platform, without the network.
 pub fn check(bench: &Bench<'_>, lock: &Lock) -> Result<(), Failure> {
-    let lock_file = |python: &Python| bench.context.lock_digest(python);
+    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     for (name, image) in &bench.project.plan.images {
         for platform in Platform::ALL {
             let resolved = lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file)?;

@@ -169,10 +169,11 @@ fn documents(archives: &[(&Archive, u64)]) -> Result<Bundle, Failure> {
 
 /// How manifests refer to an archive.
 fn descriptor(archive: &Archive, size: u64) -> Descriptor {
-    let media_type = match archive.origin {
+    let media_type = match &archive.origin {
         Origin::Pool { .. } => "application/vnd.debian.binary-package",
+        Origin::Index { .. } if !archive.name.ends_with(".whl") => "application/octet-stream",
         Origin::Index { .. } => "application/zip",
-        Origin::Url(_) => "application/octet-stream",
+        Origin::Url(_) | Origin::Built => "application/octet-stream",
     };
     Descriptor::of(media_type, archive.digest.into(), size)
 }

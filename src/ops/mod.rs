@@ -15,6 +15,7 @@ pub mod project;
 pub mod push;
 pub mod rebase;
 pub mod remote;
+pub mod shell;
 pub mod supply;
 pub mod wheels;
 
@@ -22,6 +23,7 @@ use ::cache::Store;
 use layers::encode::Compression;
 
 use crate::config::Config;
+use crate::engine::run::Commands;
 use crate::fetch::Http;
 use crate::observe::Observer;
 use crate::pin::Context;
@@ -53,6 +55,8 @@ pub struct Bench<'a> {
     pub compression: Compression,
     /// Caches elsewhere that are read from.
     pub elsewhere: &'a Sources,
+    /// How commands of stages are run.
+    pub commands: &'a Commands,
     /// Caches elsewhere that are written to.
     pub targets: Option<&'a remote::Targets>,
 }

@@ -114,6 +114,7 @@ impl<'a> Mirrors<'a> {
                 Ok(vec![parse_url(&found.url)?])
             }
             Origin::Url(url) => Ok(vec![parse_url(url)?]),
+            Origin::Built => Err(gone("it was built here, and is made again by the next build".into())),
         }
     }
 }

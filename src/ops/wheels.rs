@@ -25,11 +25,12 @@ pub fn choose(
     bench: &Bench<'_>,
     lock: &Lock,
     stage: StageId,
-    source: &Python,
+    source: &Python<StageId>,
     platform: Platform,
 ) -> Result<Vec<LockedWheel>, Failure> {
     let read = |path: &str| bench.context.read(path).map_err(std::io::Error::other);
-    let mut set = python::read_lock(&source.lock, &read)?.without(&source.without)?;
+    let mut set =
+        python::read_lock(&source.lock, &read)?.without(&source.without)?.from_source(source.sdists.keys())?;
     for warning in &set.warnings {
         bench.observer.on(Event::Warning(warning));
     }
@@ -107,7 +108,7 @@ pub fn adopt_context(
     allowed: bool,
 ) -> Result<(), Failure> {
     let plan = &bench.project.plan;
-    let mut wanted: BTreeMap<String, (StageId, &Python)> = BTreeMap::new();
+    let mut wanted: BTreeMap<String, (StageId, &Python<StageId>)> = BTreeMap::new();
     for id in reachable(plan, tops.iter().copied()) {
         let StageStep::Layer { source: Source::Python(python), .. } = &plan.stages[id.0].step else { continue };
         let Some(file) = bench.context.lock_digest(python) else { continue };
@@ -155,7 +156,7 @@ pub fn adopt_context(
                 .filter(|(_, image)| reachable(plan, [image.stage]).contains(id))
                 .map(|(name, _)| name.clone())
                 .collect(),
-            source: Source::<StageId>::Python((*source).clone()).label(),
+            source: Source::Python((*source).clone()).label(),
             request,
             wheels,
         };

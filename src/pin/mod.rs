@@ -207,7 +207,7 @@ impl Context {
     }
 
     /// The digest of the lock files that a Python source reads; `None` where the context lacks its lock file.
-    pub fn lock_digest(&self, python: &Python) -> Option<Digest> {
+    pub fn lock_digest<S>(&self, python: &Python<S>) -> Option<Digest> {
         let mut hasher = KeyHasher::new("lock-files", 1);
         hasher.field("lock", self.file_digest(&python.lock.path).ok()?);
         // Groups and extras of these formats are defined by the project file beside the lock.

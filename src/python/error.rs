@@ -78,13 +78,23 @@ pub enum PythonError {
         /// The extra.
         name: String,
     },
-    /// A package is left out that the lock does not hold.
-    #[error("`{lock}` holds no `{name}` that could be left out")]
+    /// A definition names a package that the lock does not hold.
+    #[error("`{lock}` holds no `{name}` that could be {what}")]
     NotLocked {
         /// The lock file.
         lock: String,
         /// The package.
         name: String,
+        /// What the definition does with it.
+        what: &'static str,
+    },
+    /// A definition names a package in a spelling that indexes do not use.
+    #[error("`{name}` is called `{normal}` on indexes: write `.build_from_source(\"{normal}\")`")]
+    NotNormal {
+        /// As written.
+        name: String,
+        /// As PEP 503 normalises it.
+        normal: String,
     },
     /// A marker is not understood.
     #[error("{whose}: marker `{marker}` is not understood: {why}")]
@@ -239,8 +249,8 @@ fn unfit(lock: &str, target: &str, entries: &[Unfit]) -> String {
         }
     };
     text.push_str(
-        "\nways out: lock a version that has a wheel for the target, put a wheel of it on your package index and lock again, \
-         or leave it out with `.without([\"name\"])`",
+        "\nways out: lock a version that has a wheel for the target, build it with `.build_from_source(\"name\")`, \
+         put a wheel of it on your package index and lock again, or leave it out with `.without([\"name\"])`",
     );
     text
 }

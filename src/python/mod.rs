@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A lock is only read, never resolved: each file is named by the lock's SHA-256, and what the lock does not say is an
-//! error. Nothing is built from source, and markers speak about the target, never about the machine that builds.
+//! error. What is built from source is chosen by name ([`LockedSet::from_source`]), and markers speak about the target, never about the machine that builds.
 
 pub mod bytecode;
 pub mod constraint;
@@ -232,6 +232,8 @@ pub struct LockedSet {
     pub groups: BTreeSet<String>,
     /// Packages left out on purpose, with what only they need.
     pub excluded: BTreeSet<String>,
+    /// Packages whose sdist is chosen: they are built from source.
+    pub from_source: BTreeSet<String>,
     /// The files of the build context that were read: they belong in a key.
     pub read: BTreeSet<String>,
     /// What a person should know and what does not stop the work.
@@ -249,6 +251,7 @@ impl LockedSet {
             extras: BTreeSet::new(),
             groups: BTreeSet::new(),
             excluded: BTreeSet::new(),
+            from_source: BTreeSet::new(),
             read: BTreeSet::from([path.to_owned()]),
             warnings: Vec::new(),
         }
@@ -259,9 +262,24 @@ impl LockedSet {
         for name in names {
             let name = normalised(name);
             if !self.packages.iter().any(|package| package.name == name) {
-                return Err(PythonError::NotLocked { lock: self.path, name });
+                return Err(PythonError::NotLocked { lock: self.path, name, what: "left out" });
             }
             self.excluded.insert(name);
+        }
+        Ok(self)
+    }
+
+    /// Chooses the sdists of packages, to be built from source. A name that the lock does not hold is an error, as it is for
+    /// [`without`](LockedSet::without).
+    pub fn from_source<'a>(mut self, names: impl IntoIterator<Item = &'a String>) -> Result<LockedSet, PythonError> {
+        for name in names {
+            if normalised(name) != *name {
+                return Err(PythonError::NotNormal { name: name.clone(), normal: normalised(name) });
+            }
+            if !self.packages.iter().any(|package| package.name == *name) {
+                return Err(PythonError::NotLocked { lock: self.path, name: name.clone(), what: "built from source" });
+            }
+            self.from_source.insert(name.clone());
         }
         Ok(self)
     }

@@ -45,7 +45,11 @@ pub fn select(set: &LockedSet, target: &Target) -> Result<Vec<Wheel>, PythonErro
         if !package.hashes.is_empty() && package.files.is_empty() {
             return Err(PythonError::NamesUnknown { lock: set.path.clone(), name: package.label() });
         }
-        match wheel(package, target, &tags) {
+        let found = match set.from_source.contains(&package.name) {
+            true => sdist(package, target),
+            false => wheel(package, target, &tags),
+        };
+        match found {
             Ok(wheel) => wheels.push(wheel),
             Err(why) => unfit.push(Unfit { entry: package.label(), why }),
         }
@@ -170,8 +174,8 @@ fn origin(source: &SourceKind) -> Option<&'static str> {
     }
 }
 
-/// The best wheel of `package`, or why there is none.
-fn wheel(package: &LockedPackage, target: &Target, tags: &Tags) -> Result<Wheel, String> {
+/// Why nothing of `package` can be installed, whatever its files are.
+fn fits(package: &LockedPackage, target: &Target) -> Result<(), String> {
     match package.source {
         SourceKind::Index | SourceKind::Url | SourceKind::Root => {}
         SourceKind::Absent => return Err("it is needed, and the lock has no entry for it".into()),
@@ -185,6 +189,36 @@ fn wheel(package: &LockedPackage, target: &Target, tags: &Tags) -> Result<Wheel,
     if let Some(required) = package.requires_python.as_ref().filter(|required| !required.allows(target.python())) {
         return Err(format!("it requires Python {required}, and the image has {}", target.python()));
     }
+    Ok(())
+}
+
+/// The sdist of `package`, or why there is none.
+fn sdist(package: &LockedPackage, target: &Target) -> Result<Wheel, String> {
+    fits(package, target)?;
+    if package.source == SourceKind::Url {
+        return Err("it is locked by a URL; only sdists of an index are built".into());
+    }
+    // Of several forms the common one: what is in them is the same.
+    let mut files: Vec<&LockedFile> = package.files.iter().filter(|file| is_sdist(&file.name)).collect();
+    files.sort_by_key(|file| (!file.name.ends_with(".tar.gz"), file.name.clone()));
+    let Some(file) = files.first() else {
+        let unhashed = package.unhashed.iter().any(|name| is_sdist(name));
+        let why = if unhashed { "the lock gives no SHA-256 for its sdist" } else { "the lock has no sdist of it" };
+        return Err(format!("{why}, and it is to be built from source"));
+    };
+    Ok(Wheel {
+        name: package.name.clone(),
+        version: package.version.clone().unwrap_or_default(),
+        file: file.name.clone(),
+        sha256: file.sha256,
+        size: file.size,
+        url: None,
+    })
+}
+
+/// The best wheel of `package`, or why there is none.
+fn wheel(package: &LockedPackage, target: &Target, tags: &Tags) -> Result<Wheel, String> {
+    fits(package, target)?;
     let version = package.version.as_deref().map(|text| (text, Version::from_str(text).ok()));
     let belongs = |name: &WheelName| {
         let same_version = match &version {

@@ -98,6 +98,11 @@ pub struct WheelName {
 }
 
 impl WheelName {
+    /// Whether it has no compiled parts: a wheel for each platform.
+    pub fn fits_anywhere(&self) -> bool {
+        self.platforms.iter().all(|platform| platform == "any")
+    }
+
     /// Parses `name-version[-build]-python-abi-platform.whl`; `None` for anything else.
     pub fn parse(file: &str) -> Option<WheelName> {
         let stem = file.strip_suffix(".whl")?;

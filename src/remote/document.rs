@@ -249,7 +249,7 @@ mod tests {
         let record = LayerRecord { digest: Digest::of(b"l"), diff_id: layers::DiffId(Digest::of(b"d")), size: 7 };
         Payload {
             names: vec![name.into()],
-            image: ImageRecord { layers: vec![record.clone()], packages: Vec::new(), base: None },
+            image: ImageRecord { layers: vec![record.clone()], packages: Vec::new(), commands: Vec::new(), base: None },
             layers: vec![KnownLayer { key: Key(Digest::of(b"k")), record }],
             fragments: vec![KnownFragment {
                 key: Key(Digest::of(b"f")),

@@ -183,7 +183,7 @@ fn what_is_for_machines_has_the_documented_shape() {
         for image in document["images"].as_array().unwrap() {
             shape(image, "build", &["name", "digest", "mediaType", "size", "cached", "platforms"]);
             for platform in image["platforms"].as_array().unwrap() {
-                let fields = ["platform", "digest", "config", "size", "baseLayers", "layers", "packages"];
+                let fields = ["platform", "digest", "config", "size", "baseLayers", "layers", "packages", "commands"];
                 shape(platform, "build", &fields);
                 for field in fields {
                     assert!(documented.contains(&format!("images[].platforms[].{field}")), "{field}");

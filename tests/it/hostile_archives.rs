@@ -14,6 +14,7 @@ use cache::Store;
 use imgbuild::engine::EngineError;
 use imgbuild::engine::bytecode::Interpreters;
 use imgbuild::engine::local::{Local, Subject, Supply};
+use imgbuild::engine::run::{Commands, Runs};
 use imgbuild::engine::spool::Room;
 use imgbuild::observe::Silent;
 use imgbuild::pin::{Context, StatCache};
@@ -69,7 +70,7 @@ impl Shelf {
         let store = Store::open_at(&home.path().join("cache")).unwrap();
         fs::create_dir(home.path().join("context")).unwrap();
         let context = Context::open(&home.path().join("context"), StatCache::default(), 1).unwrap();
-        let nowhere = Sources::default();
+        let (nowhere, commands) = (Sources::default(), Commands::default());
         let engine = Local {
             store: &store,
             observer: &Silent,
@@ -80,6 +81,7 @@ impl Shelf {
             compression: Compression::default(),
             used: Mutex::default(),
             interpreters: Interpreters::default(),
+            runs: Runs::new(&commands),
             room: Room::new(store.scratch()),
             loaded: Mutex::default(),
             making: Mutex::default(),

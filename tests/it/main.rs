@@ -49,6 +49,7 @@ mod registry_referrers;
 mod remote;
 mod robustness;
 mod sandbox;
+mod sdists_real;
 mod server;
 mod support_real;
 mod tree_real;

@@ -161,8 +161,8 @@ fn all_entries_that_cannot_be_installed_are_in_one_error() {
          newer 1.0: it requires Python >=3.14, and the image has 3.13.5\n  \
          other 1.0: the lock has no wheel of it\n  \
          unhashed 1.0: the lock gives no SHA-256 for its wheels\n\
-         ways out: lock a version that has a wheel for the target, put a wheel of it on your package index and lock \
-         again, or leave it out with `.without([\"name\"])`"
+         ways out: lock a version that has a wheel for the target, build it with `.build_from_source(\"name\")`, put a \
+         wheel of it on your package index and lock again, or leave it out with `.without([\"name\"])`"
     );
     let left = ["jsmin", "other", "a.git", "a-path", "a-directory", "an-editable", "newer", "unhashed"];
     let set = set.unwrap().without(&left.map(str::to_owned));
@@ -331,4 +331,20 @@ fn a_lock_that_poetry_wrote_is_read_as_poetry_exports_it() {
         "click-8.5.1-py3-none-any.whl\n\
          markupsafe-3.0.4-cp313-cp313-manylinux2014_aarch64.manylinux_2_17_aarch64.manylinux_2_28_aarch64.whl"
     );
+}
+
+#[test]
+fn what_is_built_from_source_gets_its_sdist_and_nothing_else_does() {
+    let wheels = ["x-1.0-py3-none-any.whl", "x-1.0.tar.gz", "x-1.0.zip"];
+    let main = "groups = [\"main\"]";
+    let lock = [entry("x", "1.0", main, &wheels), pure("y", "1.0", main), metadata("2.1")].concat();
+    let context = Context::of([("poetry.lock", lock.as_str())]);
+    let named = |name: &str| context.lock(&poetry_lock("poetry.lock")).unwrap().from_source(&[name.to_owned()]);
+    assert_eq!(chosen(&named("x"), Arm64), "x-1.0.tar.gz\ny-1.0-py3-none-any.whl");
+    let said = chosen(&named("y"), Arm64);
+    assert!(said.contains("the lock has no sdist of it, and it is to be built from source"), "{said}");
+    let said = named("z").unwrap_err().to_string();
+    assert_eq!(said, "`poetry.lock` holds no `z` that could be built from source");
+    let said = named("X").unwrap_err().to_string();
+    assert_eq!(said, "`X` is called `x` on indexes: write `.build_from_source(\"x\")`");
 }

@@ -140,8 +140,8 @@ fn entries_that_are_no_wheels_of_an_index_are_named_together() {
          a-virtual 1.0: it is a member of the workspace, not a wheel of an index\n  \
          an-url 1.0: the lock gives no SHA-256 for its wheels\n  \
          gone: it is needed, and the lock has no entry for it\n\
-         ways out: lock a version that has a wheel for the target, put a wheel of it on your package index and lock \
-         again, or leave it out with `.without([\"name\"])`"
+         ways out: lock a version that has a wheel for the target, build it with `.build_from_source(\"name\")`, put a \
+         wheel of it on your package index and lock again, or leave it out with `.without([\"name\"])`"
     );
 }
 

@@ -83,7 +83,11 @@ pub fn mmdebstrap(root: &Path, arguments: &[&str], suites: &[&str]) {
 
 /// A command in the trixie root, with the folders `binds` at their own paths.
 pub fn in_trixie(binds: &[&Path], script: &str) -> Command {
-    let root = trixie_root();
+    in_root(&trixie_root(), binds, script)
+}
+
+/// As [`in_trixie`], in another root.
+pub fn in_root(root: &Path, binds: &[&Path], script: &str) -> Command {
     let mut command = Command::new("unshare");
     // A mount namespace of its own: nothing is left mounted, however it ends.
     let mut setup = String::from(

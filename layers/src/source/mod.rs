@@ -16,7 +16,9 @@ pub use debian::{Debian, Effect, Repository, debian};
 pub use entries::{Dir, Inline, Link, dir, inline, link};
 pub use fetch::{Fetch, Unpack, fetch};
 pub use files::{Files, files};
-pub use python::{LockFormat, LockSelection, Modules, Python, pip_requirements, poetry_lock, pylock, python, uv_lock};
+pub use python::{
+    LockFormat, LockSelection, Modules, Python, Sdist, pip_requirements, poetry_lock, pylock, python, sdist, uv_lock,
+};
 pub use take::TakeFrom;
 pub use user::{User, user};
 
@@ -41,7 +43,7 @@ pub enum Source<S = Stage> {
     /// Debian packages.
     Debian(Debian),
     /// Python wheels in a virtual environment.
-    Python(Python),
+    Python(Python<S>),
     /// Files of the build context.
     Files(Files),
     /// A download.
@@ -63,7 +65,7 @@ impl<S> Source<S> {
     pub fn map_stage<T, E>(self, rename: impl FnOnce(S) -> Result<T, E>) -> Result<Source<T>, E> {
         Ok(match self {
             Source::Debian(it) => Source::Debian(it),
-            Source::Python(it) => Source::Python(it),
+            Source::Python(it) => Source::Python(it.map_stage(rename)?),
             Source::Files(it) => Source::Files(it),
             Source::Fetch(it) => Source::Fetch(it),
             Source::Take(it) => Source::Take(it.map_stage(rename)?),
@@ -99,4 +101,10 @@ macro_rules! into_source {
         }
     )*};
 }
-into_source!(Debian, Python, Files, Fetch, User, Dir, Link, Inline);
+into_source!(Debian, Files, Fetch, User, Dir, Link, Inline);
+
+impl From<Python> for Source {
+    fn from(word: Python) -> Source {
+        Source::Python(word)
+    }
+}

@@ -1,10 +1,11 @@
 //! Python wheels, installed from a lock file into a virtual environment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::path::ImagePath;
+use crate::stage::Stage;
 
 /// The lock files that are understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,10 +102,37 @@ pub fn pip_requirements(path: impl Into<String>) -> LockSelection {
     LockSelection::new(LockFormat::Requirements, path)
 }
 
-/// Wheels in a virtual environment. Made by [`python`].
+/// A distribution that is built from source (PEP 517). A name alone is one, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sdist {
+    name: String,
+    env: BTreeMap<String, String>,
+}
+
+/// A distribution that is built from source, by its name.
+pub fn sdist(name: impl Into<String>) -> Sdist {
+    Sdist { name: name.into(), env: BTreeMap::new() }
+}
+
+impl Sdist {
+    /// Sets an environment variable for its build.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Sdist {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+}
+
+impl<N: Into<String>> From<N> for Sdist {
+    fn from(name: N) -> Sdist {
+        sdist(name)
+    }
+}
+
+/// Wheels in a virtual environment. Made by [`python`]. `S` is how it names another stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Python {
+#[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
+pub struct Python<S = Stage> {
     /// What to install.
     pub lock: LockSelection,
     /// The virtual environment.
@@ -118,6 +146,16 @@ pub struct Python {
     /// Modules that get byte-code.
     #[serde(default, skip_serializing_if = "Modules::is_none")]
     pub bytecode: Modules,
+    /// Distributions that are built from source, by name, with the environment of the build.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sdists: BTreeMap<String, BTreeMap<String, String>>,
+    /// The stage in which they are built.
+    #[serde(default = "nothing", skip_serializing_if = "Option::is_none")]
+    pub builder: Option<S>,
+}
+
+fn nothing<S>() -> Option<S> {
+    None
 }
 
 /// Installs the wheels that a lock file selects into `/opt/venv` for Debian's Python 3.13.
@@ -129,6 +167,8 @@ pub fn python(lock: LockSelection) -> Python {
         without: BTreeSet::new(),
         allow_missing: BTreeSet::new(),
         bytecode: Modules::None,
+        sdists: BTreeMap::new(),
+        builder: None,
     }
 }
 
@@ -155,6 +195,45 @@ impl Python {
     pub fn compile_bytecode(mut self, modules: Modules) -> Python {
         self.bytecode = modules;
         self
+    }
+
+    /// Builds a distribution from its sdist, also where there are wheels of it. A name, or an [`sdist`] with variables for
+    /// its build. Without [`build_on`](Python::build_on) it is built by Debian's Python with setuptools and wheel, which is
+    /// enough for most that have no compiled parts.
+    #[track_caller]
+    pub fn build_from_source(mut self, sdist: impl Into<Sdist>) -> Python {
+        let Sdist { name, env } = sdist.into();
+        self.sdists.insert(name, env);
+        if self.builder.is_none() {
+            let packages = [format!("python{}", self.version)].into_iter();
+            let packages = packages
+                .chain(["base-files", "python3-packaging", "python3-setuptools", "python3-wheel"].map(str::to_owned));
+            self.builder = Some(Stage::scratch().layer(super::debian(packages).slim()));
+        }
+        self
+    }
+
+    /// Builds what is built from source in this stage: `python3.13` (the minor version of the source), the build backend and
+    /// what sdists ask for at build time, compilers. A virtual environment `/opt/build` in it goes first.
+    pub fn build_on(mut self, stage: &Stage) -> Python {
+        self.builder = Some(stage.clone());
+        self
+    }
+}
+
+impl<S> Python<S> {
+    /// Replaces the name of the other stage.
+    pub fn map_stage<T, E>(self, rename: impl FnOnce(S) -> Result<T, E>) -> Result<Python<T>, E> {
+        Ok(Python {
+            builder: self.builder.map(rename).transpose()?,
+            lock: self.lock,
+            venv: self.venv,
+            version: self.version,
+            without: self.without,
+            allow_missing: self.allow_missing,
+            bytecode: self.bytecode,
+            sdists: self.sdists,
+        })
     }
 
     pub(crate) fn label(&self) -> String {

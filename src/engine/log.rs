@@ -1,0 +1,179 @@
+//! What a command writes: to those who watch, to a file, and its last lines to the error. Secrets go to none of them.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::path::PathBuf;
+
+use memchr::memmem;
+
+/// Lines that an error repeats.
+const LAST: usize = 20;
+/// Bytes without an end of line that are shown at once.
+const LONGEST: usize = 64 << 10;
+/// What stands for a secret.
+const MASK: &[u8] = b"***";
+/// Shorter pieces of a secret are found everywhere by accident.
+const SHORTEST: usize = 4;
+
+/// Takes the bytes that a command writes.
+pub struct Log<'a> {
+    path: PathBuf,
+    file: BufWriter<File>,
+    show: Box<dyn Fn(&str) + 'a>,
+    pending: Vec<u8>,
+    last: VecDeque<String>,
+    secrets: Vec<Vec<u8>>,
+    failed: Option<io::Error>,
+}
+
+/// What is left of a log.
+pub struct Told {
+    /// The file that holds all of it.
+    pub path: PathBuf,
+    /// Its last lines.
+    pub last: Vec<String>,
+}
+
+impl<'a> Log<'a> {
+    /// Writes to a new file at `path`; each line goes to `show`, too. Lines of `secrets` are masked.
+    pub fn create(path: PathBuf, secrets: &[&[u8]], show: impl Fn(&str) + 'a) -> io::Result<Log<'a>> {
+        // A log that another run writes at this moment stays that run's.
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let file = BufWriter::new(File::create(&path)?);
+        // Output comes line by line, so a secret of several lines is looked for line by line.
+        let mut words: Vec<Vec<u8>> = secrets
+            .iter()
+            .flat_map(|secret| secret.split(|byte| matches!(byte, b'\n' | b'\r')))
+            .map(|line| line.trim_ascii().to_vec())
+            .filter(|line| line.len() >= SHORTEST)
+            .collect();
+        words.sort_by_key(|word| std::cmp::Reverse(word.len()));
+        let show = Box::new(show);
+        Ok(Log { path, file, show, pending: Vec::new(), last: VecDeque::new(), secrets: words, failed: None })
+    }
+
+    /// Takes more.
+    pub fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            match byte {
+                // Moving pictures of downloads begin each picture anew.
+                b'\n' | b'\r' => self.line(),
+                _ => self.pending.push(byte),
+            }
+            if self.pending.len() >= LONGEST {
+                self.cut();
+            }
+        }
+    }
+
+    fn line(&mut self) {
+        let line = masked(&std::mem::take(&mut self.pending), &self.secrets);
+        self.tell(&line);
+    }
+
+    /// Shows the start of a line that does not end; what could be the start of a secret waits for its end.
+    fn cut(&mut self) {
+        let text = masked(&std::mem::take(&mut self.pending), &self.secrets);
+        let longest = self.secrets.first().map_or(0, Vec::len).min(text.len() / 2);
+        let (now, later) = text.split_at(text.len() - longest);
+        self.tell(now);
+        self.pending = later.to_vec();
+    }
+
+    fn tell(&mut self, line: &[u8]) {
+        let written = self.file.write_all(line).and_then(|()| self.file.write_all(b"\n"));
+        if let Err(error) = written {
+            self.failed.get_or_insert(error);
+        }
+        let text = String::from_utf8_lossy(line);
+        if text.trim().is_empty() {
+            return;
+        }
+        (self.show)(&text);
+        if self.last.len() == LAST {
+            self.last.pop_front();
+        }
+        self.last.push_back(text.into_owned());
+    }
+
+    /// Ends the log.
+    pub fn finish(mut self) -> io::Result<Told> {
+        if !self.pending.is_empty() {
+            self.line();
+        }
+        self.file.flush()?;
+        match self.failed {
+            Some(error) => Err(error),
+            None => Ok(Told { path: self.path, last: self.last.into() }),
+        }
+    }
+}
+
+fn masked(line: &[u8], secrets: &[Vec<u8>]) -> Vec<u8> {
+    let mut line = line.to_vec();
+    for secret in secrets {
+        if memmem::find(&line, secret).is_none() {
+            continue;
+        }
+        let mut clean = Vec::with_capacity(line.len());
+        let mut at = 0;
+        for found in memmem::find_iter(&line, secret) {
+            clean.extend_from_slice(&line[at..found]);
+            clean.extend_from_slice(MASK);
+            at = found + secret.len();
+        }
+        clean.extend_from_slice(&line[at..]);
+        line = clean;
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn log(secrets: &[&[u8]], pieces: &[&[u8]]) -> (Vec<String>, String, Vec<String>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let shown = RefCell::new(Vec::new());
+        let mut log = Log::create(folder.path().join("log"), secrets, |line| shown.borrow_mut().push(line.to_owned()))
+            .expect("creates");
+        pieces.iter().for_each(|piece| log.write(piece));
+        let told = log.finish().expect("writes");
+        let file = std::fs::read_to_string(told.path).expect("reads");
+        (shown.into_inner(), file, told.last)
+    }
+
+    #[test]
+    fn lines_come_whole_however_they_are_cut() {
+        let (shown, file, last) = log(&[], &[b"one\ntw", b"o\r", b"three"]);
+        assert_eq!(shown, ["one", "two", "three"]);
+        assert_eq!((file.as_str(), last), ("one\ntwo\nthree\n", shown));
+    }
+
+    #[test]
+    fn the_error_repeats_the_last_lines_alone() {
+        let all: String = (0..100).map(|number| format!("{number}\n")).collect();
+        let (shown, file, last) = log(&[], &[all.as_bytes()]);
+        assert_eq!((shown.len(), file), (100, all));
+        assert_eq!((last.len(), last[0].as_str()), (LAST, "80"));
+    }
+
+    #[test]
+    fn secrets_are_masked_also_where_they_are_cut_or_have_lines() {
+        let key: &[u8] = b"-----BEGIN-----\nabcdef\n";
+        let (shown, file, _) = log(&[b"hunter22\n", key], &[b"it is hun", b"ter22!\nand abcdef\n"]);
+        assert_eq!(shown, ["it is ***!", "and ***"]);
+        assert!(!file.contains("hunter22") && !file.contains("abcdef"), "{file}");
+        let mut long = vec![b'x'; LONGEST - 3];
+        long.extend_from_slice(b"hunter22");
+        long.extend_from_slice(&vec![b'y'; LONGEST]);
+        assert!(!log(&[b"hunter22"], &[&long]).1.contains("hunter22"));
+    }
+}
