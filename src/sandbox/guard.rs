@@ -183,7 +183,7 @@ fn copied(order: &Order, reports: &Reports) -> Result<(), String> {
             Ok(Event::Gone | Event::Alone) | Err(_) => break None,
         }
     };
-    end_all(&events);
+    end_all(&events, (order.level == Level::Proot).then_some(inner));
     drop(child);
     match status {
         Some(status) if status.terminating_signal().is_some() => {
@@ -217,14 +217,16 @@ fn reap(events: &Sender<Event>) {
 }
 
 /// Kills what this process has below it until nothing is left. What is killed may have had children: they are adopted and found in
-/// the next round.
-fn end_all(events: &Receiver<Event>) {
+/// the next round. A tracer goes when it has nothing to trace, since what it has changed in others would go wrong without it.
+fn end_all(events: &Receiver<Event>, mut tracer: Option<Pid>) {
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    loop {
-        for process in processes::below(me) {
-            if let Some(pid) = Pid::from_raw(process.pid) {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
+    for round in 0.. {
+        if round == 500 {
+            tracer = None;
+        }
+        let found = processes::below(me).into_iter().filter_map(|process| Pid::from_raw(process.pid));
+        for pid in found.filter(|pid| Some(*pid) != tracer) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         loop {
             match events.recv_timeout(Duration::from_millis(2)) {

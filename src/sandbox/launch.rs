@@ -279,8 +279,9 @@ impl<'a> Watch<'a> {
         if used.iter().map(|process| process.memory).sum::<u64>() > limits.memory {
             return Some(Exceeded::Memory);
         }
-        // The first process of the namespaces is not the step's.
-        if used.iter().map(|process| process.threads).sum::<u64>() > limits.processes + 1 {
+        // The first process of the namespaces is not the step's, nor are proot and what proot starts.
+        let ours = if self.order.level == Level::Proot { 2 } else { 1 };
+        if used.iter().map(|process| process.threads).sum::<u64>() > limits.processes + ours {
             return Some(Exceeded::Processes);
         }
         let free = free(&self.order.work);

@@ -113,8 +113,8 @@ pub struct Step<'a> {
 pub struct Bind {
     /// On the host: a file, a folder or a socket.
     pub source: PathBuf,
-    /// Inside, absolute, without `..`, and not through a symbolic link of the root. It is created where it is missing. Neither it
-    /// nor anything below it is part of the outcome.
+    /// Inside, absolute, without `..`, not through a symbolic link of the root, and not inside of another target. It is created
+    /// where it is missing. Neither it nor anything below it is part of the outcome.
     pub target: PathBuf,
     /// Whether the step may write.
     pub access: Access,
@@ -365,7 +365,6 @@ fn order(step: &Step<'_>, level: Level) -> Result<Order, SandboxError> {
     }
     let mut binds = Vec::new();
     for bind in &step.binds {
-        inside(&root, &bind.target)?;
         let source = real(&bind.source)?;
         let kind = std::fs::metadata(&source).map_err(|error| SandboxError::Step(error.to_string()))?.file_type();
         let plain = kind.is_dir() || (kind.is_file() && bind.access == Access::Read);
@@ -397,6 +396,16 @@ fn order(step: &Step<'_>, level: Level) -> Result<Order, SandboxError> {
         proot: None,
     };
     order.bind_hosts().map_err(|error| SandboxError::Setup(error.to_string()))?;
+    for (number, bind) in order.binds.iter().enumerate() {
+        inside(&order.root, &bind.target)?;
+        let nested = |other: &Bind| bind.target.starts_with(&other.target) || other.target.starts_with(&bind.target);
+        if bind.target == Path::new("/") || order.binds[..number].iter().any(nested) {
+            return wrong(format!(
+                "{}: nothing can be bound over or inside of another bind, or over `/`",
+                bind.target.display()
+            ));
+        }
+    }
     launch::prepare(&mut order)?;
     Ok(order)
 }
