@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::order::{INNER, OWN, Order, Report, Reports};
-use super::{Access, Bind, Level, Network, processes, tree};
+use super::{Level, Network, processes, tree};
 
 /// Does all of it; the exit status says nothing that the reports don't.
 pub(super) fn main(reports: &Reports) -> Result<(), String> {
@@ -191,9 +191,6 @@ fn copied(order: &Order, reports: &Reports) -> Result<(), String> {
         }
         Some(status) => {
             let code = status.exit_status().unwrap_or(1);
-            if code == 0 {
-                keep_caches(order).map_err(|error| format!("caches cannot be kept: {error}"))?;
-            }
             reports.send(&Report::Exited(code));
         }
         None => {}
@@ -256,11 +253,6 @@ fn furnish(order: &Order) -> io::Result<()> {
     devices(order, &tree.join("dev"))?;
     for bind in &order.binds {
         let target = tree.join(super::relative(&bind.target));
-        let folder = bind.source.is_dir();
-        if order.level == Level::Proot && bind.access == Access::Write {
-            place(&target, folder)?;
-            continue;
-        }
         place(target.parent().unwrap_or(&tree), true)?;
         tree::remove(&target)?;
         tree::copy(&bind.source, &target, owner, &[])?;
@@ -325,30 +317,6 @@ fn devices(order: &Order, dev: &Path) -> io::Result<()> {
             .map_err(|error| failed(error.into()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
         fs::File::open(&path).map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// Copied caches go back to where they came from.
-fn keep_caches(order: &Order) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt as _;
-    if order.level != Level::Chroot {
-        return Ok(());
-    }
-    for Bind { source, target, .. } in order.binds.iter().filter(|bind| bind.access == Access::Write) {
-        let inside = super::relative(target);
-        // The step may have put a link to anywhere on the way.
-        if !tree::is_direct(&order.tree(), inside) || !order.tree().join(inside).is_dir() {
-            continue;
-        }
-        let metadata = fs::metadata(source)?;
-        let mut name = source.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let beside = source.with_file_name(name);
-        tree::copy(&order.tree().join(inside), &beside, Some((metadata.uid(), metadata.gid())), &[])?;
-        fs::set_permissions(&beside, metadata.permissions())?;
-        tree::remove(source)?;
-        fs::rename(&beside, source)?;
     }
     Ok(())
 }

@@ -303,6 +303,9 @@ pub fn run(
         }
     }
     let ended = ended?;
+    if level != Level::Namespaces {
+        keep_caches(&order).map_err(|error| SandboxError::Setup(format!("caches cannot be kept: {error}")))?;
+    }
     let tree = order.tree();
     let written = written(&order, &tree, ended);
     let removed = written.settle().map_err(|error| SandboxError::Setup(format!("what the step wrote: {error}")))?;
@@ -326,6 +329,29 @@ fn written<'a>(order: &'a Order, tree: &'a Path, overlay: Overlay) -> tree::Writ
         excluded: OWN.iter().map(PathBuf::from).chain(targets().map(Path::to_owned)).collect(),
         made: targets().chain([relative(&order.workdir)]).flat_map(|path| tree::lacking(&order.root, path)).collect(),
     }
+}
+
+/// Copied caches go back to where they came from.
+fn keep_caches(order: &Order) -> std::io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    for Bind { source, target, .. } in order.binds.iter().filter(|bind| bind.access == Access::Write) {
+        let inside = relative(target);
+        let kept = order.tree().join(inside);
+        // The step may have put a link to anywhere there, or on the way.
+        if !tree::is_direct(&order.tree(), inside) || !kept.is_dir() {
+            continue;
+        }
+        let metadata = std::fs::metadata(source)?;
+        let owner = (order.level == Level::Chroot).then(|| (metadata.uid(), metadata.gid()));
+        let mut name = source.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}-{}", std::process::id(), order.turn));
+        let beside = source.with_file_name(name);
+        tree::copy(&kept, &beside, owner, &[])?;
+        std::fs::set_permissions(&beside, metadata.permissions())?;
+        tree::remove(source)?;
+        std::fs::rename(&beside, source)?;
+    }
+    Ok(())
 }
 
 /// Checks a step and makes its folders.
@@ -368,13 +394,8 @@ fn order(step: &Step<'_>, level: Level) -> Result<Order, SandboxError> {
         let source = real(&bind.source)?;
         let kind = std::fs::metadata(&source).map_err(|error| SandboxError::Step(error.to_string()))?.file_type();
         let plain = kind.is_dir() || (kind.is_file() && bind.access == Access::Read);
-        if level == Level::Chroot && !plain {
-            return wrong(format!("{}: sandbox `chroot` copies files and folders only", source.display()));
-        }
-        if level == Level::Proot
-            && [&source, &bind.target].iter().any(|path| path.as_os_str().as_encoded_bytes().contains(&b':'))
-        {
-            return wrong(format!("{}: sandbox `proot` takes no colon in a path", source.display()));
+        if level != Level::Namespaces && !plain {
+            return wrong(format!("{}: sandbox `{level}` copies files and folders only", source.display()));
         }
         binds.push(Bind { source, ..bind.clone() });
     }

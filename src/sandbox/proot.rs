@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::guard::DEVICES;
+use super::inner;
 use super::order::{LAST, Order, Report, Reports};
-use super::{Access, inner};
 
 /// Where it lies inside, on a folder that is no part of any outcome.
 const HOME: &str = "/run/.imgbuild";
@@ -31,9 +31,6 @@ pub(super) fn command(order: &Order) -> Result<Command, String> {
     command.current_dir("/").arg("-i").arg(format!("{}:{}", order.uid, order.gid)).arg("-r").arg(order.tree());
     for (name, ..) in DEVICES {
         command.arg("-b").arg(format!("/dev/{name}"));
-    }
-    for bind in order.binds.iter().filter(|bind| bind.access == Access::Write) {
-        command.arg("-b").arg(format!("{}:{}", bind.source.display(), bind.target.display()));
     }
     command.arg("-b").arg(format!("{}:{HOME}/imgbuild", program.display()));
     for (name, library) in &libraries {

@@ -523,6 +523,50 @@ fn here_the_host_cannot_be_reached() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn here_sockets_of_the_host_are_out_of_reach() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    let place = Place::new();
+    let name = format!("imgbuild-sandbox-{}", std::process::id());
+    let _hidden = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let path = place.folder.join("docker.sock");
+    let _listed = UnixListener::bind(&path).unwrap();
+    let script = format!(
+        "for my $name (qq(\\0{name}), '{}') {{ my $fd = syscall(41, 1, 1, 0); my $to = pack('S', 1) . $name; print call(42, $fd, $to, length $to), qq(\\n) }}",
+        path.display()
+    );
+    for level in levels() {
+        // Names without a file belong to the network, which only a namespace takes away: docs/sandbox.md says so.
+        let abstract_name = if *level == Level::Namespaces { "error 111" } else { "done" };
+        assert_eq!(perl(&place, *level, &script, |_| {}), format!("{abstract_name}\nerror 2\n"), "{level}");
+    }
+}
+
+#[test]
+fn here_links_that_a_step_leaves_are_not_followed() {
+    let place = Place::new();
+    let (host, cache) = (place.folder.join("host"), place.folder.join("cache"));
+    for folder in [&host.join("in"), &cache] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(host.join("in/precious"), "precious").unwrap();
+    let script = format!(
+        "rm -rf /opt/made /tmp; ln -s {host} /opt/made; ln -s {host} /tmp; ln -s {host} /all; true",
+        host = host.display()
+    );
+    for level in levels() {
+        let (log, seen) = place.shell(*level, &script, |step| {
+            step.binds = vec![Bind { source: cache.clone(), target: "/opt/made/in".into(), access: Access::Write }];
+        });
+        assert_eq!(fs::read_to_string(host.join("in/precious")).unwrap(), "precious", "{level}: {log}");
+        assert_eq!(listing(&cache), BTreeMap::new(), "{level}");
+        let seen = seen.unwrap_or_else(|error| panic!("{level}: {error}\n{log}"));
+        assert_eq!(seen.changed["all"], format!("-> {}", host.display()), "{level}");
+    }
+}
+
+#[test]
 fn here_descriptors_are_not_inherited() {
     use rustix::io::{FdFlags, fcntl_setfd};
     let place = Place::new();
