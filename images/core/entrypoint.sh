@@ -2,6 +2,7 @@
 # Starts the documentation site.
 #   serve    rebuilds when a page changes and reloads the browser (default)
 #   static   builds the site once into /tmp and serves the files
+#   site     serves the site that was built with the image: nothing of SITE_URL, MKDOCS_CONFIG or a mounted vault is in it
 #   COMMAND  anything else is run as it is
 set -eu
 
@@ -19,6 +20,9 @@ case ${1:-serve} in
     site=/tmp/site
     mkdocs build --quiet --config-file "$config" --site-dir "$site" "$@"
     exec python3 /app/serve.py "$site" "$port"
+    ;;
+  site)
+    exec python3 /app/serve.py /app/site "$port"
     ;;
   *)
     exec "$@"

@@ -1,10 +1,13 @@
 //! The documentation site: MkDocs Material over the vault.
 
+use std::time::Duration;
+
 use layers::*;
 
 use crate::base;
 
-/// The image. Its argument chooses: `serve` rebuilds on each change of a page, `static` builds once and serves files.
+/// The image. Its argument chooses: `serve` rebuilds on each change of a page, `static` builds once and serves files, `site`
+/// serves the site that was built with the image.
 pub fn image() -> Image {
     let stage = base::stage()
         .layer(python(poetry_lock("poetry.lock").group("docs")))
@@ -12,6 +15,16 @@ pub fn image() -> Image {
         .layer(inline(include_str!("../core/entrypoint.sh"), path!("/app/entrypoint.sh")).mode(0o755))
         .layer(files("mkdocs.yml", path!("/app/mkdocs.yml")))
         .layer(files("vault", path!("/app/vault")));
+    let mkdocs =
+        ["/opt/venv/bin/mkdocs", "build", "--quiet", "--config-file", "/app/mkdocs.yml", "--site-dir", "/app/site"];
+    let built = stage.run(
+        command(mkdocs)
+            .env("NO_MKDOCS_2_WARNING", "1")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .timeout(Duration::from_secs(600)),
+    );
+    // Pages are the same on every platform.
+    let stage = stage.layer(built.take(path!("/app/site")).portable());
     base::python_settings(stage.image())
         .description("The documentation site: MkDocs Material over the vault, live or static")
         .env("NO_MKDOCS_2_WARNING", "1")

@@ -43,6 +43,10 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     let setup = invocation.setup_with(&CacheArgs::default(), &args.commands)?;
     let bench = setup.bench();
     if let Some(folder) = &args.keep {
+        if folder.symlink_metadata().is_ok() {
+            let failure = Failure::usage(format!("`{}` is there already", folder.display()));
+            return Err(failure.hint("`--keep` takes the name of a new folder").into());
+        }
         let opened = open(&bench, &args.stage, platform, folder)?;
         setup.close();
         return print(&format!("{}\n", opened.root.display()));

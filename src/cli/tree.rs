@@ -38,9 +38,20 @@ pub(crate) fn tree(invocation: &Invocation, args: TreeArgs) -> Result<(), Stop> 
     let platform = common::platforms(args.platform.as_slice())?[0];
     let names: BTreeSet<&str> = project.images(&args.images)?.into_iter().map(|(name, _)| name).collect();
     let used = |images: &[String]| images.iter().any(|image| names.contains(image.as_str()));
+    // What only a stage has that something is taken from is not in the image.
+    let own: BTreeSet<String> = project
+        .images(&args.images)?
+        .into_iter()
+        .flat_map(|(_, image)| project.plan.steps(image.stage))
+        .map(|(_, stage)| stage.step.label())
+        .collect();
+    let heading = |source: &str, images: &[String]| {
+        let build = if own.contains(source) { "" } else { ", in a stage that it takes from" };
+        format!("{source}  ({}{build})", images.join(", "))
+    };
     let mut out = String::new();
     for source in lock.sources.iter().filter(|source| used(&source.images)) {
-        let _ = writeln!(out, "{}  ({})", source.source, source.images.join(", "));
+        let _ = writeln!(out, "{}", heading(&source.source, &source.images));
         let mut below: BTreeMap<Option<&str>, Vec<&str>> = BTreeMap::new();
         let own: BTreeSet<&str> = members(source, platform).map(|(package, _)| package).collect();
         for (package, by) in members(source, platform) {
@@ -50,7 +61,7 @@ pub(crate) fn tree(invocation: &Invocation, args: TreeArgs) -> Result<(), Stop> 
         branches(&mut out, &lock, platform, &below, None, "");
     }
     for source in lock.python.iter().filter(|source| used(&source.images)) {
-        let _ = writeln!(out, "{}  ({})", source.source, source.images.join(", "));
+        let _ = writeln!(out, "{}", heading(&source.source, &source.images));
         let wheels = source.wheels.get(&platform).map(Vec::as_slice).unwrap_or_default();
         for (at, wheel) in wheels.iter().enumerate() {
             let arm = if at + 1 == wheels.len() { "└── " } else { "├── " };

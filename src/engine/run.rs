@@ -237,12 +237,12 @@ impl Local<'_> {
         if let Some(layer) = resolved.layers.last()
             && let [Op::Run(step)] = layer.ops.as_slice()
         {
-            let scratch = Scratch::new(self.store)?;
-            for (number, input) in step.inputs.iter().enumerate() {
+            for input in &step.inputs {
                 let job = self.input(subject, layer, &input.op)?;
                 let mut view = View::new(&open);
                 view.apply(&job.skeleton, &job.fragments)?;
-                let folder = scratch.path().join(number.to_string());
+                // In the stage itself, so that a rename is all that is left.
+                let folder = to.join(".imgbuild-input");
                 root::write(&view, &folder)?;
                 let target = to.join(input.path.relative());
                 if let Some(parent) = target.parent() {
@@ -250,6 +250,7 @@ impl Local<'_> {
                 }
                 sandbox::remove(&target)?;
                 fs::rename(folder.join(input.path.relative()), target)?;
+                sandbox::remove(&folder)?;
             }
         }
         Ok((environment(run), run.workdir.as_ref().map_or("/", ImagePath::as_str).into()))

@@ -3,10 +3,11 @@
 use std::io::Read as _;
 use std::process::Command;
 
-use layers::{Catalogue, Image, ImagePath, Network, Run, Stage, command, files, inline, link, path};
+use layers::{Catalogue, Image, ImagePath, Network, Run, Stage, command, debian, files, inline, link, path};
 
 use crate::support::layout::Layout;
 use crate::support::run::{Outcome, Sandbox, outcome};
+use crate::support::tiny::{Packaged, now};
 
 /// A catalogue of one image, `app`, written into a sandbox.
 fn with(image: Image) -> Sandbox {
@@ -67,6 +68,23 @@ fn what_a_take_says_more_reaches_the_image() {
     };
     assert_eq!(owners(0), [("srv/".to_owned(), (7, 8)), ("srv/a".to_owned(), (7, 8))]);
     assert_eq!(owners(0), owners(1));
+}
+
+#[test]
+fn tree_tells_what_is_only_in_a_stage_that_an_image_takes_from() {
+    let packaged = Packaged::new(now());
+    let built = Stage::scratch().layer(debian(["data"])).run(["make"]);
+    let image = Stage::scratch().layer(debian(["libapp"])).layer(built.take(path!("/out"))).image();
+    let plan = packaged.sandbox.write("other.json", Catalogue::new("other").with("x", image).plan().to_json());
+    let run = |word: &str| {
+        let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str(), word.as_ref()]);
+        packaged.configure(&mut command);
+        outcome(&mut command).success()
+    };
+    run("lock");
+    let tree = run("tree");
+    let headings: Vec<&str> = tree.lines().filter(|line| line.starts_with("debian")).collect();
+    assert_eq!(headings, ["debian data  (x, in a stage that it takes from)", "debian libapp  (x)"], "{tree}");
 }
 
 /// A world for commands: the machine's static busybox, and `/bin/sh`.
@@ -377,6 +395,9 @@ fn a_stage_is_opened_before_a_command_with_its_inputs_and_nothing_is_left() {
     assert!(left.is_empty(), "{left:?}");
     sandbox.imgbuild(["--catalogue", "plan.json", "shell", place, "--keep", "opened"]).success();
     assert_eq!(std::fs::read_to_string(sandbox.work().join("opened/etc/below")).unwrap(), "below\n");
+    let again = ["--catalogue", "plan.json", "shell", place, "--keep", "opened"];
+    sandbox.imgbuild(again).failure(2, &["`opened` is there already"]);
+    assert_eq!(std::fs::read_to_string(sandbox.work().join("opened/src/one")).unwrap(), "1\n");
     let said = ["no stage was written at `commands.rs:1`", "imgbuild plan"];
     sandbox.imgbuild(["--catalogue", "plan.json", "shell", "commands.rs:1"]).failure(2, &said);
 }

@@ -13,8 +13,8 @@ const PAGES: [(&str, &str); 3] =
     [("/", "turns a folder of Markdown notes"), ("/guide/writing/", "Writing pages"), ("/notes/chunking/", "<h1")];
 
 #[test]
-fn real_core_answers_with_the_pages_of_the_vault_in_both_modes() {
-    for mode in ["static", "serve"] {
+fn real_core_answers_with_the_pages_of_the_vault_in_each_mode() {
+    for mode in ["static", "serve", "site"] {
         let container = loaded().start_container("core:latest", &[], &[mode]);
         container.wait_for(8000, "/", 120);
         for (path, says) in PAGES {
