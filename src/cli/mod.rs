@@ -57,6 +57,7 @@ impl Program {
 
     /// The whole `main`.
     pub fn main(self) -> ExitCode {
+        crate::sandbox::enter_if_asked();
         self.run(std::env::args_os())
     }
 

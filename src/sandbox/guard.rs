@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::order::{INNER, OWN, Order, Report, Reports};
+use super::tree::at;
 use super::{Level, Network, processes, tree};
 
 /// Does all of it; the exit status says nothing that the reports don't.
@@ -246,26 +247,24 @@ fn furnish(order: &Order) -> io::Result<()> {
     folders.push((tree.join("sys/devices/system/cpu"), 0o755));
     folders.push((tree.join("tmp"), 0o1777));
     for (folder, mode) in folders {
-        fs::create_dir_all(&folder)?;
-        fs::set_permissions(&folder, fs::Permissions::from_mode(mode))?;
+        at(&folder, fs::create_dir_all(&folder))?;
+        at(&folder, fs::set_permissions(&folder, fs::Permissions::from_mode(mode)))?;
     }
-    fs::write(tree.join("sys/devices/system/cpu/online"), "0\n")?;
+    let online = tree.join("sys/devices/system/cpu/online");
+    at(&online, fs::write(&online, "0\n"))?;
     devices(order, &tree.join("dev"))?;
     for bind in &order.binds {
         let target = tree.join(super::relative(&bind.target));
-        place(target.parent().unwrap_or(&tree), true)?;
-        tree::remove(&target)?;
+        at(&target, place(target.parent().unwrap_or(&tree), true))?;
+        at(&target, tree::remove(&target))?;
         tree::copy(&bind.source, &target, owner, &[])?;
     }
     if let Some((uid, gid)) = owner {
-        // The folders above what was placed.
-        for bind in &order.binds {
-            for path in tree::lacking(&order.root, super::relative(&bind.target)) {
-                std::os::unix::fs::lchown(tree.join(path), Some(uid), Some(gid))?;
-            }
-        }
-        for folder in ["dev/shm", "run", "tmp", "run/lock"] {
-            std::os::unix::fs::lchown(tree.join(folder), Some(uid), Some(gid))?;
+        // The folders above what was placed, and those that the step may fill.
+        let above = order.binds.iter().flat_map(|bind| tree::lacking(&order.root, super::relative(&bind.target)));
+        let open = ["dev/shm", "run", "tmp", "run/lock"].map(PathBuf::from);
+        for path in above.chain(open).map(|path| tree.join(path)) {
+            at(&path, std::os::unix::fs::lchown(&path, Some(uid), Some(gid)))?;
         }
     }
     Ok(())

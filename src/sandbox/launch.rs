@@ -107,6 +107,11 @@ pub(super) fn launch(
             // proot goes on for as long as anything that it started.
             running.end();
         }
+        if running.ended.is_some() {
+            // It has ended all that it started, unless it was killed.
+            watch.end_orphans();
+            continue;
+        }
         if running.ending.is_some() {
             running.hurry();
             continue;
@@ -197,7 +202,7 @@ impl Running {
                 Ok(length) => self.heard.extend_from_slice(&piece[..length]),
             }
         }
-        if quiet && self.ended.is_none() && matches!(self.child.try_wait(), Ok(Some(_))) {
+        if self.ended.is_none() && matches!(self.child.try_wait(), Ok(Some(_))) {
             self.ended = Some(Instant::now());
         }
         // A guard that was killed may leave others behind that hold the pipes: they are not waited for.
@@ -258,6 +263,8 @@ struct Watch<'a> {
     free: Option<u64>,
     next: Instant,
     next_walk: Instant,
+    /// The step's processes at the last look.
+    known: Vec<processes::Process>,
     /// What a copy held before the step began.
     before: Option<u64>,
 }
@@ -265,7 +272,7 @@ struct Watch<'a> {
 impl<'a> Watch<'a> {
     fn new(order: &'a Order) -> Watch<'a> {
         let now = Instant::now();
-        Watch { order, free: free(&order.work), next: now, next_walk: now, before: None }
+        Watch { order, free: free(&order.work), next: now, next_walk: now, known: Vec::new(), before: None }
     }
 
     fn exceeded(&mut self, guard: u32, overlay: Overlay) -> Option<Exceeded> {
@@ -284,6 +291,7 @@ impl<'a> Watch<'a> {
         if used.iter().map(|process| process.threads).sum::<u64>() > limits.processes + ours {
             return Some(Exceeded::Processes);
         }
+        self.known = used;
         let free = free(&self.order.work);
         if let (Some(before), Some(free)) = (self.free, free)
             && before > 2 * FLOOR
@@ -310,6 +318,19 @@ impl<'a> Watch<'a> {
             _ => 0,
         };
         (bytes.saturating_sub(before).max(hidden) > limits.disk).then_some(Exceeded::Disk)
+    }
+}
+
+impl Watch<'_> {
+    /// Kills what a guard that was killed has left, as far as it was there at the last look or descends from what was. (A number would
+    /// have to be given to another process within that time: the kernel gives tens of thousands of others first.)
+    fn end_orphans(&mut self) {
+        for process in std::mem::take(&mut self.known) {
+            let descendants = processes::below(process.pid).into_iter().map(|process| process.pid);
+            for pid in descendants.chain([process.pid]).filter_map(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
     }
 }
 

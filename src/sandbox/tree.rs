@@ -19,7 +19,7 @@ const DEEPEST: usize = 256;
 const OVERLAY: &[u8] = b"user.overlay.";
 
 /// Puts the path into an error.
-fn at<T>(path: &Path, result: io::Result<T>) -> io::Result<T> {
+pub(super) fn at<T>(path: &Path, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
