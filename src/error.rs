@@ -127,6 +127,7 @@ impl From<layers::lower::LowerError> for Failure {
         let failure = Failure::work(error.to_string()).located(error.at().cloned());
         match error {
             LowerError::Unlocked { .. } => failure.hint("run `imgbuild lock`"),
+            LowerError::NoPlatform { .. } => failure.hint("choose other platforms with `--platform`, or another base"),
             LowerError::NoLockFile { .. } => failure.hint("choose the context with `--context DIR`"),
             LowerError::NoInterpreter { python, .. } => {
                 failure.hint(format!("put `.layer(debian([\"python{python}\"]))` below it, or leave byte-code out"))

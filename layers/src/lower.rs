@@ -64,6 +64,16 @@ pub enum LowerError {
         /// Where it was written.
         at: Option<Location>,
     },
+    /// A base that its registry has for other platforms alone.
+    #[error("`{image}` has no image for {platform}")]
+    NoPlatform {
+        /// The base.
+        image: String,
+        /// The platform.
+        platform: Platform,
+        /// Where it was written.
+        at: Option<Location>,
+    },
     /// The context lacks a lock file that a source reads.
     #[error("`{label}` reads `{path}`, which the build context does not have")]
     NoLockFile {
@@ -93,6 +103,7 @@ impl LowerError {
     pub fn at(&self) -> Option<&Location> {
         match self {
             LowerError::Unlocked { at, .. }
+            | LowerError::NoPlatform { at, .. }
             | LowerError::NoLockFile { at, .. }
             | LowerError::NoInterpreter { at, .. } => at.as_ref(),
         }
@@ -162,7 +173,11 @@ pub fn lower(
                     Base::Registry(base) => match lock.base(&base.image, platform) {
                         Some(manifest) => PinnedBase::Registry { image: base.image.clone(), manifest },
                         None => {
-                            let (label, at) = (format!("from {}", base.image), planned.at.clone());
+                            let at = planned.at.clone();
+                            if lock.bases.iter().any(|known| known.image == base.image) {
+                                return Err(LowerError::NoPlatform { image: base.image.clone(), platform, at });
+                            }
+                            let label = format!("from {}", base.image);
                             return Err(LowerError::Unlocked { label, platform, at });
                         }
                     },

@@ -89,6 +89,37 @@ impl From<Platform> for PlatformField {
     }
 }
 
+/// The OCI name of a layer's media type, which is what manifests of this specification hold (manifest.md, "layers"): bases
+/// that were pushed with Docker's manifests name theirs otherwise, for the same bytes.
+pub fn layer_type(media_type: &str) -> &str {
+    match media_type {
+        "application/vnd.docker.image.rootfs.diff.tar.gzip" => LAYER_GZIP,
+        "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd" => LAYER_ZSTD,
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+        }
+        other => other,
+    }
+}
+
+/// Fields of a configuration that this crate writes itself, and what Docker once wrote about the container that an image was
+/// made from.
+const OWN_FIELDS: [&str; 12] = [
+    "created",
+    "architecture",
+    "os",
+    "config",
+    "rootfs",
+    "history",
+    "container",
+    "container_config",
+    "docker_version",
+    "id",
+    "parent",
+    "Size",
+];
+
 /// A layer as config and manifest need it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerPart {
@@ -186,6 +217,10 @@ impl ImageParts<'_> {
                 .map(|layer| json!({"created": self.created, "created_by": layer.created_by, "comment": "imgbuild"})),
         );
         document.put("history", Value::Array(history));
+        // The base's author, `variant`, `os.version` and whatever else it says of itself.
+        for (name, value) in base.into_iter().flatten().filter(|(name, _)| !OWN_FIELDS.contains(&name.as_str())) {
+            document.put(name, value.clone());
+        }
         document
     }
 
@@ -280,11 +315,11 @@ pub fn index(images: &[BuiltImage]) -> Document {
 
 /// Fields in the order in which they were put.
 #[derive(Default)]
-struct Ordered(Vec<(&'static str, Value)>);
+struct Ordered(Vec<(String, Value)>);
 
 impl Ordered {
-    fn put(&mut self, name: &'static str, value: Value) {
-        self.0.push((name, value));
+    fn put(&mut self, name: &str, value: Value) {
+        self.0.push((name.to_owned(), value));
     }
 }
 

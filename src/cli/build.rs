@@ -70,6 +70,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
         locked: common::locked(args.locked),
     };
     // Outputs are looked at before the long work.
+    common::check_writable(args.metadata_file.as_deref())?;
     let specs = args.output.iter().map(|text| text.parse::<OutputSpec>()).collect::<Result<Vec<_>, _>>();
     let specs = specs.map_err(|error| Failure::usage(error.to_string()))?;
     let outputs: Vec<_> = specs.iter().map(OutputSpec::open).collect();

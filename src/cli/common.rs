@@ -364,13 +364,33 @@ pub(crate) fn platforms(given: &[Platform]) -> Result<Vec<Platform>, Failure> {
     Ok(platforms)
 }
 
+/// Finds out before the long work whether a file can be written.
+pub(crate) fn check_writable(path: Option<&Path>) -> Result<(), Failure> {
+    let Some(path) = path else { return Ok(()) };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wrong = |why: &str| Failure::work(format!("`{}` cannot be written: {why}", path.display()));
+    if !folder.is_dir() {
+        return Err(wrong("its folder is not there"));
+    }
+    crate::output::check_replaceable(path).map_err(|error| wrong(&error.to_string()))
+}
+
 /// Parses `--label name=value`.
 pub(crate) fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    pairs(given, "a label", "--label")
+}
+
+/// Parses `--annotation name=value`.
+pub(crate) fn annotations(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    pairs(given, "an annotation", "--annotation")
+}
+
+fn pairs(given: &[String], what: &str, flag: &str) -> Result<BTreeMap<String, String>, Failure> {
     given
         .iter()
         .map(|text| match text.split_once('=') {
             Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-            _ => Err(Failure::usage(format!("`{text}` is not a label: write `--label NAME=VALUE`"))),
+            _ => Err(Failure::usage(format!("`{text}` is not {what}: write `{flag} NAME=VALUE`"))),
         })
         .collect()
 }

@@ -4,6 +4,7 @@ use clap::Subcommand;
 
 use super::common::Invocation;
 use super::{Stop, print};
+use crate::error::Failure;
 use crate::ops::mirror::{Mirrored, check, pull, push};
 use crate::registry::Reference;
 use crate::report::size;
@@ -44,6 +45,10 @@ struct Place {
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     let (Action::Push(place) | Action::Pull(place) | Action::Check(place)) = &args.action;
+    if !matches!(args.action, Action::Push(_)) && (place.reference.tag.is_some() || place.reference.digest.is_some()) {
+        let text = format!("`{}` names a tag or digest: what is looked for follows from images.lock", place.reference);
+        return Err(Failure::usage(text).hint("name the repository alone").into());
+    }
     let setup = invocation.setup()?;
     let repository = &place.reference.repository;
     let registries = invocation.registries(&setup.config, &place.insecure, Some(&repository.to_string()))?;

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::build::{Format, metadata};
 use super::common::{self, CacheArgs, CommandArgs, Invocation};
 use super::{Stop, print, print_json};
-use crate::error::Failure;
 use crate::ops::build::Request;
 use crate::ops::project::write_whole;
 use crate::ops::push::{PushRequest, PushedImage, plan_push, push};
@@ -40,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     platform: Vec<Platform>,
     /// Writes what was built and pushed as JSON
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, conflicts_with = "dry_run", value_name = "FILE", value_hint = ValueHint::FilePath)]
     metadata_file: Option<PathBuf>,
     /// A registry that may be spoken to without TLS or with any certificate
     #[arg(long, value_name = "HOST")]
@@ -74,8 +73,8 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
         created: common::source_date_epoch()?,
         locked: common::locked(args.locked),
     };
-    let annotations = common::labels(&args.annotation)
-        .map_err(|failure| Failure { message: failure.message.replace("label", "annotation"), ..failure })?;
+    let annotations = common::annotations(&args.annotation)?;
+    common::check_writable(args.metadata_file.as_deref())?;
     let setup = invocation.setup_with(&args.caches, &args.commands)?;
     let bare = args.tag.iter().any(|tag| matches!(tag, TagRequest::Tag(_)));
     let prefix = match bare {
@@ -97,11 +96,8 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     }
     let pushed = push(&bench, &registries, &request)?;
     let document = pushed_json(&pushed, &registries);
-    if let Some(path) = &args.metadata_file {
-        write_whole(path, &format!("{document:#}\n"))?;
-    }
     setup.close();
-    match args.format {
+    let printed = match args.format {
         Format::Text => {
             let references = pushed.iter().flat_map(|it| &it.pushed).flat_map(|it| &it.references);
             print(
@@ -111,7 +107,12 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             )
         }
         Format::Json => print_json(&document),
+    };
+    // What was pushed is said even where the file cannot be written.
+    if let Some(path) = &args.metadata_file {
+        write_whole(path, &format!("{document:#}\n"))?;
     }
+    printed
 }
 
 /// `host/name:tag`, without the digest.

@@ -145,7 +145,7 @@ fn finish(
         .iter()
         .map(|layer| {
             Ok(Descriptor {
-                media_type: layer.media_type().to_string(),
+                media_type: oci::layer_type(layer.media_type().as_ref()).to_owned(),
                 digest: digest_of(layer.digest().as_ref())?,
                 size: layer.size(),
                 platform: None,

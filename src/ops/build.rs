@@ -101,13 +101,22 @@ struct Wanted<'a> {
 
 /// Builds images; what a mirror no longer has is locked anew, unless the request is `locked`.
 pub fn build(bench: &Bench<'_>, request: &Request) -> Result<Vec<Built>, Failure> {
+    build_after(bench, request, &|| Ok(()))
+}
+
+/// As [`build`]; `check` is asked first where something has to be made.
+pub fn build_after(
+    bench: &Bench<'_>,
+    request: &Request,
+    check: &dyn Fn() -> Result<(), Failure>,
+) -> Result<Vec<Built>, Failure> {
     let missing = || {
         Failure::work(format!("there is no lock at `{}`", bench.project.lock_path.display()))
             .hint("run `imgbuild lock`")
     };
     let mut locked = bench.project.read_lock()?.ok_or_else(missing)?;
     loop {
-        match build_once(bench, request, locked.clone()) {
+        match build_once(bench, request, locked.clone(), check) {
             Ok(built) => return Ok(built),
             Err(Trouble::Failure(failure)) => return Err(failure),
             Err(Trouble::Engine(error)) => match gone(&error).and_then(|digest| packages_of(&locked, digest)) {
@@ -176,7 +185,12 @@ pub fn deliver(
     Ok(built)
 }
 
-fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<Vec<Built>, Trouble> {
+fn build_once(
+    bench: &Bench<'_>,
+    request: &Request,
+    mut locked: Lock,
+    check: &dyn Fn() -> Result<(), Failure>,
+) -> Result<Vec<Built>, Trouble> {
     let images = bench.project.images(&request.images)?;
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
     wheels::adopt_context(bench, &mut locked, &tops, &request.platforms, !request.locked)?;
@@ -205,6 +219,9 @@ fn build_once(bench: &Bench<'_>, request: &Request, mut locked: Lock) -> Result<
         }
     }
     let cached: Vec<bool> = wanted.iter().map(|it| it.record.is_some()).collect();
+    if cached.contains(&false) {
+        check()?;
+    }
     make(bench, &locked, &mut wanted)?;
     let created = request.created.or(locked.date()).unwrap_or(EPOCH);
     let mut built = Vec::with_capacity(images.len());

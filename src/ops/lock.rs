@@ -423,7 +423,7 @@ fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure
         for platform in Platform::ALL {
             let resolved = match lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file) {
                 // A base that is not for this platform.
-                Err(LowerError::Unlocked { .. }) => continue,
+                Err(LowerError::NoPlatform { .. }) => continue,
                 resolved => resolved?,
             };
             if let Some(PinnedBase::Registry { image, manifest }) = &resolved.base {

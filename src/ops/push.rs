@@ -7,11 +7,11 @@ use layers::Digest;
 use layers::oci::{self, Document};
 
 use super::Bench;
-use super::build::{Built, Request, build};
+use super::build::{Built, Request, build_after};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
-use crate::registry::{Bundle, Delivery, Planned, Pushed, Reference, Registries, Supply, TagRequest};
+use crate::registry::{Bundle, Delivery, Planned, Pushed, Reference, Registries, Repository, Supply, TagRequest};
 
 /// What is to be pushed.
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ pub fn places(
 /// Builds what is stale and pushes everything.
 pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<PushedImage>, Failure> {
     let places = places(bench, registries, request)?;
-    let (built, deliveries, supply) = prepare(bench, request, &places)?;
+    let (built, deliveries, supply) = prepare(bench, registries, request, &places)?;
     let mut pushed = registries.push(&deliveries, &supply, bench.observer)?.into_iter().zip(&deliveries).peekable();
     let mut done = Vec::new();
     for built in built {
@@ -96,16 +96,20 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
 /// Builds what is stale and says what a push would send.
 pub fn plan_push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<Planned>, Failure> {
     let places = places(bench, registries, request)?;
-    let (_, deliveries, supply) = prepare(bench, request, &places)?;
+    let (_, deliveries, supply) = prepare(bench, registries, request, &places)?;
     Ok(registries.plan_push(&deliveries, &supply, bench.observer)?)
 }
 
 fn prepare(
     bench: &Bench<'_>,
+    registries: &Registries,
     request: &PushRequest,
     places: &BTreeMap<String, Vec<Reference>>,
 ) -> Result<(Vec<Built>, Vec<Delivery>, Supply), Failure> {
-    let mut built = build(bench, &request.build)?;
+    // Who may not push is told so before the long work; where there is none, the push itself tells.
+    let all: BTreeSet<&Repository> = places.values().flatten().map(|place| &place.repository).collect();
+    let all: Vec<&Repository> = all.into_iter().collect();
+    let mut built = build_after(bench, &request.build, &|| Ok(registries.may_push(&all)?))?;
     if !request.annotations.is_empty() {
         for it in &mut built {
             it.image = annotated(&it.image, &request.annotations);
@@ -135,8 +139,8 @@ fn prepare(
 }
 
 /// References by repository, in their order.
-fn repositories(references: &[Reference]) -> Vec<(crate::registry::Repository, Vec<String>)> {
-    let mut found: Vec<(crate::registry::Repository, Vec<String>)> = Vec::new();
+fn repositories(references: &[Reference]) -> Vec<(Repository, Vec<String>)> {
+    let mut found: Vec<(Repository, Vec<String>)> = Vec::new();
     for reference in references {
         let tag = reference.tag.clone().unwrap_or_else(|| "latest".into());
         match found.iter_mut().find(|(repository, _)| *repository == reference.repository) {

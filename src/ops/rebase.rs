@@ -114,7 +114,12 @@ fn one(
         schema_version: 2,
         media_type: oci::MANIFEST,
         config: config.descriptor(),
-        layers: new_opened.layers.iter().chain(own).cloned().collect(),
+        layers: new_opened
+            .layers
+            .iter()
+            .map(|layer| Descriptor { media_type: oci::layer_type(&layer.media_type).to_owned(), ..layer.clone() })
+            .chain(own.iter().cloned())
+            .collect(),
         annotations: opened.document.read().map(|said| said.annotations).unwrap_or_default(),
     };
     Ok((Document::json(oci::MANIFEST, &manifest), config))

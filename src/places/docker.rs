@@ -35,12 +35,19 @@ impl Docker {
     /// The engine that Docker's own client would use: DOCKER_HOST, else the context, else the usual socket.
     pub fn from_environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Docker, PlaceError> {
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok()).filter(|it| !it.is_empty());
-        let certificates = text("DOCKER_TLS_VERIFY").and_then(|_| text("DOCKER_CERT_PATH")).map(PathBuf::from);
-        if let Some(host) = text("DOCKER_HOST") {
-            return Ok(Docker { host, certificates });
-        }
         let folder =
             text("DOCKER_CONFIG").map(PathBuf::from).or_else(|| text("HOME").map(|it| Path::new(&it).join(".docker")));
+        if let Some(host) = text("DOCKER_HOST") {
+            // As Docker's client: the variable asks for TLS, and the files have a usual place.
+            let wants_tls = text("DOCKER_TLS_VERIFY").is_some() || host.starts_with("https://");
+            let usual = || text("DOCKER_CERT_PATH").map(PathBuf::from).or(folder);
+            let certificates = if wants_tls && !host.starts_with("unix://") { usual() } else { None };
+            if wants_tls && certificates.is_none() && !host.starts_with("unix://") {
+                let why = "it is to be reached by TLS, and neither DOCKER_CERT_PATH nor HOME says where `ca.pem`, `cert.pem` and `key.pem` are";
+                return Err(PlaceError::Engine { engine: format!("docker at {host}"), why: why.into() });
+            }
+            return Ok(Docker { host, certificates });
+        }
         let usual = Docker { host: "unix:///var/run/docker.sock".into(), certificates: None };
         let Some(folder) = folder else { return Ok(usual) };
         let configured = || {
@@ -341,6 +348,20 @@ mod tests {
         assert_eq!(found(&[]), usual);
         assert_eq!(found(&[("DOCKER_HOST", "tcp://x:1")]), Ok("tcp://x:1".into()));
         assert_eq!(found(&[("DOCKER_CONTEXT", "default")]), usual);
+        // Who asks for TLS never gets plain TCP instead.
+        let certificates = |more: &[(&str, &str)]| {
+            let variables: BTreeMap<&str, &str> = more.iter().copied().collect();
+            let found = Docker::from_environment(|name| variables.get(name).map(OsString::from));
+            found.map(|it| it.certificates).map_err(|it| it.to_string())
+        };
+        let verify = [("DOCKER_TLS_VERIFY", "1"), ("DOCKER_HOST", "tcp://x:1")];
+        assert_eq!(certificates(&verify[1..]), Ok(None));
+        assert!(certificates(&verify).expect_err("no folder").contains("DOCKER_CERT_PATH"));
+        assert!(certificates(&[("DOCKER_HOST", "https://x:1")]).is_err());
+        let usual_folder = [verify[0], verify[1], ("HOME", "/h")];
+        assert_eq!(certificates(&usual_folder), Ok(Some("/h/.docker".into())));
+        let named = [verify[0], verify[1], ("HOME", "/h"), ("DOCKER_CERT_PATH", "/c")];
+        assert_eq!(certificates(&named), Ok(Some("/c".into())));
         let id = Digest::of(b"far").hex();
         let meta = home.path().join(".docker/contexts/meta").join(id);
         std::fs::create_dir_all(&meta).expect("makes");

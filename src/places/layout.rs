@@ -96,22 +96,64 @@ pub(super) fn read(root: &Path, name: Option<&str>) -> Result<Held, PlaceError> 
     Ok(Held { bundle, supply: Supply { files, ..Supply::default() } })
 }
 
+/// Finds out before the long work whether an image can be added to a layout: what is there must be one, with an index that
+/// can be kept.
+pub(super) fn check(root: &Path) -> Result<(), PlaceError> {
+    let occupied = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+    if occupied && !root.join("oci-layout").is_file() {
+        let why = "it is not empty and not an OCI layout".into();
+        return Err(PlaceError::Content { place: format!("oci:{}", root.display()), why });
+    }
+    index_of(root).map(drop)
+}
+
+/// The `index.json` of a layout, empty where there is none yet.
+fn index_of(root: &Path) -> Result<serde_json::Map<String, Value>, PlaceError> {
+    let path = root.join("index.json");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(serde_json::Map::new()),
+        Err(source) => return Err(PlaceError::File { path, source }),
+    };
+    let index: Result<serde_json::Map<String, Value>, _> = serde_json::from_slice(&bytes);
+    match index {
+        Ok(index) if index.get("manifests").is_none_or(Value::is_array) => Ok(index),
+        _ => {
+            let why =
+                "its index.json is no index, so the images in it would be lost: mend it, or choose another folder";
+            Err(PlaceError::Content { place: format!("oci:{}", root.display()), why: why.into() })
+        }
+    }
+}
+
+/// Whether a file is this blob, byte for byte.
+fn holds(path: &Path, blob: &Descriptor) -> bool {
+    let same_size = fs::metadata(path).is_ok_and(|found| found.len() == blob.size);
+    let hashed = || -> std::io::Result<AnyDigest> {
+        let (mut file, mut hasher) = (File::open(path)?, blob.digest.hasher());
+        let mut piece = vec![0; 256 << 10];
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok(hasher.finish()),
+                count => hasher.update(&piece[..count]),
+            }
+        }
+    };
+    same_size && hashed().is_ok_and(|found| found == blob.digest)
+}
+
 /// Adds an image to a layout; it becomes visible when `index.json` is renamed.
 pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), PlaceError> {
-    let place = format!("oci:{}", root.display());
     let file = |path: &Path| {
         let path = path.to_path_buf();
         move |source| PlaceError::File { path, source }
     };
-    let wrong = |why: String| PlaceError::Content { place: place.clone(), why };
-    let occupied = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
-    if occupied && !root.join("oci-layout").is_file() {
-        return Err(wrong("it is not empty and not an OCI layout".into()));
-    }
+    check(root)?;
     fs::create_dir_all(root).map_err(file(root))?;
     let lock_path = root.join(".lock");
     let lock = File::create(&lock_path).map_err(file(&lock_path))?;
-    let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| file(&lock_path)(error.into()))?;
     let put = |path: &Path, write: &mut dyn FnMut(&mut File) -> Result<(), PlaceError>| {
         let folder = path.parent().unwrap_or(root);
         fs::create_dir_all(folder).map_err(file(folder))?;
@@ -123,7 +165,7 @@ pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), 
     put(&root.join("oci-layout"), &mut |out| out.write_all(b"{\"imageLayoutVersion\":\"1.0.0\"}").map_err(file(root)))?;
     for blob in held.bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign()) {
         let path = path_of(root, &blob.digest);
-        if fs::metadata(&path).is_ok_and(|found| found.len() == blob.size) {
+        if holds(&path, blob) {
             continue;
         }
         put(&path, &mut |out| held.supply.copy(blob, out).map_err(PlaceError::from))?;
@@ -132,15 +174,18 @@ pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), 
         put(&path_of(root, &document.digest), &mut |out| out.write_all(&document.bytes).map_err(file(root)))?;
     }
     let index_path = root.join("index.json");
-    let old: Value =
-        fs::read(&index_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    let mut manifests = old.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+    // Read under the lock: another image may have come since the check.
+    let mut index = index_of(root)?;
+    let mut manifests = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
     manifests.retain(|it| it.pointer("/annotations/org.opencontainers.image.ref.name").and_then(Value::as_str) != name);
     let mut descriptor = json!(held.top().descriptor());
     if let Some(name) = name {
         descriptor["annotations"] = json!({ REF_NAME: name });
     }
     manifests.push(descriptor);
-    let index = json!({"schemaVersion": 2, "mediaType": layers::oci::INDEX, "manifests": manifests}).to_string();
+    index.insert("schemaVersion".into(), json!(2));
+    index.insert("mediaType".into(), json!(layers::oci::INDEX));
+    index.insert("manifests".into(), json!(manifests));
+    let index = Value::Object(index).to_string();
     put(&index_path, &mut |out| out.write_all(index.as_bytes()).map_err(file(&index_path)))
 }

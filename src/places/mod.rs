@@ -69,6 +69,18 @@ pub enum PlaceError {
     Cache(#[from] cache::CacheError),
 }
 
+/// Who is to read an archive. Both kinds are read as one, and are written as one where the image is for one platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archive {
+    /// Whoever reads OCI layouts: several platforms.
+    Oci,
+    /// `docker load`: one platform.
+    Docker,
+}
+
+/// Transports of other tools that are not spoken here. An image of Docker Hub that bears such a name is written with `docker://`.
+const FOREIGN: [&str; 7] = ["dir", "containers-storage", "tarball", "sif", "ostree", "atomic", "docker-tarball"];
+
 /// A place of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -76,8 +88,8 @@ pub enum Place {
     Registry(Reference),
     /// `oci:DIR[:NAME]`.
     Layout(PathBuf, Option<String>),
-    /// `oci-archive:FILE[:NAME]` and `docker-archive:FILE[:NAME]`; both are read and written as one.
-    Archive(PathBuf, Option<String>),
+    /// `oci-archive:FILE[:NAME]` and `docker-archive:FILE[:NAME]`.
+    Archive(Archive, PathBuf, Option<String>),
     /// `docker-daemon:NAME`.
     Daemon(String),
 }
@@ -100,9 +112,14 @@ impl FromStr for Place {
                 let (path, name) = named(rest);
                 Place::Layout(path, name)
             }
-            Some(("oci-archive" | "docker-archive", rest)) => {
+            Some((kind @ ("oci-archive" | "docker-archive"), rest)) => {
                 let (path, name) = named(rest);
-                Place::Archive(path, name)
+                Place::Archive(if kind == "oci-archive" { Archive::Oci } else { Archive::Docker }, path, name)
+            }
+            Some((kind, _)) if FOREIGN.contains(&kind) => {
+                return Err(unknown(&format!(
+                    "`{kind}:` is not spoken here; there are HOST/PATH:TAG, oci:, oci-archive:, docker-archive: and docker-daemon:"
+                )));
             }
             Some(("docker-daemon", rest)) => Place::Daemon(rest.to_owned()),
             _ => {
@@ -123,7 +140,8 @@ impl std::fmt::Display for Place {
         match self {
             Place::Registry(reference) => reference.fmt(f),
             Place::Layout(path, name) => named(f, "oci", path, name),
-            Place::Archive(path, name) => named(f, "oci-archive", path, name),
+            Place::Archive(Archive::Oci, path, name) => named(f, "oci-archive", path, name),
+            Place::Archive(Archive::Docker, path, name) => named(f, "docker-archive", path, name),
             Place::Daemon(name) => write!(f, "docker-daemon:{name}"),
         }
     }
@@ -156,7 +174,7 @@ impl Reach<'_> {
         let mut held = match place {
             Place::Registry(reference) => self.read_registry(reference)?,
             Place::Layout(path, name) => layout::read(path, name.as_deref())?,
-            Place::Archive(path, name) => archive::read(path, name.as_deref(), self.store)?,
+            Place::Archive(_, path, name) => archive::read(path, name.as_deref(), self.store)?,
             Place::Daemon(name) => {
                 let file = self.docker.save(self.registries, name, self.store)?;
                 archive::read(file.path(), None, self.store)?
@@ -214,10 +232,18 @@ impl Reach<'_> {
                 Ok(())
             }
             Place::Layout(path, name) => {
+                layout::check(path)?;
                 self.fetch(&held, &BTreeSet::new())?;
                 layout::write(path, name.as_deref(), &held)
             }
-            Place::Archive(path, name) => {
+            Place::Archive(kind, path, name) => {
+                if *kind == Archive::Docker && held.bundle.documents.len() > 1 {
+                    let why =
+                        "it is for several platforms, and an archive for Docker holds one: choose it with `--platform`";
+                    return Err(PlaceError::Content { place: place.to_string(), why: why.into() });
+                }
+                let file = |source| PlaceError::File { path: path.clone(), source };
+                crate::output::check_replaceable(path).map_err(file)?;
                 self.fetch(&held, &BTreeSet::new())?;
                 archive::write_file(path, name.as_deref(), &held)
             }
@@ -316,13 +342,14 @@ mod tests {
             ("localhost:5000/a:b", "localhost:5000/a:b"),
             ("oci:dist:core", "oci:dist:core"),
             ("oci:dist", "oci:dist"),
-            ("docker-archive:x.tar", "oci-archive:x.tar"),
+            ("docker-archive:x.tar", "docker-archive:x.tar"),
+            ("docker://dir:foo", "docker.io/library/dir:foo"),
             ("oci-archive:/a/x.tar:core", "oci-archive:/a/x.tar:core"),
             ("docker-daemon:core:latest", "docker-daemon:core:latest"),
         ] {
             assert_eq!(text.parse::<Place>().expect("parses").to_string(), expected);
         }
-        for text in ["", "oci:", "docker-daemon:", "https://x/y", "UPPER/case"] {
+        for text in ["", "oci:", "docker-daemon:", "https://x/y", "UPPER/case", "dir:foo", "containers-storage:foo"] {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
     }

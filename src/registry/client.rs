@@ -617,11 +617,12 @@ impl Client {
         let why = self.reason(answer).await;
         let hint = match credential {
             Credential::Anonymous => format!("; log in with `imgbuild login {}`", repository.registry),
+            _ if repository.path.is_empty() => String::new(),
             _ => format!("; see `imgbuild auth explain {repository}`"),
         };
         RegistryError::Denied {
             registry: repository.registry.clone(),
-            what: format!("{what} in {}", repository.path),
+            what: if repository.path.is_empty() { what.to_owned() } else { format!("{what} in {}", repository.path) },
             who: credential.shown(),
             why: why + &hint,
         }
@@ -639,7 +640,14 @@ fn said(body: &[u8]) -> String {
     let text = |value: &serde_json::Value, name: &str| value.get(name).and_then(|it| it.as_str()).map(str::to_owned);
     let errors = document.get("errors").and_then(|errors| errors.as_array());
     let lines = errors.into_iter().flatten().filter_map(|error| match (text(error, "code"), text(error, "message")) {
-        (Some(code), Some(message)) if !message.is_empty() => Some(format!("{code}: {message}")),
+        (Some(code), Some(message)) if !message.is_empty() => {
+            // The registry of Docker says there which blobs it misses.
+            let detail = error.get("detail").map(ToString::to_string).unwrap_or_default();
+            let words = detail.split(|it: char| !it.is_ascii_alphanumeric() && it != ':');
+            let digests: Vec<&str> = words.filter(|word| word.parse::<super::AnyDigest>().is_ok()).take(8).collect();
+            let digests = if digests.is_empty() { String::new() } else { format!(" ({})", digests.join(", ")) };
+            Some(format!("{code}: {message}{digests}"))
+        }
         (code, message) => code.or(message),
     });
     let lines: Vec<String> = lines.collect();

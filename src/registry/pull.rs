@@ -15,7 +15,7 @@ use super::digest::{AnyDigest, Hasher};
 use super::document::{self, ACCEPT as MANIFESTS, Choice, Descriptor, Document, Said};
 use super::error::RegistryError;
 use super::reference::{Reference, Repository};
-use super::token::pull_scope;
+use super::token::{pull_scope, push_scope};
 use crate::observe::{Event, Observer};
 
 /// What a registry says about a manifest without sending it.
@@ -60,6 +60,19 @@ impl Client {
             }
             404 | 410 => Ok(None),
             _ => Err(self.failed(repository, "look for a manifest", answer).await),
+        }
+    }
+
+    /// Finds out whether somebody may push: whether the registry is there, and takes the credentials for it. What a
+    /// registry checks only when bytes arrive is found out only then.
+    pub async fn may_push(&self, repository: &Repository) -> Result<(), RegistryError> {
+        let url = self.url(repository, &format!("{}/manifests/latest", repository.path)).await?;
+        let scopes = vec![push_scope(repository)];
+        let ask = Ask::new("push", Method::HEAD, url, scopes).header(ACCEPT, MANIFESTS);
+        let answer = self.ask(repository, &ask).await?;
+        match answer.status.as_u16() {
+            401 | 403 => Err(self.failed(repository, "push", answer).await),
+            _ => Ok(()),
         }
     }
 

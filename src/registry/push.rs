@@ -144,7 +144,7 @@ impl Supply {
         let source = self.open(descriptor)?.ok_or(RegistryError::Lost(digest))?;
         match source.content {
             Content::Bytes(bytes) if digest.fits(&bytes) => out.write_all(&bytes).map_err(failed),
-            Content::Bytes(_) => Err(RegistryError::Damaged(digest)),
+            Content::Bytes(_) => Err(self.damaged(digest)),
             Content::File(file) => {
                 use std::io::Read as _;
                 let (mut file, mut hasher) = (&*file, digest.hasher());
@@ -158,8 +158,21 @@ impl Supply {
                         }
                     }
                 }
-                if hasher.finish() == digest { Ok(()) } else { Err(RegistryError::Damaged(digest)) }
+                if hasher.finish() == digest { Ok(()) } else { Err(self.damaged(digest)) }
             }
+        }
+    }
+
+    fn damaged(&self, digest: AnyDigest) -> RegistryError {
+        match self.files.get(&digest) {
+            Some(path) => RegistryError::File {
+                path: path.clone(),
+                source: std::io::Error::new(
+                    std::io::ErrorKind::InvalidData,
+                    "it is damaged: its bytes are not what its name says",
+                ),
+            },
+            None => RegistryError::Damaged(digest),
         }
     }
 
@@ -192,7 +205,7 @@ impl Supply {
             let found = file.metadata().map_err(|source| RegistryError::File { path, source })?.len();
             match found == size {
                 true => Ok(Some(Source { digest, size, content: Content::File(Arc::new(file)) })),
-                false => Err(RegistryError::Damaged(digest)),
+                false => Err(self.damaged(digest)),
             }
         };
         if let Some(bytes) = self.bytes.get(&digest) {

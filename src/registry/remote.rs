@@ -58,6 +58,12 @@ impl Registries {
         self.wait(self.client.push(deliveries, supply, observer))
     }
 
+    /// Finds out whether somebody may push to these repositories; see [`Client::may_push`].
+    pub fn may_push(&self, repositories: &[&Repository]) -> Result<(), RegistryError> {
+        let asked = repositories.iter().map(|repository| self.client.may_push(repository));
+        self.wait(futures_util::future::try_join_all(asked)).map(drop)
+    }
+
     /// What a push would do; see [`Client::plan_push`].
     pub fn plan_push(
         &self,

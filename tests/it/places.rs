@@ -271,3 +271,44 @@ fn places_that_hold_something_else_are_refused() {
         copy(hurried(), &images, &format!("oci-archive:{}", folder.path().join("x.tar").display()), &to).unwrap_err();
     assert!(error.contains("x.tar"), "{error}");
 }
+
+#[test]
+fn what_is_there_is_not_lost_to_a_copy() {
+    let images = Images::new();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    one_of_everything(&at("source"));
+    let from = |name: &str| format!("oci:{}:{name}", at("source").display());
+    let copied = |from: &str, to: String| copy(hurried(), &images, from, &to);
+    // Links and devices stay what they are.
+    std::os::unix::fs::symlink("elsewhere", at("link")).unwrap();
+    let error = copied(&from("image"), format!("oci-archive:{}:a", at("link").display())).unwrap_err();
+    assert!(error.contains("it is a link"), "{error}");
+    assert!(at("link").symlink_metadata().unwrap().is_symlink() && !at("elsewhere").exists());
+    // Several platforms are no archive of Docker.
+    let error = copied(&from("index"), format!("docker-archive:{}:a", at("x.tar").display())).unwrap_err();
+    assert!(error.contains("choose it with `--platform`") && !at("x.tar").exists(), "{error}");
+    // An index that cannot be read is not an empty one, and what it says beside its images stays.
+    let layout = format!("oci:{}", at("layout").display());
+    copied(&from("image"), format!("{layout}:a")).unwrap();
+    let index = at("layout").join("index.json");
+    let mut said: Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    said["annotations"] = json!({"kept": "yes"});
+    std::fs::write(&index, said.to_string()).unwrap();
+    copied(&from("white-space"), format!("{layout}:b")).unwrap();
+    let said: Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    assert_eq!((said["annotations"]["kept"].as_str(), said["manifests"].as_array().unwrap().len()), (Some("yes"), 2));
+    std::fs::write(&index, "{").unwrap();
+    let error = copied(&from("image"), format!("{layout}:c")).unwrap_err();
+    assert!(error.contains("its index.json is no index"), "{error}");
+    assert_eq!(std::fs::read(&index).unwrap(), b"{");
+    std::fs::write(&index, said.to_string()).unwrap();
+    // A blob that rotted without changing its length is put anew, and is named where it is read.
+    let (blob, bytes) = blobs(&at("layout")).into_iter().find(|(_, bytes)| bytes == b"not really a layer").unwrap();
+    let path = at("layout").join("blobs").join(blob.replace(':', "/"));
+    std::fs::write(&path, b"not really a LAYER").unwrap();
+    let error = copied(&format!("{layout}:a"), format!("oci:{}", at("other").display())).unwrap_err();
+    assert!(error.contains(&path.display().to_string()) && error.contains("it is damaged"), "{error}");
+    copied(&from("image"), format!("{layout}:a")).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}

@@ -122,7 +122,7 @@ fn requests_that_make_no_sense_are_refused_before_anything_is_built() {
             "an image is pushed to a tag",
         ),
         (vec!["push", "--tag", "v1", "--registry", &host, "--insecure", "http://x"], "--insecure: it is not a host"),
-        (vec!["push", "--tag", "v1", "--registry", &host, "--annotation", "x"], "is not a annotation"),
+        (vec!["push", "--tag", "v1", "--registry", &host, "--annotation", "x"], "is not an annotation"),
         (vec!["login", "not a host", "-u", "x", "--password-stdin"], "is not a registry's host"),
     ] {
         run(&sandbox, &words).failure(2, &[said]);

@@ -1,12 +1,14 @@
 //! Images that stand on an image of a registry.
 
+use std::sync::Arc;
+
 use layers::source::files;
 use layers::{Catalogue, Stage, path};
 use serde_json::Value;
 
 use crate::registry::registry;
 use crate::support::random::Random;
-use crate::support::registry::Registry;
+use crate::support::registry::{Auth, Registry};
 use crate::support::run::{Outcome, Sandbox, outcome};
 
 fn imgbuild(sandbox: &Sandbox, words: &[&str]) -> Outcome {
@@ -186,4 +188,70 @@ fn a_stage_on_a_base_can_be_taken_from() {
     imgbuild(&sandbox, &["lock"]).success();
     imgbuild(&sandbox, &["build", "--output", "oci:dist"]).success();
     imgbuild(&sandbox, &["--offline", "build", "--output", "oci:dist"]).success();
+}
+
+#[test]
+fn what_a_base_says_of_itself_is_inherited_and_its_layers_get_names_that_all_clients_know() {
+    let registry = registry(|_| {});
+    base(&registry, "first");
+    // The same base as Docker pushes it: other media types, and more fields in the configuration.
+    let (config, manifest) = {
+        let state = registry.state();
+        let repo = &state.repos["team/base"];
+        let index: Value = serde_json::from_slice(&repo.manifests[&repo.tags["v1"]].1).unwrap();
+        let digest = index["manifests"][0]["digest"].as_str().unwrap();
+        let mut manifest: Value = serde_json::from_slice(&repo.manifests[digest].1).unwrap();
+        let mut config: Value =
+            serde_json::from_slice(&state.blobs[manifest["config"]["digest"].as_str().unwrap()]).unwrap();
+        config["author"] = "somebody".into();
+        config["variant"] = "v1".into();
+        config["os.version"] = "1.2".into();
+        config["container_config"] = serde_json::json!({"Hostname": "gone"});
+        let config = config.to_string().into_bytes();
+        let docker = "application/vnd.docker";
+        manifest["mediaType"] = format!("{docker}.distribution.manifest.v2+json").into();
+        manifest["config"] = serde_json::json!({"mediaType": format!("{docker}.container.image.v1+json"),
+            "digest": layers::Digest::of(&config), "size": config.len()});
+        manifest["layers"][0]["mediaType"] = format!("{docker}.image.rootfs.diff.tar.gzip").into();
+        (config, manifest.to_string().into_bytes())
+    };
+    {
+        let mut state = registry.state();
+        state.blobs.insert(layers::Digest::of(&config).to_string(), Arc::new(config.clone()));
+        let digest = layers::Digest::of(&manifest).to_string();
+        let repo = state.repos.get_mut("team/base").unwrap();
+        repo.blobs.insert(layers::Digest::of(&config).to_string());
+        let media_type = "application/vnd.docker.distribution.manifest.v2+json".to_owned();
+        repo.manifests.insert(digest.clone(), (media_type, manifest));
+        repo.tags.insert("v1".into(), digest);
+    }
+    let sandbox = project(&registry);
+    imgbuild(&sandbox, &["lock"]).success();
+    let to = format!("{}/team", registry.host());
+    imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--platform", "amd64"]).success();
+    imgbuild(&sandbox, &["build", "--platform", "arm64"])
+        .failure(1, &["team/base:v1` has no image for linux/arm64", "choose other platforms"]);
+    let state = registry.state();
+    let repo = &state.repos["team/app"];
+    let manifest: Value = serde_json::from_slice(&repo.manifests[&repo.tags["v1"]].1).unwrap();
+    let types = manifest["layers"].as_array().unwrap().iter().map(|layer| layer["mediaType"].as_str().unwrap());
+    assert!(types.into_iter().all(|it| it == layers::oci::LAYER_GZIP), "{manifest}");
+    let config: Value = serde_json::from_slice(&state.blobs[manifest["config"]["digest"].as_str().unwrap()]).unwrap();
+    let said = ["author", "variant", "os.version", "container_config"].map(|name| config[name].as_str());
+    assert_eq!(said, [Some("somebody"), Some("v1"), Some("1.2"), None]);
+    assert_eq!(config["history"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn who_may_not_push_is_told_so_before_the_work() {
+    let registry = registry(|kind| kind.auth = Auth::Basic);
+    let sandbox = Sandbox::new();
+    sandbox.write("context/own/etc/own", "own");
+    let image = Stage::scratch().layer(files("own", path!("/"))).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("app", image).plan().to_json());
+    sandbox.write("images.lock", layers::lock::Lock::default().to_text());
+    let to = format!("{}/team", registry.host());
+    let push = || imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--progress", "plain"]);
+    let refused = push().failure(1, &["refuses to push in team/app as anonymous"]);
+    assert!(!refused.stderr.contains("built app"), "{}", refused.stderr);
 }
