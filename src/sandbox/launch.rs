@@ -60,7 +60,9 @@ fn program(order: &Order) -> String {
 /// Makes the folders of a step, and settles what is decided once.
 pub(super) fn prepare(order: &mut Order) -> Result<(), SandboxError> {
     static TURN: AtomicUsize = AtomicUsize::new(0);
-    order.turn = TURN.fetch_add(1, Ordering::Relaxed);
+    // Several builders start with different processors.
+    let first = usize::try_from(std::process::id()).unwrap_or(0);
+    order.turn = first.wrapping_add(TURN.fetch_add(1, Ordering::Relaxed));
     let failed = |path: &Path, error: std::io::Error| SandboxError::Setup(format!("{}: {error}", path.display()));
     let mut folders = vec![order.tree()];
     if order.level == Level::Namespaces {
