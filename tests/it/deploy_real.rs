@@ -23,6 +23,15 @@ const SERVICES: [&str; 9] =
 const FACT: &str = "The lighthouse of Varn was painted green in 1931.";
 const QUESTION: &str = "In which year was the lighthouse of Varn painted, and in which colour?";
 
+/// What Docker says of a service's container.
+#[derive(Debug)]
+struct Container {
+    id: String,
+    started: String,
+    /// Empty: nobody asks.
+    health: String,
+}
+
 struct Stack {
     engine: Engine,
     sandbox: Sandbox,
@@ -90,17 +99,25 @@ impl Stack {
         self.try_compose(arguments).success()
     }
 
+    /// The services' containers, running or not.
+    #[track_caller]
+    fn containers(&self) -> BTreeMap<String, Container> {
+        let ids = self.engine.docker(["ps", "--all", "--quiet", "--filter", "label=com.docker.compose.oneoff=False"]);
+        let format = "{{index .Config.Labels \"com.docker.compose.service\"}} {{.Id}} {{.State.StartedAt}} \
+                      {{with .State.Health}}{{.Status}}{{end}}";
+        let told = self.engine.docker(["inspect", "--format", format].into_iter().chain(ids.lines()));
+        let container = |line: &str| {
+            let mut words = line.split(' ').map(str::to_owned);
+            let mut next = || words.next().unwrap_or_default();
+            (next(), Container { id: next(), started: next(), health: next() })
+        };
+        told.lines().map(container).collect()
+    }
+
     /// A service's container.
     #[track_caller]
     fn container(&self, service: &str) -> String {
-        let of =
-            |label: &str, value: &str| ["--filter".to_owned(), format!("label=com.docker.compose.{label}={value}")];
-        let mut arguments = vec!["ps".to_owned(), "--all".into(), "--quiet".into(), "--no-trunc".into()];
-        arguments.extend(of("service", service).into_iter().chain(of("oneoff", "False")));
-        let found = self.engine.docker(arguments);
-        let ids: Vec<&str> = found.lines().collect();
-        assert_eq!(ids.len(), 1, "{service}: {ids:?}");
-        ids[0].to_owned()
+        self.containers().remove(service).unwrap_or_else(|| panic!("{service} has no container")).id
     }
 
     /// Runs a command in a service's container.
@@ -167,24 +184,18 @@ impl Stack {
         }
     }
 
+    /// Waits until every service is healthy.
     #[track_caller]
-    fn healthy(&self, service: &str) {
-        let (id, limit) = (self.container(service), Instant::now() + Duration::from_secs(240));
+    fn well(&self) {
+        let limit = Instant::now() + Duration::from_secs(240);
         loop {
-            let state = self.engine.docker(["inspect", "--format", "{{.State.Health.Status}}", &id]);
-            if state.trim() == "healthy" {
-                return;
-            }
-            let said = || self.engine.try_docker(["logs", "--tail", "40", &id]);
-            assert!(Instant::now() < limit, "{service} is {state}:\n{:#?}", said());
+            let containers = self.containers();
+            let ill = SERVICES.into_iter().find(|it| containers.get(*it).is_none_or(|it| it.health != "healthy"));
+            let Some(ill) = ill else { return };
+            let said = || self.try_compose(&["logs", "--no-color", "--tail", "40", ill]).stdout;
+            assert!(Instant::now() < limit, "{ill}: {:?}\n{}", containers.get(ill), said());
             thread::sleep(Duration::from_millis(300));
         }
-    }
-
-    /// When each service was last started.
-    fn started(&self) -> BTreeMap<&'static str, String> {
-        let at = |name| self.engine.docker(["inspect", "--format", "{{.State.StartedAt}}", &self.container(name)]);
-        SERVICES.into_iter().map(|name| (name, at(name))).collect()
     }
 
     /// What PostgreSQL, etcd and the S3 server hold, as text that every byte of it decides.
@@ -244,9 +255,7 @@ fn real_the_test_stack_comes_up() {
     assert_eq!(names, deployments::STAND_INS);
     let init = stack.compose(&["ps", "--all", "--format", "{{.Service}} {{.State}} {{.ExitCode}}", "init"]);
     assert_eq!(init.trim(), "init exited 0");
-    for service in SERVICES {
-        stack.healthy(service);
-    }
+    stack.well();
     // The fixture was there before the start, and is quoted with its source.
     stack.until("the fixture is quoted", QUESTION, |text, sources| {
         text == FACT && sources.iter().any(|it| it.ends_with("lighthouse.md"))
@@ -266,7 +275,7 @@ fn real_the_test_stack_comes_up() {
     stack.until("another wording finds it", "Where do boats for Ostrel start?", quoted);
     // The index is kept when the service ends.
     stack.compose(&["restart", "rag"]);
-    stack.healthy("rag");
+    stack.well();
     stack.until("the page is quoted after a restart", question, quoted);
     stack.client(&format!("rm {page}")).success();
     stack.until("the page is forgotten", question, |text, sources| {
@@ -340,25 +349,27 @@ fn real_networks_are_isolated() {
 fn real_every_service_heals() {
     let stack = stack();
     stack.fill();
-    let before = stack.data();
+    let data = stack.data();
     stack.until("the fixture is quoted", QUESTION, |text, _| text == FACT);
     for service in SERVICES {
-        let id = stack.container(service);
-        let running = stack.started();
+        let before = stack.containers();
+        let id = &before[service].id;
         // Docker's own words: those of compose would run the jobs that the service once waited for, too.
-        stack.engine.docker(["stop", &id]);
-        assert_eq!(stack.engine.docker(["inspect", "--format", "{{.State.Running}}", &id]).trim(), "false");
-        stack.engine.docker(["start", &id]);
+        stack.engine.docker(["stop", id]);
+        assert_eq!(stack.engine.docker(["inspect", "--format", "{{.State.Running}}", id]).trim(), "false");
+        stack.engine.docker(["start", id]);
         // Everybody is well, and nobody else had to be started.
-        for other in SERVICES {
-            stack.healthy(other);
-        }
-        let changed: Vec<&str> =
-            stack.started().into_iter().filter(|(name, at)| running[name] != *at).map(|(name, _)| name).collect();
+        stack.well();
+        let changed: Vec<String> = stack
+            .containers()
+            .into_iter()
+            .filter(|(name, it)| it.started != before[name].started)
+            .map(|it| it.0)
+            .collect();
         assert_eq!(changed, [service]);
         stack.until(&format!("after {service} was away"), QUESTION, |text, _| text == FACT);
         let after = stack.data();
-        assert!(after == before, "after {service} was away:\n{before:#?}\n{after:#?}");
+        assert!(after == data, "after {service} was away:\n{data:#?}\n{after:#?}");
     }
 }
 
@@ -394,9 +405,7 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     ];
     assert_eq!(saved, expected);
     script("backup").failure(1, &["already holds a backup"]);
-    for service in SERVICES {
-        stack.healthy(service);
-    }
+    stack.well();
     assert!(stack.data() == before, "a backup changes nothing");
 
     // Everything is lost: containers, volumes, networks. A new stack starts, with tokens of its own and other data.
@@ -422,9 +431,7 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     fs::write(&dump, whole).unwrap();
 
     script("restore").success();
-    for service in SERVICES {
-        stack.healthy(service);
-    }
+    stack.well();
     let after = stack.data();
     assert_eq!(stack.client("ls /app/vault/well.md /app/vault/later.md").stdout, "/app/vault/well.md\n");
     for (name, data) in &before {
