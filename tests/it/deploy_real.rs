@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::docker::{Engine, networked_engine};
 use crate::support::pages;
-use crate::support::run::{Outcome, Sandbox, outcome};
+use crate::support::run::{Outcome, Sandbox, outcome, repository, tool};
 use crate::support::shared;
 
 /// The services that run on.
@@ -345,6 +345,63 @@ fn real_networks_are_isolated() {
     }
 }
 
+/// What Docker, Compose and our own scripts say of a mistake, at a start: the page about troubles quotes it.
+#[test]
+fn real_what_goes_wrong_is_told() {
+    let stack = stack();
+    let secrets = stack.sandbox.work().join("deployments/docker/secrets");
+    tool("cp", ["-r".as_ref(), secrets.join("test").as_os_str(), secrets.join("unreadable").as_os_str()]);
+    tool("chmod", ["-R", "u=rX,go=", secrets.join("unreadable").to_str().unwrap()]);
+    let taken = stack.engine.docker(["port", &stack.container("core"), "8000"]);
+    let publish = format!("--publish={}:8000", taken.trim());
+    let run = ["run", "--rm", "-T", "--no-deps"];
+    // Settings, Compose's words, status (`None`: any but 0), what is said; the first of it is in the page.
+    type Case<'a> = (&'a [(&'a str, &'a str)], Vec<&'a str>, Option<i32>, &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
+        (
+            &[("OLLAMA_API_URL", "ollama"), ("PULL_TIMEOUT", "soon")],
+            [&run[..], &["init"]].concat(),
+            Some(10),
+            &["OLLAMA_API_URL must be a URL", "PULL_TIMEOUT must be a whole number"],
+        ),
+        (
+            &[("SECRETS_DIR", "../secrets/none")],
+            [&run[..], &["litellm-proxy"]].concat(),
+            None,
+            &["bind source path does not exist", "secrets/none/litellm_master_key"],
+        ),
+        (
+            &[("SECRETS_DIR", "../secrets/unreadable")],
+            [&run[..], &["litellm-proxy"]].concat(),
+            Some(1),
+            &["is missing, empty or not readable", "/run/secrets/litellm_master_key"],
+        ),
+        (&[], [&run[..], &[&publish, "core"]].concat(), None, &["port is already allocated"]),
+        (
+            &[("OBELISK_TAG", "none")],
+            vec!["--project-name", "unknown-image", "create", "--pull", "never", "core"],
+            None,
+            &["No such image: obelisk/core", "obelisk/core:none"],
+        ),
+        (&[("OLLAMA_CPU_LIMIT", "999")], [&run[..], &["ollama"]].concat(), None, &["Range of CPUs is from 0.01 to"]),
+    ];
+    let page = fs::read_to_string(repository().join("docs/deployments/troubleshooting.md")).unwrap();
+    for (settings, arguments, status, said) in cases {
+        let mut compose = stack.engine.command();
+        compose.args(["compose", "--file"]).arg(stack.entry()).args(arguments).envs(settings.iter().copied());
+        let done = outcome(&mut compose);
+        let all = format!("{}{}", done.stdout, done.stderr);
+        assert!(status.map_or(done.status != 0, |it| done.status == it), "{settings:?}: {}: {all}", done.status);
+        for text in *said {
+            assert!(all.contains(text), "{settings:?}: `{text}` is not in:\n{all}");
+        }
+        assert!(page.contains(said[0]), "troubleshooting.md says nothing of `{}`", said[0]);
+    }
+    stack.compose(&["--project-name", "unknown-image", "down", "--volumes"]);
+    // Nobody was harmed.
+    stack.well();
+}
+
 #[test]
 fn real_every_service_heals() {
     let stack = stack();
@@ -416,7 +473,7 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     let etcd = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "proof/new", "x"];
     stack.inside("etcd", &etcd).success();
     stack
-        .mc("mkdir -p /tmp/put; echo other > /tmp/put/other; mc --config-dir /tmp/mc mb store/milvus; \
+        .mc("mkdir -p /tmp/put; echo other > /tmp/put/other; mc --config-dir /tmp/mc mb --ignore-existing store/milvus; \
               mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/milvus; rm -rf /tmp/put")
         .success();
     stack.client("rm /app/vault/lighthouse.md; printf '# Later\\n' > /app/vault/later.md").success();
