@@ -153,6 +153,9 @@ impl Plan {
             line(&mut out, format!("{} {arrow} {} ({})", item.volume, item.file(), how(item.method, restore)));
         }
         line(&mut out, format!("start {} again", self.writers.join(", ")));
+        if restore {
+            line(&mut out, "run init: what is not saved is made of what is".to_owned());
+        }
         let _ = writeln!(
             out,
             "not saved, because it is made again when needed or belongs to a profile: {}",
@@ -203,7 +206,7 @@ impl Plan {
         let mut out = self.head("restore", "puts back the data of");
         out.push_str(
             "[ -e \"$folder/complete\" ] || { echo \"error: $folder holds no complete backup\" >&2; exit 1; }\n\
-             folder=$(cd \"$folder\" && pwd)\nsay 'check every file'\n(cd \"$folder\" && sha256sum --quiet --check SHA256SUMS)\n\n",
+             folder=$(cd \"$folder\" && pwd)\nsay 'check every file'\n(cd \"$folder\" && sha256sum --quiet --check SHA256SUMS >&2)\n\n",
         );
         for item in &self.items {
             if item.method == Method::PgDump {
@@ -236,7 +239,10 @@ impl Plan {
             ),
             _ => format!("say '{volume}: files'\nempty {volume}\nload {volume} \"$folder/{file}\"\n\n"),
         }));
-        out.push_str("say \"restored from $folder\"\n");
+        // What is not saved is made of what is: the tokens that were put back.
+        out.push_str(
+            "say 'what init makes of it'\ncompose run --rm -T --no-deps init >&2\nsay \"restored from $folder\"\n",
+        );
         out
     }
 
