@@ -6,7 +6,7 @@
 //!   blobs-v1/ab/abcdef...         a blob by the SHA-256 of its bytes, mode 0444
 //!   ledger-v1/ab/abcdef...        a record (JSON) by its key, and the text that the key was hashed from
 //!   partial-v1/abcdef...          downloads that are not complete, resumed by whoever needs them next
-//!   commands-v1/...               logs of commands, and the folders that they keep from run to run
+//!   commands-v1/...               logs of commands, the folders that they keep from run to run, stages as folders
 //!   locks-v1/make-abc             locked while somebody makes what the name stands for; the lock dies with its process
 //!   tmp-v1/...                    files on their way to one of the above
 //!   in-use.lock                   shared by builders, exclusive to a collector
@@ -153,6 +153,11 @@ impl Store {
         let path = self.command_folder()?.join(format!("cache-{}", &name.hex()[..32]));
         fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
         Ok(path)
+    }
+
+    /// Where a stage is kept as a folder for commands; it may not be there.
+    pub fn command_root(&self, name: &Digest) -> Result<PathBuf, CacheError> {
+        Ok(self.command_folder()?.join(format!("root-{}", &name.hex()[..32])))
     }
 
     /// Made when it is needed: caches of earlier versions have none.

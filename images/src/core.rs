@@ -9,22 +9,26 @@ use crate::base;
 /// The image. Its argument chooses: `serve` rebuilds on each change of a page, `static` builds once and serves files, `site`
 /// serves the site that was built with the image.
 pub fn image() -> Image {
-    let stage = base::stage()
-        .layer(python(poetry_lock("poetry.lock").group("docs")))
-        .layer(inline(include_str!("../core/serve.py"), path!("/app/serve.py")).mode(0o755))
-        .layer(inline(include_str!("../core/entrypoint.sh"), path!("/app/entrypoint.sh")).mode(0o755))
-        .layer(files("mkdocs.yml", path!("/app/mkdocs.yml")))
-        .layer(files("vault", path!("/app/vault")));
+    let tools = base::stage().layer(python(poetry_lock("poetry.lock").group("docs")));
+    let (config, vault) = (files("mkdocs.yml", path!("/app/mkdocs.yml")), files("vault", path!("/app/vault")));
     let mkdocs =
-        ["/opt/venv/bin/mkdocs", "build", "--quiet", "--config-file", "/app/mkdocs.yml", "--site-dir", "/app/site"];
-    let built = stage.run(
+        ["/opt/venv/bin/mkdocs", "build", "--quiet", "--config-file", "/app/mkdocs.yml", "--site-dir", "/site"];
+    // Pages are inputs: an edited one leaves the stage as it is.
+    let built = tools.run(
         command(mkdocs)
+            .input(config.clone())
+            .input(vault.clone())
             .env("NO_MKDOCS_2_WARNING", "1")
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .timeout(Duration::from_secs(600)),
     );
-    // Pages are the same on every platform.
-    let stage = stage.layer(built.take(path!("/app/site")).portable());
+    let stage = tools
+        .layer(inline(include_str!("../core/serve.py"), path!("/app/serve.py")).mode(0o755))
+        .layer(inline(include_str!("../core/entrypoint.sh"), path!("/app/entrypoint.sh")).mode(0o755))
+        .layer(config)
+        .layer(vault)
+        // The same on every platform.
+        .layer(built.take(path!("/site")).to(path!("/app/site")).portable());
     base::python_settings(stage.image())
         .description("The documentation site: MkDocs Material over the vault, live or static")
         .env("NO_MKDOCS_2_WARNING", "1")

@@ -19,6 +19,9 @@ use super::EngineError;
 use super::tree::Tree as _;
 use super::view::View;
 
+/// Part of the name of a folder that is kept: raised whenever the same stage would be written otherwise.
+pub const VERSION: u32 = 1;
+
 /// Writes a view as the new folder `to`. Nothing is followed: a path whose parent is not a directory of the view is refused.
 pub fn write(view: &View<'_>, to: &Path) -> Result<(), EngineError> {
     let failed = |path: &ImagePath| {

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cache::Store;
 use layers::encode::{EPOCH, LAYER_FORMAT};
@@ -93,7 +93,7 @@ impl Commands {
 }
 
 /// A stage as a folder, once somebody has written it.
-type Slot = Arc<Mutex<Option<Arc<Scratch>>>>;
+type Slot = Arc<Mutex<Option<PathBuf>>>;
 
 /// The commands of one build.
 #[derive(Debug)]
@@ -272,9 +272,9 @@ impl Local<'_> {
         }
         let level = self.runs.commands.level(&self.store.scratch())?;
         let root = self.root(job)?;
-        let first = self.attempt(job, level, root.path())?;
+        let first = self.attempt(job, level, &root)?;
         if self.runs.commands.repeat == Repeat::Compare {
-            let second = self.attempt(job, level, root.path())?;
+            let second = self.attempt(job, level, &root)?;
             let open = |digest: &Digest| self.open(digest);
             if let Some(tree) = outcome::differences(&first, &second, &open)? {
                 return Err(EngineError::NotDeterministic { tree });
@@ -283,17 +283,33 @@ impl Local<'_> {
         Ok((self.keep_fragment(&job.key, text, first)?, level))
     }
 
-    /// The folder of the stage below; equal ones once in a build.
-    fn root(&self, job: &Job<'_>) -> Result<Arc<Scratch>, EngineError> {
+    /// The stage below as a folder that holds its root. It is kept: an edited input is no reason to write thousands of files
+    /// again. Nothing is seen of it before it is whole, and no command can write to it.
+    fn root(&self, job: &Job<'_>) -> Result<PathBuf, EngineError> {
         let slot =
             self.runs.roots.lock().unwrap_or_else(PoisonError::into_inner).entry(job.root_key).or_default().clone();
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*slot {
             return Ok(known.clone());
         }
-        let scratch = Scratch::new(self.store)?;
-        root::write(job.view, &scratch.path().join("root"))?;
-        Ok(slot.insert(Arc::new(scratch)).clone())
+        // Owners carry a meaning in a user namespace: each user has folders of its own.
+        let user = rustix::process::geteuid().as_raw();
+        let kept = self.store.command_root(&Digest::of(format!("{} {user}", job.root_key).as_bytes()))?;
+        match fs::File::open(&kept) {
+            // The time of the last use, for `gc`.
+            Ok(folder) => drop(folder.set_modified(SystemTime::now())),
+            Err(_) => {
+                let scratch = Scratch::new(self.store)?;
+                root::write(job.view, &scratch.path().join("root"))?;
+                // Another builder may have been faster; its folder is the same.
+                if let Err(error) = fs::rename(scratch.path(), &kept)
+                    && !kept.is_dir()
+                {
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(slot.insert(kept).clone())
     }
 
     /// One run: what it made, as a fragment that nothing knows of yet.
@@ -404,6 +420,7 @@ fn root_key(below: &Walked) -> Digest {
     if let Some(base) = &below.base {
         hasher.field("base", base.manifest);
     }
+    hasher.field("version", root::VERSION);
     hasher.list("layer", below.jobs.iter().map(|job| contents(&job.skeleton, &job.fragments)));
     hasher.finish().0.0
 }

@@ -241,6 +241,15 @@ fn a_command_runs_again_only_when_what_it_reads_has_changed_and_an_equal_outcome
     sandbox.write("src/lines", "c\n");
     assert_eq!(runs(build(&sandbox, &[])), 2);
     assert_eq!(content(&sandbox, "out/lines"), "c\n");
+    // The stage of both commands was written once.
+    let kept = || -> Vec<String> {
+        let all = std::fs::read_dir(sandbox.cache().join("commands-v1")).unwrap();
+        let names = all.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("root-")).collect()
+    };
+    assert_eq!(kept().len(), 1);
+    sandbox.imgbuild(["cache", "clear"]).success();
+    assert_eq!(kept(), [""; 0]);
 }
 
 #[test]
