@@ -121,11 +121,11 @@ impl Layout {
 
 impl Output for Layout {
     fn check(&self, _platforms: usize) -> Result<(), OutputError> {
-        match fs::read_dir(&self.path) {
+        match super::is_occupied(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(self.io(&self.path)(error)),
-            Ok(mut entries) => {
-                if entries.next().is_some() {
+            Ok(occupied) => {
+                if occupied {
                     let marker = fs::read(self.path.join("oci-layout")).ok();
                     let marker = marker.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
                     if marker.is_none_or(|marker| marker["imageLayoutVersion"] != "1.0.0") {

@@ -88,6 +88,18 @@ pub(crate) fn check_replaceable(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a folder holds more than a layout that another writer has just begun: its marker comes after these.
+pub(crate) fn is_occupied(folder: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if !matches!(name.as_ref(), ".lock" | "blobs") && !name.starts_with(".tmp") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A place for images.
 pub trait Output {
     /// Finds out before the long work whether images for so many platforms can be delivered.

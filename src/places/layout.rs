@@ -99,8 +99,7 @@ pub(super) fn read(root: &Path, name: Option<&str>) -> Result<Held, PlaceError> 
 /// Finds out before the long work whether an image can be added to a layout: what is there must be one, with an index that
 /// can be kept.
 pub(super) fn check(root: &Path) -> Result<(), PlaceError> {
-    let occupied = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
-    if occupied && !root.join("oci-layout").is_file() {
+    if crate::output::is_occupied(root).unwrap_or(false) && !root.join("oci-layout").is_file() {
         let why = "it is not empty and not an OCI layout".into();
         return Err(PlaceError::Content { place: format!("oci:{}", root.display()), why });
     }
