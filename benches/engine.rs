@@ -11,15 +11,12 @@
 use std::fs;
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use cache::Store;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use imgbuild::engine::EngineError;
-use imgbuild::engine::bytecode::Interpreters;
-use imgbuild::engine::local::{Local, Subject, Supply};
-use imgbuild::engine::run::{Commands, Runs};
-use imgbuild::engine::spool::Room;
+use imgbuild::engine::local::{Given, Local, Subject, Supply};
+use imgbuild::engine::run::Commands;
 use imgbuild::observe::Silent;
 use imgbuild::pin::{Context, StatCache};
 use imgbuild::remote::Sources;
@@ -116,7 +113,7 @@ fn fragment(criterion: &mut Criterion) {
             let mut writer = store.writer().expect("opens");
             std::io::Write::write_all(&mut writer, &packed).expect("writes");
             writer.finish_as(&Digest::of(&packed)).expect("it is what it is");
-            let engine = Local {
+            let engine = Local::new(Given {
                 store: &store,
                 observer: &Silent,
                 supply: &supply,
@@ -124,14 +121,9 @@ fn fragment(criterion: &mut Criterion) {
                 catalogue_dir: folder.path().into(),
                 jobs: 1,
                 compression: Compression::default(),
-                used: Mutex::default(),
-                interpreters: Interpreters::default(),
-                runs: Runs::new(&commands),
-                room: Room::new(store.scratch()),
-                loaded: Mutex::default(),
-                making: Mutex::default(),
+                commands: &commands,
                 elsewhere: &nowhere,
-            };
+            });
             let walked = engine.walk(subject, &resolved).expect("walks");
             let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>()).expect("assembles");
             assert_eq!(records.len(), 1);

@@ -23,6 +23,11 @@ impl Platform {
     /// All platforms, in the order in which an index lists them.
     pub const ALL: [Platform; 2] = [Platform::Amd64, Platform::Arm64];
 
+    /// The platform whose programs this machine runs; `None` on another kind of machine.
+    pub fn native() -> Option<Platform> {
+        Platform::ALL.into_iter().find(|platform| platform.machine() == std::env::consts::ARCH)
+    }
+
     /// The architecture as OCI (and Go) and Debian name it; for these platforms the two agree.
     pub const fn architecture(self) -> &'static str {
         match self {

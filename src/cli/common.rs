@@ -352,8 +352,7 @@ fn tidy(root: &Path, relative: &str) -> PathBuf {
 pub(crate) fn platforms(given: &[Platform]) -> Result<Vec<Platform>, Failure> {
     if given.is_empty() {
         let host = std::env::consts::ARCH;
-        let platform = host.parse().or_else(|_| format!("linux/{host}").parse::<Platform>());
-        return platform.map(|platform| vec![platform]).map_err(|_| {
+        return Platform::native().map(|platform| vec![platform]).ok_or_else(|| {
             Failure::usage(format!("images cannot be built for this machine's architecture `{host}`"))
                 .hint("choose a platform with `--platform linux/amd64` or `--platform linux/arm64`")
         });

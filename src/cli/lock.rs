@@ -36,15 +36,13 @@ pub(crate) struct Args {
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     let setup = invocation.setup()?;
     let bench = setup.bench();
-    let old = bench.project.read_lock()?;
     let path = &bench.project.lock_path;
     if args.check {
-        let failure = || Failure::work(format!("there is no lock at `{}`", path.display())).hint("run `imgbuild lock`");
-        check(&bench, &old.ok_or_else(failure)?)?;
+        check(&bench, &bench.project.lock()?)?;
         setup.close();
         return Ok(());
     }
-    let old = old.unwrap_or_default();
+    let old = bench.project.read_lock()?.unwrap_or_default();
     let refresh = match args.update {
         None => Refresh::Nothing,
         Some(names) if names.is_empty() => Refresh::All,

@@ -66,11 +66,7 @@ fn chosen(invocation: &Invocation, names: &[String]) -> Result<Plan, Stop> {
 fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result<String, Stop> {
     let setup = invocation.setup()?;
     let bench = setup.bench();
-    let failure = || {
-        Failure::work(format!("there is no lock at `{}`", bench.project.lock_path.display()))
-            .hint("run `imgbuild lock`")
-    };
-    let lock = bench.project.read_lock()?.ok_or_else(failure)?;
+    let lock = bench.project.lock()?;
     let mut out = String::new();
     for (name, image) in bench.project.images(names)? {
         let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);

@@ -150,8 +150,6 @@ pub(crate) fn why(invocation: &Invocation, args: WhyArgs) -> Result<(), Stop> {
 fn locked(invocation: &Invocation) -> Result<(Project, Lock), Stop> {
     let config = invocation.config()?;
     let project = invocation.project(&config)?;
-    let lock = project.read_lock()?.ok_or_else(|| {
-        Failure::work(format!("there is no lock at `{}`", project.lock_path.display())).hint("run `imgbuild lock`")
-    })?;
+    let lock = project.lock()?;
     Ok((project, lock))
 }

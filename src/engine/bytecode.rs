@@ -184,7 +184,7 @@ impl Local<'_> {
         }
         let known = self.interpreters.known.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
         let known = known.expect("a stage's interpreters are learnt before its archives are converted");
-        let host = Platform::ALL.into_iter().find(|platform| platform.machine() == std::env::consts::ARCH);
+        let host = Platform::native();
         // What this machine runs natively, else what it may run by emulation.
         let packages = host.and_then(|host| known.packages.get(&host)).or_else(|| known.packages.values().next());
         let mut parts = Vec::new();

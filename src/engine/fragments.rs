@@ -199,7 +199,7 @@ pub(super) fn unpack_key(archive: &Archive, conversion: &Conversion, drops: &Dro
     hasher.field("index", INDEX_FORMAT);
     hasher.field("name", &archive.name);
     hasher.field("archive", archive.digest);
-    hasher.field("conversion", serde_json::to_string(conversion).expect("plain strings and numbers"));
+    hasher.field("conversion", conversion.to_json());
     hasher.field("version", convert::version(conversion));
     hasher.list("drop", drops.iter());
     hasher.finish()

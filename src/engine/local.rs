@@ -28,7 +28,7 @@ use super::convert::{self, Converted, Drops};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::made::{Content, Made};
-use super::run::{Ran, Runs};
+use super::run::{Commands, Ran, Runs};
 use super::skeleton::{shared_dirs, skeleton};
 use super::spool::Room;
 use super::tree::Tree;
@@ -88,8 +88,8 @@ pub struct Walked {
     pub packages: Vec<(String, String, String)>,
 }
 
-/// What the engine works with.
-pub struct Local<'a> {
+/// What an engine is given to work with.
+pub struct Given<'a> {
     /// Where everything is kept.
     pub store: &'a Store,
     /// Who hears of progress.
@@ -104,20 +104,56 @@ pub struct Local<'a> {
     pub jobs: usize,
     /// How layers are compressed.
     pub compression: Compression,
-    /// The fragments that were used, for [`Local::heal`].
-    pub used: Mutex<BTreeSet<Digest>>,
-    /// The interpreters that make byte-code.
-    pub interpreters: Interpreters,
-    /// What conversions may hold in memory.
-    pub room: Room,
-    /// Fragments' indexes that were read: images share most of theirs.
-    pub loaded: Mutex<FragmentMap>,
     /// What caches elsewhere have told.
     pub elsewhere: &'a Sources,
-    /// Held by who makes what a key stands for.
-    pub making: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
     /// How commands are run.
-    pub runs: Runs<'a>,
+    pub commands: &'a Commands,
+}
+
+/// The engine on this machine: what it was given, and what one build has found out so far.
+pub struct Local<'a> {
+    pub(super) store: &'a Store,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) supply: &'a dyn Supply,
+    pub(super) context: &'a Context,
+    pub(super) elsewhere: &'a Sources,
+    pub(super) jobs: usize,
+    catalogue_dir: PathBuf,
+    compression: Compression,
+    /// The fragments that were used, for [`Local::heal`].
+    pub(super) used: Mutex<BTreeSet<Digest>>,
+    /// The interpreters that make byte-code.
+    pub(super) interpreters: Interpreters,
+    /// What conversions may hold in memory.
+    pub(super) room: Room,
+    /// Fragments' indexes that were read: images share most of theirs.
+    pub(super) loaded: Mutex<FragmentMap>,
+    /// Held by who makes what a key stands for.
+    pub(super) making: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
+    /// The commands that were run.
+    pub(super) runs: Runs<'a>,
+}
+
+impl<'a> Local<'a> {
+    /// An engine at the beginning of a build.
+    pub fn new(given: Given<'a>) -> Local<'a> {
+        Local {
+            store: given.store,
+            observer: given.observer,
+            supply: given.supply,
+            context: given.context,
+            elsewhere: given.elsewhere,
+            jobs: given.jobs,
+            catalogue_dir: given.catalogue_dir,
+            compression: given.compression,
+            used: Mutex::default(),
+            interpreters: Interpreters::default(),
+            room: Room::new(given.store.scratch()),
+            loaded: Mutex::default(),
+            making: Mutex::default(),
+            runs: Runs::new(given.commands),
+        }
+    }
 }
 
 /// What is being built.

@@ -45,12 +45,7 @@ const ENVIRONMENT: [(&str, &str); 4] = [
 
 /// The platform that a stage is made for when something is taken from it for an image of `platform`.
 pub fn platform_of(take: &TakeFrom<StageId>, platform: Platform) -> Platform {
-    if take.portable { native().unwrap_or(platform) } else { platform }
-}
-
-/// The platform whose programs this machine runs.
-pub fn native() -> Option<Platform> {
-    Platform::ALL.into_iter().find(|platform| platform.machine() == std::env::consts::ARCH)
+    if take.portable { Platform::native().unwrap_or(platform) } else { platform }
 }
 
 /// How often a command is run.
@@ -239,11 +234,9 @@ impl Local<'_> {
         {
             for input in &step.inputs {
                 let job = self.input(subject, layer, &input.op)?;
-                let mut view = View::new(&open);
-                view.apply(&job.skeleton, &job.fragments)?;
                 // In the stage itself, so that a rename is all that is left.
                 let folder = to.join(".imgbuild-input");
-                root::write(&view, &folder)?;
+                self.write_input(&job, &folder)?;
                 let target = to.join(input.path.relative());
                 if let Some(parent) = target.parent() {
                     fs::create_dir_all(parent)?;
@@ -265,9 +258,17 @@ impl Local<'_> {
         self.layer(subject, &plan, &unpacked, &BTreeMap::new(), &BTreeMap::new(), &nothing, &below)
     }
 
+    /// Writes an input as the new folder `to`.
+    fn write_input(&self, input: &LayerJob, to: &Path) -> Result<(), EngineError> {
+        let open = |digest: &Digest| self.open(digest);
+        let mut view = View::new(&open);
+        view.apply(&input.skeleton, &input.fragments)?;
+        root::write(&view, to)
+    }
+
     /// Runs a command and keeps what it made.
     fn execute(&self, job: &Job<'_>, text: &str) -> Result<(Arc<Fragment>, Level), EngineError> {
-        if native().is_some_and(|native| native != job.subject.platform) {
+        if Platform::native().is_some_and(|native| native != job.subject.platform) {
             return Err(EngineError::ForeignCommand { platform: job.subject.platform });
         }
         let level = self.runs.commands.level(&self.store.scratch())?;
@@ -321,10 +322,7 @@ impl Local<'_> {
         let mut binds = Vec::new();
         for (number, (input, declared)) in job.inputs.iter().zip(&job.step.inputs).enumerate() {
             let folder = scratch.path().join(format!("input-{number}"));
-            let open = |digest: &Digest| self.open(digest);
-            let mut view = View::new(&open);
-            view.apply(&input.skeleton, &input.fragments)?;
-            root::write(&view, &folder)?;
+            self.write_input(input, &folder)?;
             let target = &declared.path;
             let source = folder.join(target.relative());
             // Files that nothing matched: the folder is there all the same.

@@ -10,11 +10,11 @@ use std::sync::Mutex;
 use layers::lower::Resolved;
 use layers::op::{Archive, Build, Conversion, LayerPlan, Op, Origin, Placed, Step};
 use layers::source::{Inline, Owner};
-use layers::{Digest, ImagePath, Run, StageId, command, path};
+use layers::{Digest, ImagePath, Platform, Run, StageId, command, path};
 
 use super::EngineError;
 use super::local::{Local, Subject, located};
-use super::run::{Ran, native};
+use super::run::Ran;
 use super::tree::Tree as _;
 use super::view::View;
 use crate::parallel::in_parallel;
@@ -56,7 +56,7 @@ impl Local<'_> {
 
     fn build_sdist(&self, subject: Subject<'_>, layer: &LayerPlan, build: &Build) -> Result<Archive, EngineError> {
         let wrong = |why: String| EngineError::Sdist { why };
-        let machine = native().unwrap_or(subject.platform);
+        let machine = Platform::native().unwrap_or(subject.platform);
         let subject_here = Subject { platform: machine, ..subject };
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);

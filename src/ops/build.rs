@@ -23,10 +23,8 @@ use super::key::{ImageKey, ImageRecord, Keys};
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
-use crate::engine::bytecode::Interpreters;
-use crate::engine::local::{Local, Subject, Walked};
-use crate::engine::run::{Ran, Repeat, Runs};
-use crate::engine::spool::Room;
+use crate::engine::local::{Given, Local, Subject, Walked};
+use crate::engine::run::{Ran, Repeat};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
@@ -110,11 +108,7 @@ pub fn build_after(
     request: &Request,
     check: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<Vec<Built>, Failure> {
-    let missing = || {
-        Failure::work(format!("there is no lock at `{}`", bench.project.lock_path.display()))
-            .hint("run `imgbuild lock`")
-    };
-    let mut locked = bench.project.read_lock()?.ok_or_else(missing)?;
+    let mut locked = bench.project.lock()?;
     loop {
         match build_once(bench, request, locked.clone(), check) {
             Ok(built) => return Ok(built),
@@ -257,7 +251,7 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(),
 
 /// An engine that works with what the bench has.
 pub(super) fn engine<'a>(bench: &'a Bench<'_>, supply: &'a Mirrors<'_>) -> Local<'a> {
-    Local {
+    Local::new(Given {
         store: bench.store,
         observer: bench.observer,
         supply,
@@ -265,14 +259,9 @@ pub(super) fn engine<'a>(bench: &'a Bench<'_>, supply: &'a Mirrors<'_>) -> Local
         catalogue_dir: bench.project.home.clone(),
         jobs: bench.jobs,
         compression: bench.compression,
-        used: Mutex::default(),
-        interpreters: Interpreters::default(),
-        room: Room::new(bench.store.scratch()),
-        loaded: Mutex::default(),
-        making: Mutex::default(),
         elsewhere: bench.elsewhere,
-        runs: Runs::new(bench.commands),
-    }
+        commands: bench.commands,
+    })
 }
 
 fn make_layers(

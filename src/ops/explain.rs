@@ -74,10 +74,7 @@ fn latest(bench: &Bench<'_>, name: &Key) -> Result<Option<Latest>, Failure> {
 
 /// Says for every layer of the images whether a build would find it, and why not. Nothing is built, fetched or written.
 pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> Result<Vec<Explained>, Failure> {
-    let Some(mut locked) = bench.project.read_lock()? else {
-        let path = bench.project.lock_path.display();
-        return Err(Failure::work(format!("there is no lock at `{path}`")).hint("run `imgbuild lock`"));
-    };
+    let mut locked = bench.project.lock()?;
     let images = bench.project.images(images)?;
     let tops: Vec<_> = images.iter().map(|(_, image)| image.stage).collect();
     wheels::adopt_context(bench, &mut locked, &tops, platforms, false)?;

@@ -194,7 +194,7 @@ impl<'a> Keys<'a> {
                 }
             }
             Op::Build(build) => {
-                let key = self.taken(build.builder, run::native().unwrap_or(platform))?;
+                let key = self.taken(build.builder, Platform::native().unwrap_or(platform))?;
                 hasher.field("name", &build.sdist.name).field("archive", build.sdist.digest);
                 hasher.field("conversion", build.conversion.to_json());
                 hasher.field("version", convert::version(&build.conversion));

@@ -14,7 +14,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use layers::lock::Lock;
 use layers::op::{Archive, Origin};
 use layers::{Digest, Input, KeyHasher, Source, StageStep};
 use serde::Serialize;
@@ -46,10 +45,7 @@ pub struct Mirrored {
 
 /// Everything that a build takes from outside, once, sorted by digest: packages and wheels of all platforms, fetched files.
 pub fn inputs(bench: &Bench<'_>) -> Result<Vec<Archive>, Failure> {
-    let lock: Lock = bench.project.read_lock()?.ok_or_else(|| {
-        Failure::work(format!("there is no lock at `{}`", bench.project.lock_path.display()))
-            .hint("run `imgbuild lock`")
-    })?;
+    let lock = bench.project.lock()?;
     let mut found: BTreeMap<Digest, Archive> = BTreeMap::new();
     let packages = lock.debian.values().flatten().map(|package| package.archive());
     let wheels = lock.python.iter().flat_map(|it| it.wheels.values().flatten()).map(|wheel| wheel.archive());

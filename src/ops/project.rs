@@ -66,6 +66,12 @@ impl Project {
         read_lock(&self.lock_path)
     }
 
+    /// The lock, which has to be there.
+    pub fn lock(&self) -> Result<Lock, Failure> {
+        let missing = || Failure::work(format!("there is no lock at `{}`", self.lock_path.display()));
+        self.read_lock()?.ok_or_else(|| missing().hint("run `imgbuild lock`"))
+    }
+
     /// Chooses images by name; all where none is named.
     pub fn images(&self, names: &[String]) -> Result<Vec<(&str, &PlannedImage)>, Failure> {
         if names.is_empty() {

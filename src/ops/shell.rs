@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use layers::lock::Lock;
 use layers::{PlannedStage, Platform, StageId, StageStep};
 
 use super::supply::Mirrors;
@@ -27,11 +26,7 @@ pub struct Opened {
 /// Lays a stage out in the new folder `to`. A stage is named by an image, or by the place of one of its lines in a definition
 /// (`core.rs:12`); of a command that is what it finds, its inputs included.
 pub fn open(bench: &Bench<'_>, name: &str, platform: Platform, to: &Path) -> Result<Opened, Failure> {
-    let missing = || {
-        Failure::work(format!("there is no lock at `{}`", bench.project.lock_path.display()))
-            .hint("run `imgbuild lock`")
-    };
-    let mut lock: Lock = bench.project.read_lock()?.ok_or_else(missing)?;
+    let mut lock = bench.project.lock()?;
     let stage = find(bench, name)?;
     wheels::adopt_context(bench, &mut lock, &[stage], &[platform], false)?;
     let supply = Mirrors::new(bench);

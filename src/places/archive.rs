@@ -165,7 +165,6 @@ fn read_old(mut members: Members, name: Option<&str>, store: &Store, place: &str
 pub(super) fn write_file(path: &Path, name: Option<&str>, held: &Held) -> Result<(), PlaceError> {
     use std::os::unix::fs::PermissionsExt as _;
     let file = |source| PlaceError::File { path: path.into(), source };
-    crate::output::check_replaceable(path).map_err(file)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::NamedTempFile::new_in(folder).map_err(file)?;
     let out = BufWriter::with_capacity(256 << 10, temporary);

@@ -40,9 +40,11 @@ impl Docker {
         if let Some(host) = text("DOCKER_HOST") {
             // As Docker's client: the variable asks for TLS, and the files have a usual place.
             let wants_tls = text("DOCKER_TLS_VERIFY").is_some() || host.starts_with("https://");
-            let usual = || text("DOCKER_CERT_PATH").map(PathBuf::from).or(folder);
-            let certificates = if wants_tls && !host.starts_with("unix://") { usual() } else { None };
-            if wants_tls && certificates.is_none() && !host.starts_with("unix://") {
+            if !wants_tls || host.starts_with("unix://") {
+                return Ok(Docker { host, certificates: None });
+            }
+            let certificates = text("DOCKER_CERT_PATH").map(PathBuf::from).or(folder);
+            if certificates.is_none() {
                 let why = "it is to be reached by TLS, and neither DOCKER_CERT_PATH nor HOME says where `ca.pem`, `cert.pem` and `key.pem` are";
                 return Err(PlaceError::Engine { engine: format!("docker at {host}"), why: why.into() });
             }

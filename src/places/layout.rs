@@ -147,7 +147,6 @@ pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), 
         let path = path.to_path_buf();
         move |source| PlaceError::File { path, source }
     };
-    check(root)?;
     fs::create_dir_all(root).map_err(file(root))?;
     let lock_path = root.join(".lock");
     let lock = File::create(&lock_path).map_err(file(&lock_path))?;

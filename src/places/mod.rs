@@ -248,7 +248,7 @@ impl Reach<'_> {
                 archive::write_file(path, name.as_deref(), &held)
             }
             Place::Daemon(name) => {
-                let host = std::env::consts::ARCH.parse().unwrap_or(Platform::Amd64);
+                let host = Platform::native().unwrap_or(Platform::Amd64);
                 let one = held.for_platform(host)?;
                 let loading = Loading { held: one, name: name.clone() };
                 load(self, Into::Docker, &[loading]).map(drop)

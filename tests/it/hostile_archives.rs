@@ -12,10 +12,8 @@ use std::sync::Mutex;
 
 use cache::Store;
 use imgbuild::engine::EngineError;
-use imgbuild::engine::bytecode::Interpreters;
-use imgbuild::engine::local::{Local, Subject, Supply};
-use imgbuild::engine::run::{Commands, Runs};
-use imgbuild::engine::spool::Room;
+use imgbuild::engine::local::{Given, Local, Subject, Supply};
+use imgbuild::engine::run::Commands;
 use imgbuild::observe::Silent;
 use imgbuild::pin::{Context, StatCache};
 use imgbuild::remote::Sources;
@@ -71,7 +69,7 @@ impl Shelf {
         fs::create_dir(home.path().join("context")).unwrap();
         let context = Context::open(&home.path().join("context"), StatCache::default(), 1).unwrap();
         let (nowhere, commands) = (Sources::default(), Commands::default());
-        let engine = Local {
+        let engine = Local::new(Given {
             store: &store,
             observer: &Silent,
             supply: self,
@@ -79,14 +77,9 @@ impl Shelf {
             catalogue_dir: home.path().into(),
             jobs: 2,
             compression: Compression::default(),
-            used: Mutex::default(),
-            interpreters: Interpreters::default(),
-            runs: Runs::new(&commands),
-            room: Room::new(store.scratch()),
-            loaded: Mutex::default(),
-            making: Mutex::default(),
+            commands: &commands,
             elsewhere: &nowhere,
-        };
+        });
         let plan = Catalogue::new("hostile").with("image", stage.clone().image()).plan();
         let lock = Lock::default();
         let top = plan.images["image"].stage;
