@@ -6,7 +6,8 @@ pub mod config;
 pub mod debian;
 pub mod engine;
 pub mod error;
-mod failpoint;
+#[doc(hidden)]
+pub mod failpoint;
 pub mod fetch;
 pub mod names;
 pub mod observe;

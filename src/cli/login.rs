@@ -8,7 +8,7 @@ use super::common::Invocation;
 use super::{Stop, print};
 use crate::error::Failure;
 use crate::registry::auth::{Credential, Secret};
-use crate::registry::{Reference, is_host};
+use crate::registry::{Reference, Repository, is_host};
 
 /// Logs in to a registry: the credential is tried, then kept where Docker keeps its own.
 #[derive(Debug, clap::Args)]
@@ -47,11 +47,22 @@ pub(crate) struct AuthArgs {
 
 #[derive(Debug, Subcommand)]
 enum AuthCommand {
-    /// Show which sources were asked for the credential of a reference, and what each answered; secrets are not shown
+    /// Show which sources were asked for the credential of a registry or image, and what each answered; secrets are not shown
+    ///
+    /// A source that is broken is reported, and the next ones are asked nevertheless; the status is then 1, because a push
+    /// would end there.
+    #[command(after_help = "Examples:
+  imgbuild auth explain ghcr.io
+  imgbuild auth explain ghcr.io/acme/rag:v1
+  imgbuild auth explain --registry localhost:5000/team    as `push --registry` sees it")]
     Explain {
-        /// An image or repository
-        #[arg(value_name = "REFERENCE")]
-        reference: Reference,
+        /// A registry's host, a repository or an image [default: that of --registry]
+        #[arg(value_name = "HOST|REFERENCE", required_unless_present = "registry")]
+        subject: Option<String>,
+        /// The registry that a user and password in the environment are for, as in `push` [default: IMGBUILD_REGISTRY or
+        /// `registry` in imgbuild.toml]
+        #[arg(long, value_name = "HOST/PREFIX")]
+        registry: Option<String>,
     },
 }
 
@@ -100,18 +111,48 @@ pub(crate) fn logout(invocation: &Invocation, args: LogoutArgs) -> Result<(), St
 }
 
 pub(crate) fn auth(invocation: &Invocation, args: AuthArgs) -> Result<(), Stop> {
-    let AuthCommand::Explain { reference } = args.command;
+    let AuthCommand::Explain { subject, registry } = args.command;
+    let repository = match (&subject, &registry) {
+        (Some(subject), _) => repository_of(subject)?,
+        (None, Some(registry)) => repository_of(registry)?,
+        (None, None) => unreachable!("clap requires one of the two"),
+    };
     let config = invocation.config()?;
-    let registries = invocation.registries(&config, &[], None)?;
-    let found = registries.credentials(&reference.repository)?;
-    let mut text = format!("{}\n", reference.repository);
+    let registries = invocation.registries(&config, &[], registry.as_deref())?;
+    let found = registries.explain(&repository)?;
+    let mut text = match repository.path.is_empty() {
+        true => format!("{}\n", repository.registry),
+        false => format!("{repository}\n"),
+    };
     for asked in &found.asked {
         text += &format!("  {}: {}\n", asked.source, asked.answer);
     }
     for warning in &found.warnings {
         text += &format!("  warning: {warning}\n");
     }
-    print(&text)
+    print(&text)?;
+    match found.broken.first() {
+        None => Ok(()),
+        Some(first) => {
+            let more = match found.broken.len() - 1 {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            Err(Failure::work(format!("a source is broken, so a push or pull ends there: {first}{more}")).into())
+        }
+    }
+}
+
+/// What is asked about: a registry as a whole, whose path is empty, or a repository of one. Without a slash, what has a dot
+/// or is `localhost` is a host; other names are images of Docker Hub.
+fn repository_of(text: &str) -> Result<Repository, Failure> {
+    let bare = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
+    let name = bare.split(':').next().unwrap_or_default();
+    let is_port = bare.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    if !bare.contains(['/', '@']) && (bare.starts_with('[') || (name.contains('.') || name == "localhost") && is_port) {
+        return Ok(Repository { registry: host(bare)?, path: String::new() });
+    }
+    Ok(bare.parse::<Reference>()?.repository)
 }
 
 fn host(text: &str) -> Result<String, Failure> {

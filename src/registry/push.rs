@@ -27,7 +27,7 @@ use super::memo::{Memo, Remembered};
 use super::reference::{Reference, Repository};
 use super::token::push_scope;
 use super::upload::{Content, Mount, Source};
-use crate::failpoint::failpoint;
+use crate::failpoint::{Point, failpoint};
 use crate::observe::{Event, Observer};
 use crate::output::NamedImage;
 
@@ -439,7 +439,7 @@ impl<'a> Run<'a> {
             if self.dry.is_some() {
                 break;
             }
-            failpoint("push-blobs");
+            failpoint(Point::Blobs);
             match self.put_documents(repository, bundle, &needed).await {
                 // A blob that it said it has is not there: what it said is forgotten, and the blob is sent.
                 Err(error) if again && misses(&error) => {
@@ -466,13 +466,17 @@ impl<'a> Run<'a> {
         // Children of one index have nothing to do with each other; an index waits for them.
         let index = |place: &&usize| bundle.documents[**place].read().is_ok_and(|said| said.is_index);
         let (indexes, images): (Vec<&usize>, Vec<&usize>) = needed.iter().partition(index);
-        let put = |place: usize| self.client.put_manifest(repository, &bundle.documents[place], None);
+        let put = |place: usize| async move {
+            self.client.put_manifest(repository, &bundle.documents[place], None).await?;
+            failpoint(Point::Manifest);
+            Ok::<_, RegistryError>(())
+        };
         try_join_all(images.into_iter().map(|place| put(*place))).await?;
-        failpoint("push-manifests");
+        failpoint(Point::Manifests);
         for place in indexes {
             put(*place).await?;
         }
-        failpoint("push-index");
+        failpoint(Point::Index);
         Ok(())
     }
 
@@ -501,9 +505,13 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let top = delivery.bundle.top();
-        try_join_all(delivery.tags.iter().map(|tag| self.client.put_manifest(&delivery.repository, top, Some(tag))))
-            .await?;
-        failpoint("push-tags");
+        let put = |tag| async move {
+            self.client.put_manifest(&delivery.repository, top, Some(tag)).await?;
+            failpoint(Point::Tag);
+            Ok::<_, RegistryError>(())
+        };
+        try_join_all(delivery.tags.iter().map(|tag| put(tag))).await?;
+        failpoint(Point::Tags);
         Ok(())
     }
 
@@ -558,7 +566,7 @@ impl<'a> Run<'a> {
             None => self.fetch(blob).await?,
         };
         let _permit = self.client.transfers.acquire().await;
-        failpoint("push-upload");
+        failpoint(Point::Upload);
         let name = format!("{repository} {}", &digest.hex()[..12]);
         self.observer.on(Event::UploadStarted { name: &name, size: blob.size });
         self.client
@@ -568,7 +576,7 @@ impl<'a> Run<'a> {
             .await?;
         self.uploads.store(true, Ordering::Relaxed);
         self.observer.on(Event::Uploaded { name: &name });
-        failpoint("push-uploaded");
+        failpoint(Point::Uploaded);
         Ok(())
     }
 
@@ -649,8 +657,10 @@ impl<'a> Run<'a> {
         from: &Repository,
     ) -> Result<Mount, RegistryError> {
         let _permit = self.client.requests.acquire().await;
+        failpoint(Point::Mount);
         let mount = self.client.mount(repository, digest, from).await?;
         if matches!(mount, Mount::Done) {
+            failpoint(Point::Mounted);
             let name = format!("{repository} {}", &digest.hex()[..12]);
             self.observer.on(Event::Mounted { name: &name, from: &from.path });
         }

@@ -48,6 +48,11 @@ impl Registries {
         Ok(self.client.keyring().find(repository)?)
     }
 
+    /// Asks every source for the credentials of a repository, past those that are broken, up to the first that answers.
+    pub fn explain(&self, repository: &Repository) -> Result<Found, RegistryError> {
+        Ok(self.client.keyring().explain(repository)?)
+    }
+
     /// Pushes images; see [`Client::push`].
     pub fn push(
         &self,

@@ -13,6 +13,7 @@ use super::digest::AnyDigest;
 use super::error::RegistryError;
 use super::reference::Repository;
 use super::token::{pull_scope, push_scope};
+use crate::failpoint::{Point, failpoint};
 use crate::fetch::shown;
 
 /// A blob that is to be sent.
@@ -199,6 +200,7 @@ impl Client {
             let (why, after, then) = match step {
                 Ok(Step::Done) => return Ok(()),
                 Ok(Step::More) => {
+                    failpoint(Point::Chunk);
                     failures = 0;
                     session = Some(current);
                     continue;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cache::Store;
 use imgbuild::observe::{Event, Observer};
 use imgbuild::output::NamedImage;
-use imgbuild::registry::auth::{Credential, Secret, Sources};
+use imgbuild::registry::auth::{Credential, Given, Secret, Sources};
 use imgbuild::registry::{
     Bundle, ClientConfig, Delivery, Patience, Pushed, Registries, RegistryError, Repository, Supply,
 };
@@ -89,7 +89,10 @@ pub fn known_to(registry: &Registry) -> ClientConfig {
 }
 
 pub fn with_credential(registry: &Registry, credential: Credential) -> ClientConfig {
-    ClientConfig { sources: Sources { given: Some((registry.host(), credential)), ..Sources::default() }, ..hurried() }
+    ClientConfig {
+        sources: Sources { given: Given::For(registry.host(), credential), ..Sources::default() },
+        ..hurried()
+    }
 }
 
 /// Keeps everything that an observer hears.

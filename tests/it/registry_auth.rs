@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use imgbuild::registry::ClientConfig;
-use imgbuild::registry::auth::{Credential, Secret};
+use imgbuild::registry::auth::{Credential, Given, Secret};
 
 use crate::registry::{Images, hurried, known_to, push, registry, with_credential};
 use crate::support::registry::{Act, Auth, CANARY_IDENTITY, Place, Registry, Response};
@@ -161,8 +161,8 @@ fn public(registry: &Registry, other: &Registry) -> ClientConfig {
         format!("registry.example:{}", registry.address.port()),
         format!("other.example:{}", other.address.port()),
     ];
-    let credential = config.sources.given.take().map(|(_, credential)| credential).unwrap();
-    config.sources.given = Some((format!("registry.example:{}", registry.address.port()), credential));
+    let Given::For(_, credential) = config.sources.given else { panic!("a credential is given") };
+    config.sources.given = Given::For(format!("registry.example:{}", registry.address.port()), credential);
     config
 }
 

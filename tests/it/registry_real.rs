@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use imgbuild::output::NamedImage;
-use imgbuild::registry::auth::{Credential, Secret, Sources};
+use imgbuild::registry::auth::{Credential, Given, Secret, Sources};
 use imgbuild::registry::{ClientConfig, Registries, Supply};
 use layers::oci::{self, ImageParts, LayerPart};
 use layers::{DiffId, Digest, ImageConfig, Platform};
@@ -190,7 +190,7 @@ fn real_passwords_of_htpasswd_are_used() {
     let image = real_image(&images, "team/one", &[Platform::Amd64], &[("hello", b"hi")]);
     let with = |password: &str| {
         let credential = Credential::Password { user: "user".into(), password: Secret::new(password) };
-        let sources = Sources { given: Some((real.host(), credential)), ..Sources::default() };
+        let sources = Sources { given: Given::For(real.host(), credential), ..Sources::default() };
         push(&real.host(), ClientConfig { sources, ..patient() }, &images, std::slice::from_ref(&image)).map(drop)
     };
     let error = push(&real.host(), patient(), &images, std::slice::from_ref(&image)).map(drop).unwrap_err();

@@ -12,7 +12,7 @@ mod secret;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 pub use file::AuthFile;
@@ -38,16 +38,48 @@ pub enum AuthError {
     /// The environment holds something else.
     #[error("`DOCKER_AUTH_CONFIG` is not the JSON of a Docker config.json ({0})")]
     Environment(String),
+    /// Half of what the environment has to say.
+    #[error("`{set}` is set and `{missing}` is not, or is empty: set both, or neither")]
+    Half {
+        /// The variable that is set.
+        set: &'static str,
+        /// The one that is not.
+        missing: &'static str,
+    },
     /// Nowhere to keep credentials.
     #[error("there is no home folder to keep credentials in; set DOCKER_CONFIG")]
     Homeless,
 }
 
+const USER: &str = "IMGBUILD_REGISTRY_USER";
+const PASSWORD: &str = "IMGBUILD_REGISTRY_PASSWORD";
+
+/// What `IMGBUILD_REGISTRY_USER` and `IMGBUILD_REGISTRY_PASSWORD` say.
+#[derive(Clone, Default)]
+pub enum Given {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A credential for this registry and no other.
+    For(String, Credential),
+    /// One of the two is missing, for this registry.
+    Half {
+        /// The registry.
+        host: String,
+        /// The variable that is set.
+        set: &'static str,
+        /// The one that is not.
+        missing: &'static str,
+    },
+    /// No registry is named that they could be for.
+    Nobody,
+}
+
 /// Where credentials are looked for.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// User and password for one registry, from `IMGBUILD_REGISTRY_USER` and `IMGBUILD_REGISTRY_PASSWORD`.
-    pub given: Option<(String, Credential)>,
+    /// User and password for one registry, from the environment.
+    pub given: Given,
     /// The text of `DOCKER_AUTH_CONFIG`.
     pub inline: Option<Secret>,
     /// The file that `REGISTRY_AUTH_FILE` names.
@@ -73,13 +105,15 @@ impl Sources {
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok()).filter(|it| !it.is_empty());
         let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let home = path("HOME");
-        let given = match (registry, text("IMGBUILD_REGISTRY_PASSWORD")) {
-            (Some(registry), Some(password)) => {
-                let host = registry.split('/').next().unwrap_or_default().to_ascii_lowercase();
-                let user = text("IMGBUILD_REGISTRY_USER").unwrap_or_default();
-                Some((host, Credential::Password { user, password: Secret::new(password) }))
+        let host = registry.map(|it| it.split('/').next().unwrap_or_default().to_ascii_lowercase());
+        let given = match (text(USER), text(PASSWORD), host) {
+            (None, None, _) => Given::Nothing,
+            (_, _, None) => Given::Nobody,
+            (Some(user), Some(password), Some(host)) => {
+                Given::For(host, Credential::Password { user, password: Secret::new(password) })
             }
-            _ => None,
+            (Some(_), None, Some(host)) => Given::Half { host, set: USER, missing: PASSWORD },
+            (None, Some(_), Some(host)) => Given::Half { host, set: PASSWORD, missing: USER },
         };
         let docker = path("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
         let podman = [
@@ -117,7 +151,12 @@ pub struct Found {
     pub asked: Vec<Asked>,
     /// What should be mended.
     pub warnings: Vec<String>,
+    /// Sources that are broken, each with its error; only [`Keyring::explain`] goes on past one.
+    pub broken: Vec<String>,
 }
+
+/// What becomes of a source that is broken: its name and why.
+type Broken<'a> = dyn Fn(&mut Found, &str, AuthError) -> Result<(), AuthError> + 'a;
 
 /// Looks credentials up, each registry once.
 #[derive(Debug, Default)]
@@ -139,7 +178,7 @@ impl Keyring {
         if let Some(found) = known.get(repository) {
             return Ok(found.clone());
         }
-        let found = self.look(repository)?;
+        let found = self.look(repository, &|_, _, error| Err(error))?;
         known.insert(repository.clone(), found.clone());
         Ok(found)
     }
@@ -150,20 +189,48 @@ impl Keyring {
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(repository.clone(), found);
     }
 
-    fn look(&self, repository: &Repository) -> Result<Found, AuthError> {
+    /// As [`find`](Keyring::find), for people: past a broken source it asks the next ones. An empty path asks for the
+    /// registry as a whole.
+    ///
+    /// # Errors
+    /// None: what is broken is told in the answer.
+    pub fn explain(&self, repository: &Repository) -> Result<Found, AuthError> {
+        self.look(repository, &|found, source, error| {
+            found.passed(source, format!("broken: {error}"));
+            found.broken.push(error.to_string());
+            Ok(())
+        })
+    }
+
+    fn look(&self, repository: &Repository, broken: &Broken<'_>) -> Result<Found, AuthError> {
         let mut found = Found::default();
         let registry = repository.registry.as_str();
-        if let Some((host, credential)) = &self.sources.given {
-            let source = "IMGBUILD_REGISTRY_USER and IMGBUILD_REGISTRY_PASSWORD";
-            if host == registry {
-                return Ok(found.answered(source, credential.clone()));
+        let source = format!("{USER} and {PASSWORD}");
+        match &self.sources.given {
+            Given::Nothing => {}
+            Given::For(host, credential) if host == registry => {
+                return Ok(found.answered(&source, credential.clone()));
             }
-            found.passed(source, format!("they are for {host}"));
+            Given::Half { host, set, missing } if host == registry => {
+                broken(&mut found, &source, AuthError::Half { set, missing })?;
+            }
+            Given::For(host, _) | Given::Half { host, .. } => found.passed(&source, format!("they are for {host}")),
+            Given::Nobody => {
+                found.passed(
+                    &source,
+                    "they are for the registry that `--registry` or IMGBUILD_REGISTRY names, and neither does",
+                );
+            }
         }
         if let Some(text) = &self.sources.inline {
-            let file = AuthFile::parse(text.reveal().as_bytes()).map_err(AuthError::Environment)?;
-            if let Some(done) = self.ask(&mut found, "DOCKER_AUTH_CONFIG", &file, repository, &PathBuf::new())? {
-                return Ok(done);
+            let source = "DOCKER_AUTH_CONFIG";
+            match AuthFile::parse(text.reveal().as_bytes()) {
+                Ok(file) => {
+                    if let Some(done) = self.ask(&mut found, source, &file, repository, Path::new(""), broken)? {
+                        return Ok(done);
+                    }
+                }
+                Err(why) => broken(&mut found, source, AuthError::Environment(why))?,
             }
         }
         for (path, must) in self.files() {
@@ -174,13 +241,22 @@ impl Keyring {
                     found.passed(&shown, "there is no such file");
                     continue;
                 }
-                Err(error) => return Err(AuthError::File { path, why: error.to_string() }),
+                Err(error) => {
+                    broken(&mut found, &shown, AuthError::File { path, why: error.to_string() })?;
+                    continue;
+                }
             };
-            let file = AuthFile::parse(&bytes).map_err(|why| AuthError::File { path: path.clone(), why })?;
+            let file = match AuthFile::parse(&bytes) {
+                Ok(file) => file,
+                Err(why) => {
+                    broken(&mut found, &shown, AuthError::File { path, why })?;
+                    continue;
+                }
+            };
             if file.holds_secrets() && is_open_to_others(&path) {
                 found.warnings.push(format!("{shown} holds passwords and others can read it: `chmod 600` it"));
             }
-            if let Some(done) = self.ask(&mut found, &shown, &file, repository, &path)? {
+            if let Some(done) = self.ask(&mut found, &shown, &file, repository, &path, broken)? {
                 return Ok(done);
             }
         }
@@ -199,14 +275,16 @@ impl Keyring {
         source: &str,
         file: &AuthFile,
         repository: &Repository,
-        path: &std::path::Path,
+        path: &Path,
+        broken: &Broken<'_>,
     ) -> Result<Option<Found>, AuthError> {
         let registry = repository.registry.as_str();
         if let Some((helper, name)) = file.helper(registry) {
             let asked = format!("{source}, helper `{helper}` for `{name}`");
-            match self.sources.helpers.get(helper, &name)? {
-                Some(credential) => return Ok(Some(std::mem::take(found).answered(&asked, credential))),
-                None => found.passed(&asked, "it knows none"),
+            match self.sources.helpers.get(helper, &name) {
+                Ok(Some(credential)) => return Ok(Some(std::mem::take(found).answered(&asked, credential))),
+                Ok(None) => found.passed(&asked, "it knows none"),
+                Err(error) => broken(found, &asked, error.into())?,
             }
         }
         match file.find(registry, &repository.path) {
@@ -217,10 +295,11 @@ impl Keyring {
             }
             Err(file::Unreadable(why)) => {
                 let why = format!("the entry for {registry} cannot be used: {why}");
-                match path.as_os_str().is_empty() {
-                    true => Err(AuthError::Environment(why)),
-                    false => Err(AuthError::File { path: path.into(), why }),
-                }
+                let error = match path.as_os_str().is_empty() {
+                    true => AuthError::Environment(why),
+                    false => AuthError::File { path: path.into(), why },
+                };
+                broken(found, source, error).map(|()| None)
             }
         }
     }
@@ -278,7 +357,7 @@ impl Found {
     }
 }
 
-fn is_open_to_others(path: &std::path::Path) -> bool {
+fn is_open_to_others(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
 }
@@ -368,6 +447,55 @@ mod tests {
         let keyring = Keyring::new(Sources { inline: Some(Secret::new(CANARY)), ..Sources::default() });
         let error = keyring.find(&repository("x.io")).expect_err("fails");
         assert!(!format!("{error}{error:?}").contains(CANARY));
+    }
+
+    #[test]
+    fn half_a_credential_is_an_error_for_its_registry_alone() {
+        let of = |set: &[(&str, &str)], registry: Option<&str>| {
+            let sources = Sources::from_environment(
+                |name| set.iter().find(|(found, _)| *found == name).map(|(_, value)| value.into()),
+                registry,
+            );
+            Keyring::new(sources)
+        };
+        for (set, missing) in [(USER, PASSWORD), (PASSWORD, USER)] {
+            let keyring = of(&[(set, CANARY), (missing, "")], Some("env.io/prefix"));
+            let error = keyring.find(&repository("env.io")).expect_err("fails").to_string();
+            assert_eq!(error, format!("`{set}` is set and `{missing}` is not, or is empty: set both, or neither"));
+            let other = keyring.find(&repository("other.io")).expect("is not concerned");
+            assert_eq!(other.credential, Credential::Anonymous);
+            let explained = keyring.explain(&repository("env.io")).expect("explains");
+            assert_eq!((explained.broken, explained.asked.len()), (vec![error], 2));
+        }
+        let nobody = of(&[(USER, "u"), (PASSWORD, CANARY)], None).find(&repository("x.io")).expect("looks");
+        assert_eq!(nobody.credential, Credential::Anonymous);
+        assert!(nobody.asked[0].answer.contains("`--registry`"), "{nobody:?}");
+    }
+
+    #[test]
+    fn an_explanation_goes_on_past_what_is_broken() {
+        let home = tempfile::tempdir().expect("a folder");
+        let [docker, podman] = ["docker.json", "podman.json"].map(|name| home.path().join(name));
+        let good = format!("{{\"auths\": {{\"x.io\": {{\"username\": \"u\", \"password\": \"{CANARY}\"}}}}}}");
+        write(&podman, &good, 0o600);
+        for (docker_text, broken) in [
+            (format!("{{\"auths\": {{\"x.io\": {{\"auth\": \"{CANARY}\"}}}}}}"), 1),
+            (format!("{{\"auths\": \"{CANARY}\"}}"), 1),
+            (format!("{{\"credsStore\": \"absent\", \"auths\": {{\"x.io\": {{\"auth\": \"{CANARY}\"}}}}}}"), 2),
+        ] {
+            write(&docker, &docker_text, 0o600);
+            let sources = Sources {
+                inline: Some(Secret::new(CANARY)),
+                chosen: Some(home.path().join("none")),
+                docker: Some(docker.clone()),
+                podman: vec![podman.clone()],
+                ..Sources::default()
+            };
+            let found = Keyring::new(sources).explain(&repository("x.io")).expect("explains");
+            assert_eq!(found.credential.shown(), "user `u` with a password");
+            assert_eq!(found.broken.len(), 2 + broken, "{found:?}");
+            assert!(!format!("{found:?}").contains(CANARY), "{found:?}");
+        }
     }
 
     #[test]
