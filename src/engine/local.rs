@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::base::BaseImage;
 use super::bytecode::Interpreters;
 use super::convert::{self, Converted, Drops};
+use super::foundation::{Answers, Cut, Foundation, Laid};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::made::{Content, Made};
@@ -75,6 +76,8 @@ pub struct LayerJob {
     pub(super) fragments: Vec<Arc<Fragment>>,
     /// The commands that it needed, in their order.
     pub ran: Vec<Ran>,
+    /// Its outcome, where that is known without its fragments.
+    made: Option<LayerRecord>,
 }
 
 /// A stage after its walk.
@@ -86,6 +89,8 @@ pub struct Walked {
     pub base: Option<BaseImage>,
     /// Debian packages in it: name, version, architecture.
     pub packages: Vec<(String, String, String)>,
+    /// What was asked about the layers below the cut, and those of their fragments that concern the loader.
+    heard: Option<(Answers, Vec<Digest>)>,
 }
 
 /// What an engine is given to work with.
@@ -216,21 +221,84 @@ impl Local<'_> {
     }
 
     /// Walks a stage over the indexes of its fragments.
-    pub fn walk(&self, subject: Subject<'_>, resolved: &Resolved) -> Result<Walked, EngineError> {
+    pub fn walk(&self, subject: Subject<'_>, resolved: &Resolved, cut: Option<&Cut>) -> Result<Walked, EngineError> {
         // An image that is nothing but its base looks at nothing in it.
         if let (Some(base @ PinnedBase::Registry { .. }), []) = (&resolved.base, resolved.layers.as_slice()) {
             let base = self.base(subject, base)?;
-            return Ok(Walked { jobs: Vec::new(), base: Some(base), packages: Vec::new() });
+            return Ok(Walked { base: Some(base), ..Walked::default() });
         }
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
-        let walked = self.walk_onto(subject, resolved, &mut view)?;
-        let mut hasher = KeyHasher::new("gate", gate::VERSION);
-        hasher.field("index", INDEX_FORMAT).field("platform", subject.platform);
-        hasher.list("allow-missing", resolved.allow_missing.iter());
-        hasher.list("fragment", view.linked().iter());
-        self.remembered(hasher.finish(), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
+        let mut walked = self.walk_onto(subject, resolved, &mut view, cut.map(|cut| cut.at))?;
+        self.remembered(gate_key(subject, resolved, view.linked()), || {
+            Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?)
+        })?;
+        if let (Some((_, linked)), Some(answers)) = (&walked.heard, view.heard()) {
+            walked.heard = Some((answers, linked.clone()));
+        }
         Ok(walked)
+    }
+
+    /// Walks a stage over what is remembered of its head, opening no index below the cut. `None` where that is not enough,
+    /// or something is wrong: [`Local::walk`] says what.
+    pub fn walk_on_foundation(
+        &self,
+        subject: Subject<'_>,
+        resolved: &Resolved,
+        cut: &Cut,
+    ) -> Result<Option<Walked>, EngineError> {
+        let known = self.store.find(&cut.key)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
+        let Some(foundation) = known.filter(|it| it.layers.len() == cut.at) else { return Ok(None) };
+        for Laid { record, ran, .. } in &foundation.layers {
+            let is_there = self.store.has(&record.digest)? == Some(record.size);
+            if !is_there || !ran.iter().all(|ran| self.runs.commands.accepts(ran.sandbox)) {
+                return Ok(None);
+            }
+        }
+        let open = |digest: &Digest| self.open(digest);
+        let mut view = View::known(&open, foundation.answers, foundation.linked);
+        let mut walked = Walked { packages: foundation.packages, ..Walked::default() };
+        for (laid, layer) in foundation.layers.into_iter().zip(&resolved.layers) {
+            walked.jobs.push(LayerJob {
+                key: laid.key,
+                text: String::new(),
+                label: layer.label.clone(),
+                skeleton: Vec::new(),
+                fragments: Vec::new(),
+                ran: laid.ran,
+                made: Some(laid.record),
+            });
+        }
+        if let Some(base) = &resolved.base {
+            walked.base = Some(self.base(subject, base)?);
+        }
+        let nothing = (FragmentMap::new(), BTreeMap::new(), BTreeMap::new());
+        for layer in &resolved.layers[cut.at..] {
+            match self.lay(subject, layer, (&nothing.0, &nothing.1, &nothing.2), &mut view, &mut walked) {
+                Ok(()) => {}
+                // It would fail once more, and take as long.
+                Err(error) if error.is_of_a_command() => return Err(located(error, layer)),
+                Err(_) => return Ok(None),
+            }
+        }
+        let (gate, _) = gate_key(subject, resolved, view.linked());
+        let has_passed = view.is_sure() && self.store.find(&gate)?.is_some();
+        Ok(has_passed.then_some(walked))
+    }
+
+    /// Remembers what the tail of a walked stage stands on. `layers` are the outcomes of all its layers.
+    pub fn remember_foundation(&self, cut: &Cut, walked: &Walked, layers: &[LayerRecord]) -> Result<(), EngineError> {
+        let Some((answers, linked)) = &walked.heard else { return Ok(()) };
+        let head = walked.jobs.iter().zip(layers).take(cut.at);
+        let foundation = Foundation {
+            layers: head
+                .map(|(job, record)| Laid { key: job.key, record: record.clone(), ran: job.ran.clone() })
+                .collect(),
+            packages: walked.packages.clone(),
+            linked: linked.clone(),
+            answers: answers.clone(),
+        };
+        Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
     }
 
     fn base(&self, subject: Subject<'_>, base: &PinnedBase) -> Result<BaseImage, EngineError> {
@@ -245,6 +313,7 @@ impl Local<'_> {
         subject: Subject<'_>,
         resolved: &Resolved,
         view: &mut View<'v>,
+        cut: Option<usize>,
     ) -> Result<Walked, EngineError> {
         self.interpreters.learn(resolved);
         let mut walked = Walked::default();
@@ -271,20 +340,36 @@ impl Local<'_> {
                     .map(|package| (package.name.clone(), package.version.clone(), package.architecture.clone())),
             );
             for layer in run {
-                let job = self
-                    .layer(subject, layer, &unpacked, &shared, &drops, view, &walked)
-                    .map_err(|error| located(error, layer))?;
-                if let [Op::Run(_)] = layer.ops.as_slice() {
-                    job.fragments.iter().for_each(|outcome| view.apply_base(outcome));
-                } else {
-                    view.check_parents(&job.skeleton).map_err(|error| located(error.into(), layer))?;
-                    view.apply(&job.skeleton, &job.fragments).map_err(|error| located(error.into(), layer))?;
+                if cut == Some(walked.jobs.len()) {
+                    walked.heard = Some((Answers::default(), view.linked().to_vec()));
+                    view.listen();
                 }
-                walked.jobs.push(job);
+                self.lay(subject, layer, (&unpacked, &shared, &drops), view, &mut walked)
+                    .map_err(|error| located(error, layer))?;
             }
             at = end;
         }
         Ok(walked)
+    }
+
+    /// Makes a layer and applies it to the view.
+    fn lay(
+        &self,
+        subject: Subject<'_>,
+        layer: &LayerPlan,
+        (unpacked, shared, drops): (&FragmentMap, &BTreeMap<ImagePath, Entry>, &BTreeMap<Digest, Drops>),
+        view: &mut View<'_>,
+        walked: &mut Walked,
+    ) -> Result<(), EngineError> {
+        let job = self.layer(subject, layer, unpacked, shared, drops, view, walked)?;
+        if let [Op::Run(_)] = layer.ops.as_slice() {
+            job.fragments.iter().for_each(|outcome| view.apply_base(outcome));
+        } else {
+            view.check_parents(&job.skeleton)?;
+            view.apply(&job.skeleton, &job.fragments)?;
+        }
+        walked.jobs.push(job);
+        Ok(())
     }
 
     /// Finds or assembles the layers of all jobs; equal keys once.
@@ -292,6 +377,10 @@ impl Local<'_> {
         let mut records = HashMap::new();
         let mut missing: BTreeMap<Key, &LayerJob> = BTreeMap::new();
         for job in jobs {
+            if let Some(record) = &job.made {
+                records.insert(job.key, record.clone());
+                missing.remove(&job.key);
+            }
             if records.contains_key(&job.key) || missing.contains_key(&job.key) {
                 continue;
             }
@@ -406,7 +495,15 @@ impl Local<'_> {
                     let (fragment, commands) = self.run(subject, layer, step, view, below)?;
                     let (key, text) = run::outcome_key(&fragment);
                     let (label, fragments) = (layer.label.clone(), vec![fragment]);
-                    return Ok(LayerJob { key, text, label, skeleton: Vec::new(), fragments, ran: commands });
+                    return Ok(LayerJob {
+                        key,
+                        text,
+                        label,
+                        skeleton: Vec::new(),
+                        fragments,
+                        ran: commands,
+                        made: None,
+                    });
                 }
                 Op::Configure(configure) => {
                     fragments.push(self.configure(subject.platform, configure, view, below)?);
@@ -438,7 +535,7 @@ impl Local<'_> {
         }
         hasher.list("fragment", fragments.iter().map(|fragment| fragment.blob));
         let (key, text) = hasher.finish();
-        Ok(LayerJob { key, text, label: layer.label.clone(), skeleton, fragments, ran })
+        Ok(LayerJob { key, text, label: layer.label.clone(), skeleton, fragments, ran, made: None })
     }
 
     /// All archives of a run of layers as fragments, by key.
@@ -625,7 +722,7 @@ impl Local<'_> {
         let resolved = layers::lower::lower(subject.plan, stage, subject.lock, subject.platform, &lock_file)?;
         let resolved = self.settle(subject, &resolved)?;
         self.fragments(&[&resolved])?;
-        self.walk_onto(subject, &resolved, view)
+        self.walk_onto(subject, &resolved, view, None)
     }
 
     fn take(
@@ -655,6 +752,15 @@ impl Local<'_> {
         let fragment = self.kept(key, &text, || taken(&other, &from, &to, take.owner))?;
         Ok((fragment, walked.jobs.into_iter().flat_map(|job| job.ran).collect()))
     }
+}
+
+/// Names the gate's verdict on a stage in which these fragments concern the loader.
+fn gate_key(subject: Subject<'_>, resolved: &Resolved, linked: &[Digest]) -> (Key, String) {
+    let mut hasher = KeyHasher::new("gate", gate::VERSION);
+    hasher.field("index", INDEX_FORMAT).field("platform", subject.platform);
+    hasher.list("allow-missing", resolved.allow_missing.iter());
+    hasher.list("fragment", linked.iter());
+    hasher.finish()
 }
 
 /// Names what follows from the archives of one kind of conversion alone, in their order.

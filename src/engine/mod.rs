@@ -3,6 +3,7 @@
 pub mod base;
 pub mod bytecode;
 pub mod convert;
+pub mod foundation;
 pub mod fragments;
 pub mod index;
 pub mod local;

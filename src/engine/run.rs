@@ -93,7 +93,7 @@ type Slot = Arc<Mutex<Option<PathBuf>>>;
 /// The commands of one build.
 #[derive(Debug)]
 pub struct Runs<'a> {
-    commands: &'a Commands,
+    pub(super) commands: &'a Commands,
     /// Those that were compared: an outcome that two images need is compared once.
     compared: Mutex<BTreeSet<Key>>,
     /// Stages as folders, by their content.

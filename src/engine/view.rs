@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use layers::encode::{Entry, Kind, MEMBER_SIZE, Member, TarReader};
 use layers::{Digest, ImagePath};
 
+use super::foundation::{Answers, Known};
 use super::index::Fragment;
 use super::tree::{Tree, TreeError};
 use crate::debian::elf::ElfFacts;
@@ -25,8 +26,7 @@ enum Place {
     Item { fragment: u32, entry: u32 },
 }
 
-/// Layers applied in order. Cloning is cheap enough to branch at a shared stage.
-#[derive(Clone)]
+/// Layers applied in order.
 pub struct View<'a> {
     fragments: Vec<Arc<Fragment>>,
     dirs: Vec<Entry>,
@@ -35,7 +35,18 @@ pub struct View<'a> {
     linked: Vec<Digest>,
     open: &'a OpenBlob<'a>,
     /// The member that was inflated last: small files lie together, and who reads one of them reads its neighbours.
-    member: Arc<Mutex<Option<Inflated>>>,
+    member: Mutex<Option<Inflated>>,
+    /// What stands for the layers below, where these were not applied.
+    known: Option<Known>,
+    /// Who writes down what is asked about the layers that were applied before.
+    listener: Option<Listener>,
+}
+
+/// Writes down what is asked about the first layers of a view.
+struct Listener {
+    dirs: u32,
+    fragments: u32,
+    heard: Mutex<Answers>,
 }
 
 /// A member of a fragment: the fragment's blob, the member's start in its tar, and its bytes.
@@ -102,7 +113,53 @@ impl<'a> View<'a> {
             elf: HashMap::new(),
             linked: Vec::new(),
             open,
-            member: Arc::default(),
+            member: Mutex::default(),
+            known: None,
+            listener: None,
+        }
+    }
+
+    /// A file system of which these answers are known. What is asked beyond them ends in [`View::is_sure`] being `false`.
+    pub fn known(open: &'a OpenBlob<'a>, answers: Answers, linked: Vec<Digest>) -> View<'a> {
+        View { known: Some(Known::new(answers)), linked, ..View::new(open) }
+    }
+
+    /// Whether everything that was asked could be answered.
+    pub fn is_sure(&self) -> bool {
+        self.known.as_ref().is_none_or(Known::is_sure)
+    }
+
+    /// Writes down from now on what is asked about the layers that have been applied.
+    pub fn listen(&mut self) {
+        let (dirs, fragments) = (self.dirs.len() as u32, self.fragments.len() as u32);
+        self.listener = Some(Listener { dirs, fragments, heard: Mutex::default() });
+    }
+
+    /// What was asked since [`View::listen`], with the answers.
+    pub fn heard(&mut self) -> Option<Answers> {
+        let listener = self.listener.take()?;
+        Some(listener.heard.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `place` is what the layers so far have at `path`.
+    fn hear(&self, path: &ImagePath, place: Option<Place>) {
+        let Some(listener) = &self.listener else { return };
+        let is_above = match place {
+            Some(Place::Dir(at)) => at >= listener.dirs,
+            Some(Place::Item { fragment, .. }) => fragment >= listener.fragments,
+            None => false,
+        };
+        // What stands above hides the answer, which was written down when it came.
+        if !is_above {
+            let found = place.map(|place| self.entry_at(place));
+            listener.heard.lock().unwrap_or_else(PoisonError::into_inner).note(path, found);
+        }
+    }
+
+    /// Whoever looks at more than single entries needs all layers.
+    fn whole(&self) {
+        if let Some(known) = &self.known {
+            known.give_up();
         }
     }
 
@@ -112,7 +169,8 @@ impl<'a> View<'a> {
         for entry in skeleton {
             let at = self.dirs.len() as u32;
             self.dirs.push(entry.clone());
-            self.paths.insert(entry.path.clone(), Place::Dir(at));
+            let below = self.paths.insert(entry.path.clone(), Place::Dir(at));
+            self.hear(&entry.path, below);
         }
         for fragment in fragments {
             let number = self.fragments.len() as u32;
@@ -125,7 +183,17 @@ impl<'a> View<'a> {
                 let path = &indexed.entry.path;
                 let place = Place::Item { fragment: number, entry: at as u32 };
                 let below = self.paths.insert(path.clone(), place);
+                self.hear(path, below);
                 is_linked |= below.is_some() || concerns_linking(&indexed.entry);
+                if let (None, Some(known)) = (below, &self.known)
+                    && let Some(entry) = known.entry(path)
+                {
+                    is_linked = true;
+                    if entry.is_dir() {
+                        // What is inside of it was not asked before.
+                        known.give_up();
+                    }
+                }
                 match below {
                     Some(Place::Dir(dir)) if dir >= first_dir => return Err(ViewError::Twice { path: path.clone() }),
                     Some(Place::Item { fragment, .. }) if fragment >= first_fragment => {
@@ -198,6 +266,7 @@ impl<'a> View<'a> {
     }
 
     fn first_inside(&self, path: &ImagePath) -> Option<ImagePath> {
+        self.whole();
         // Siblings such as `/a b` and `/a-b` sort between `/a` and what is inside of it.
         self.paths
             .range((Bound::Excluded(path), Bound::Unbounded))
@@ -209,6 +278,7 @@ impl<'a> View<'a> {
 
     /// The fragment that holds a file, and the file's position in it.
     pub fn origin(&self, path: &ImagePath) -> Option<(&Arc<Fragment>, usize)> {
+        self.whole();
         match self.paths.get(path)? {
             Place::Dir(_) => None,
             Place::Item { fragment, entry } => Some((&self.fragments[*fragment as usize], *entry as usize)),
@@ -218,6 +288,7 @@ impl<'a> View<'a> {
     /// Where a file or link lies: the number of its fragment, and its position in it. Those of neighbours are next to each
     /// other.
     pub fn place_of(&self, path: &ImagePath) -> Option<(u32, u32)> {
+        self.whole();
         match self.paths.get(path)? {
             Place::Dir(_) => None,
             Place::Item { fragment, entry } => Some((*fragment, *entry)),
@@ -233,9 +304,19 @@ impl<'a> View<'a> {
     }
 
     fn place(&self, path: &ImagePath) -> Option<&Entry> {
-        match self.paths.get(path)? {
-            Place::Dir(at) => Some(&self.dirs[*at as usize]),
-            Place::Item { fragment, entry } => Some(&self.fragments[*fragment as usize].entries[*entry as usize].entry),
+        let place = self.paths.get(path).copied();
+        self.hear(path, place);
+        match (place, &self.known) {
+            (Some(place), _) => Some(self.entry_at(place)),
+            (None, Some(known)) => known.entry(path),
+            (None, None) => None,
+        }
+    }
+
+    fn entry_at(&self, place: Place) -> &Entry {
+        match place {
+            Place::Dir(at) => &self.dirs[at as usize],
+            Place::Item { fragment, entry } => &self.fragments[fragment as usize].entries[entry as usize].entry,
         }
     }
 
@@ -320,6 +401,7 @@ impl<'a> View<'a> {
 
     /// Streams the content of a regular file.
     pub fn open(&self, path: &ImagePath) -> Result<Box<dyn Read + '_>, TreeError> {
+        self.whole();
         let fail = |why: String| TreeError { path: path.clone(), why };
         let Some(Place::Item { fragment, entry }) = self.paths.get(path) else {
             return Err(fail("it is not a file".into()));
@@ -399,6 +481,7 @@ impl Tree for View<'_> {
     }
 
     fn below<'b>(&'b self, path: &ImagePath) -> Box<dyn Iterator<Item = &'b Entry> + 'b> {
+        self.whole();
         let top = path.clone();
         // Siblings such as `/a-b` sort between `/a` and `/a/x`, so what is not below is skipped until the prefix is passed.
         let end = if top.is_root() { String::new() } else { format!("{top}0") };
@@ -412,6 +495,7 @@ impl Tree for View<'_> {
     }
 
     fn elf(&self, path: &ImagePath) -> Option<&ElfFacts> {
+        self.whole();
         let Some(Place::Item { fragment, entry }) = self.paths.get(path) else { return None };
         let slot = self.elf.get(&(*fragment, *entry))?;
         self.fragments[*fragment as usize].elf.get(*slot as usize).map(|(_, facts)| facts)

@@ -23,6 +23,7 @@ use super::key::{ImageKey, ImageRecord, Keys};
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
+use crate::engine::foundation::Cut;
 use crate::engine::local::{Given, Local, Subject, Walked};
 use crate::engine::run::{Ran, Repeat};
 use crate::error::Failure;
@@ -121,6 +122,14 @@ pub fn build_after(
     }
 }
 
+/// An image that has no record yet.
+struct Missing {
+    /// Which of those that are wanted.
+    at: usize,
+    /// Where its stage is cut.
+    cut: Option<Cut>,
+}
+
 enum Trouble {
     Failure(Failure),
     Engine(EngineError),
@@ -216,7 +225,7 @@ fn build_once(
     if cached.contains(&false) {
         check()?;
     }
-    make(bench, &locked, &mut wanted)?;
+    make(bench, &locked, &mut wanted, &mut keys)?;
     let created = request.created.or(locked.date()).unwrap_or(EPOCH);
     let mut built = Vec::with_capacity(images.len());
     for (name, image) in &images {
@@ -230,8 +239,11 @@ fn build_once(
 }
 
 /// Makes the layers of everything that has no record yet.
-fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>]) -> Result<(), Trouble> {
-    let missing: Vec<usize> = (0..wanted.len()).filter(|at| wanted[*at].record.is_none()).collect();
+fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>], keys: &mut Keys<'_>) -> Result<(), Trouble> {
+    let mut missing: Vec<Missing> = Vec::new();
+    for (at, it) in wanted.iter().enumerate().filter(|(_, it)| it.record.is_none()) {
+        missing.push(Missing { at, cut: keys.cut(it.platform, &it.resolved)? });
+    }
     if missing.is_empty() {
         return Ok(());
     }
@@ -268,30 +280,43 @@ fn make_layers(
     bench: &Bench<'_>,
     lock: &Lock,
     wanted: &mut [Wanted<'_>],
-    missing: &[usize],
+    missing: &[Missing],
     engine: &Local<'_>,
 ) -> Result<(), Trouble> {
-    in_parallel(super::remote::TRANSFERS, missing, |&at| {
-        super::remote::warm(bench, wanted[at].name, wanted[at].platform)
+    in_parallel(super::remote::TRANSFERS, missing, |it| {
+        super::remote::warm(bench, wanted[it.at].name, wanted[it.at].platform)
     })
     .map_err(Trouble::Failure)?;
-    for &at in missing {
+    let mut walked: HashMap<usize, Walked> = HashMap::new();
+    // A cache elsewhere is told of all fragments, and a comparison wants every command to be run.
+    if bench.targets.is_none() && bench.commands.repeat != Repeat::Compare {
+        for Missing { at, cut } in missing {
+            let Some(cut) = cut else { continue };
+            let it = &wanted[*at];
+            let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
+            if let Some(done) = engine.walk_on_foundation(subject, &it.resolved, cut).map_err(Trouble::Engine)? {
+                walked.insert(*at, done);
+            }
+        }
+    }
+    let whole: Vec<&Missing> = missing.iter().filter(|it| !walked.contains_key(&it.at)).collect();
+    for &&Missing { at, .. } in &whole {
         let subject = Subject { plan: &bench.project.plan, lock, platform: wanted[at].platform };
         wanted[at].resolved = engine.settle(subject, &wanted[at].resolved).map_err(Trouble::Engine)?;
     }
-    let stages: Vec<&Resolved> = missing.iter().map(|&at| &wanted[at].resolved).collect();
+    let stages: Vec<&Resolved> = whole.iter().map(|it| &wanted[it.at].resolved).collect();
     engine.fragments(&stages).map_err(Trouble::Engine)?;
-    let walked: Mutex<HashMap<usize, Walked>> = Mutex::new(HashMap::new());
-    in_parallel(bench.jobs, missing, |&at| {
-        let it = &wanted[at];
+    let walked = Mutex::new(walked);
+    in_parallel(bench.jobs, &whole, |Missing { at, cut }| {
+        let (at, it) = (*at, &wanted[*at]);
         let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
-        let done = engine.walk(subject, &it.resolved)?;
+        let done = engine.walk(subject, &it.resolved, cut.as_ref())?;
         walked.lock().expect("no thread panics while it holds this").insert(at, done);
         Ok(())
     })
     .map_err(Trouble::Engine)?;
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
-    for &at in missing {
+    for &Missing { at, .. } in missing {
         let it = &wanted[at];
         let base = walked[&at].base.as_ref().map_or(0, |base| base.parts.layers.len());
         let layers = base + walked[&at].jobs.len();
@@ -300,17 +325,20 @@ fn make_layers(
             return Err(Trouble::Engine(EngineError::Budget { image, layers, budget: it.image.layer_budget }));
         }
     }
-    let jobs: Vec<_> = missing.iter().flat_map(|at| &walked[at].jobs).collect();
+    let jobs: Vec<_> = missing.iter().flat_map(|it| &walked[&it.at].jobs).collect();
     let records = engine.assemble(&jobs).map_err(Trouble::Engine)?;
-    for &at in missing {
-        let walked = walked.remove(&at).expect("it was walked");
-        let it = &mut wanted[at];
+    for Missing { at, cut } in missing {
+        let walked = walked.remove(at).expect("it was walked");
+        let it = &mut wanted[*at];
         let record = ImageRecord {
             layers: walked.jobs.iter().map(|job| records[&job.key].clone()).collect(),
             commands: commands(&walked),
             packages: walked.packages.clone(),
             base: walked.base.as_ref().map(|base| (base.manifest, base.parts.clone())),
         };
+        if let Some(cut) = cut {
+            engine.remember_foundation(cut, &walked, &record.layers).map_err(Trouble::Engine)?;
+        }
         it.key.keep(bench.store, &record)?;
         remember_latest(bench, it.name, it.platform, &it.key.key)?;
         super::remote::publish(bench, engine, (it.name, it.platform), &it.key.key, (&it.resolved, &walked), &record)?;

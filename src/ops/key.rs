@@ -8,13 +8,14 @@ use layers::encode::{Compression, LAYER_FORMAT};
 use layers::lock::Lock;
 use layers::lower::{self, PinnedBase, Resolved};
 use layers::oci::BaseParts;
-use layers::op::{LayerPlan, Op};
+use layers::op::{Conversion, LayerPlan, Op};
 use layers::source::Python;
 use layers::{Digest, Key, KeyHasher, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
 use super::Bench;
 use crate::debian::{effects, gate, scripts};
+use crate::engine::foundation::{self, Cut};
 use crate::engine::index::INDEX_FORMAT;
 use crate::engine::local::LayerRecord;
 use crate::engine::run::Ran;
@@ -121,34 +122,20 @@ pub struct Keys<'a> {
     lock: &'a Lock,
     stages: HashMap<(StageId, Platform), Arc<(Key, String)>>,
     taken: HashMap<(StageId, Platform), Key>,
+    /// The conversion that was last written: neighbours have it in common.
+    conversion: Option<(Conversion, String)>,
 }
 
 impl<'a> Keys<'a> {
     /// Of images that stand on this lock.
     pub fn new(bench: &'a Bench<'a>, lock: &'a Lock) -> Keys<'a> {
-        Keys { bench, lock, stages: HashMap::new(), taken: HashMap::new() }
+        Keys { bench, lock, stages: HashMap::new(), taken: HashMap::new(), conversion: None }
     }
 
     /// The key of a resolved stage.
     pub fn image(&mut self, platform: Platform, resolved: &Resolved) -> Result<ImageKey, Failure> {
-        let bench = self.bench;
         let mut hasher = KeyHasher::new("image", 1);
-        hasher.field("layer-format", LAYER_FORMAT).field("index", INDEX_FORMAT).field("platform", platform);
-        if bench.compression != Compression::Gzip {
-            hasher.field("compression", bench.compression);
-        }
-        let versions = (scripts::VERSION, gate::VERSION, effects::versions([]));
-        hasher.field("effects", format!("{versions:?}"));
-        match &resolved.base {
-            Some(PinnedBase::Registry { manifest, .. }) => {
-                hasher.field("base", manifest);
-            }
-            Some(layout) => {
-                let base = base::open(&bench.project.home, layout, platform, bench.store)?;
-                hasher.field("base", base.manifest);
-            }
-            None => {}
-        }
+        self.common(&mut hasher, platform, resolved)?;
         hasher.list("allow-missing", resolved.allow_missing.iter());
         let mut stages = Vec::new();
         for layers in resolved.layers.chunk_by(|one, next| one.stage == next.stage) {
@@ -168,6 +155,40 @@ impl<'a> Keys<'a> {
         Ok(ImageKey { key, text, stages })
     }
 
+    /// Where a resolved stage is cut; `None` where all or nothing of it depends on the context.
+    pub fn cut(&mut self, platform: Platform, resolved: &Resolved) -> Result<Option<Cut>, Failure> {
+        let Some(at) = foundation::cut(resolved) else { return Ok(None) };
+        let mut hasher = KeyHasher::new("foundation", foundation::VERSION);
+        self.common(&mut hasher, platform, resolved)?;
+        for layer in &resolved.layers[..at] {
+            self.layer(&mut hasher, platform, layer)?;
+        }
+        let (key, text) = hasher.finish();
+        Ok(Some(Cut { at, key, text }))
+    }
+
+    /// What all layers of an image depend on.
+    fn common(&self, hasher: &mut KeyHasher, platform: Platform, resolved: &Resolved) -> Result<(), Failure> {
+        let bench = self.bench;
+        hasher.field("layer-format", LAYER_FORMAT).field("index", INDEX_FORMAT).field("platform", platform);
+        if bench.compression != Compression::Gzip {
+            hasher.field("compression", bench.compression);
+        }
+        let versions = (scripts::VERSION, gate::VERSION, effects::versions([]));
+        hasher.field("effects", format!("{versions:?}"));
+        match &resolved.base {
+            Some(PinnedBase::Registry { manifest, .. }) => {
+                hasher.field("base", manifest);
+            }
+            Some(layout) => {
+                let base = base::open(&bench.project.home, layout, platform, bench.store)?;
+                hasher.field("base", base.manifest);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     fn layer(&mut self, hasher: &mut KeyHasher, platform: Platform, layer: &LayerPlan) -> Result<(), Failure> {
         hasher.field("layer", "");
         for op in &layer.ops {
@@ -180,7 +201,7 @@ impl<'a> Keys<'a> {
         match op {
             Op::Unpack { archive, conversion } => {
                 hasher.field("name", &archive.name).field("archive", archive.digest);
-                hasher.field("conversion", conversion.to_json()).field("version", convert::version(conversion));
+                hasher.field("conversion", self.written(conversion)).field("version", convert::version(conversion));
             }
             Op::Copy(files) => {
                 let selection = self.bench.context.select(files)?;
@@ -223,6 +244,12 @@ impl<'a> Keys<'a> {
             }
         }
         Ok(())
+    }
+
+    fn written(&mut self, conversion: &Conversion) -> &str {
+        let known = self.conversion.take().filter(|(known, _)| known == conversion);
+        let known = known.unwrap_or_else(|| (conversion.clone(), conversion.to_json()));
+        &self.conversion.insert(known).1
     }
 
     fn taken(&mut self, stage: StageId, platform: Platform) -> Result<Key, Failure> {

@@ -21,6 +21,8 @@ struct Pattern {
 enum Part {
     /// `**`: any number of components.
     Any,
+    /// A component that is this and nothing else.
+    Name(String),
     /// A component with `*`, `?`, `[...]`.
     Glob(Vec<Token>),
 }
@@ -31,6 +33,25 @@ enum Token {
     One,
     Many,
     Class { negated: bool, ranges: Vec<(char, char)> },
+}
+
+impl Part {
+    fn of(tokens: Vec<Token>) -> Part {
+        let name: Option<String> = tokens
+            .iter()
+            .map(|token| if let Token::Char(character) = token { Some(*character) } else { None })
+            .collect();
+        name.map_or(Part::Glob(tokens), Part::Name)
+    }
+
+    /// Whether it is, as one component, this name.
+    fn fits(&self, name: &str) -> bool {
+        match self {
+            Part::Any => true,
+            Part::Name(wanted) => wanted == name,
+            Part::Glob(tokens) => fits_name(tokens, name),
+        }
+    }
 }
 
 impl Patterns {
@@ -69,7 +90,7 @@ impl Patterns {
                             parts.push(Part::Any);
                         }
                     }
-                    part => parts.push(Part::Glob(tokens(part).map_err(wrong)?)),
+                    part => parts.push(Part::of(tokens(part).map_err(wrong)?)),
                 }
             }
             if !parts.is_empty() {
@@ -95,7 +116,7 @@ impl Patterns {
             if pattern.brings_back != matched {
                 continue;
             }
-            if (1..=parts.len()).any(|length| fits(&pattern.parts, &parts[..length])) {
+            if fits(&pattern.parts, &parts) {
                 matched = !pattern.brings_back;
             }
         }
@@ -108,7 +129,7 @@ impl Patterns {
         self.patterns.iter().filter(|pattern| pattern.brings_back).any(|pattern| {
             pattern.parts.iter().zip(&parts).all(|(part, name)| match part {
                 Part::Any => true,
-                Part::Glob(tokens) => fits_name(tokens, name),
+                part => part.fits(name),
             }) || pattern.parts.contains(&Part::Any)
         })
     }
@@ -171,9 +192,10 @@ fn tokens(text: &str) -> Result<Vec<Token>, &'static str> {
     Ok(tokens)
 }
 
+/// Whether a pattern fits a path or a folder above it.
 fn fits(pattern: &[Part], path: &[&str]) -> bool {
     match (pattern.first(), path.first()) {
-        (None, None) => true,
+        (None, _) => true,
         (Some(Part::Any), _) => {
             // `a/**` is everything in `a`, not `a` itself; `**/a` is `a` at any depth.
             if pattern.len() == 1 {
@@ -181,19 +203,13 @@ fn fits(pattern: &[Part], path: &[&str]) -> bool {
             }
             (0..=path.len()).any(|skip| fits(&pattern[1..], &path[skip..]))
         }
-        (Some(Part::Glob(tokens)), Some(name)) => fits_name(tokens, name) && fits(&pattern[1..], &path[1..]),
-        _ => false,
+        (Some(part), Some(name)) => part.fits(name) && fits(&pattern[1..], &path[1..]),
+        (Some(_), None) => false,
     }
 }
 
 /// Linear in the name for each `*`: the usual two-pointer match with one point to fall back to.
 fn fits_name(tokens: &[Token], name: &str) -> bool {
-    // Most names differ from most patterns at once.
-    if let (Some(Token::Char(wanted)), Some(first)) = (tokens.first(), name.chars().next())
-        && *wanted != first
-    {
-        return false;
-    }
     let name: Vec<char> = name.chars().collect();
     let (mut at, mut token, mut fallback) = (0, 0, None);
     while at < name.len() {

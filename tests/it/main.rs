@@ -18,6 +18,7 @@ mod determinism_real;
 mod docker_current_real;
 mod fetch;
 mod fleet;
+mod foundation;
 mod hostile_archives;
 mod image_scripts;
 mod images_real;

@@ -1,0 +1,169 @@
+//! What an image's files stand on, remembered: the layers below them, and what the layers above have asked about these.
+//!
+//! ```text
+//! packages, wheels, set-up        the head: follows from the lock and the catalogue alone
+//! ------------------------------- the cut
+//! files, inline texts, outcomes   the tail: changes with every edit
+//! ```
+//!
+//! A tail asks little of what is below: what is at `/app`, whether something lies where a file goes. When a stage was walked,
+//! these questions and their answers are kept with the head's layers. Walked again with another tail, the answers take the
+//! place of the head, whose indexes (tens of thousands of entries) are not opened. A question that was not asked before has no
+//! answer; then the stage is walked as a whole, which is also what every failure leads to.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use layers::encode::Entry;
+use layers::lower::Resolved;
+use layers::op::Op;
+use layers::{Digest, ImagePath, Key};
+use serde::{Deserialize, Serialize};
+
+use super::local::LayerRecord;
+use super::run::Ran;
+
+/// The version of what is remembered; part of its key.
+pub const VERSION: u32 = 1;
+
+/// Where a stage is cut, and what names the part below.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    /// The number of layers in the head.
+    pub at: usize,
+    /// Names what is known of the head.
+    pub key: Key,
+    /// What the key was hashed from.
+    pub text: String,
+}
+
+/// The number of layers in the head of a stage: all before the first that depends on the build context. `None` where a layer
+/// above asks more than [`Answers`] hold, or there is none above or none below.
+pub fn cut(resolved: &Resolved) -> Option<usize> {
+    let from_context = |op: &Op| matches!(op, Op::Copy(_) | Op::Take(_) | Op::Run(_));
+    let at = resolved.layers.iter().position(|layer| layer.ops.iter().any(from_context))?;
+    let modest = |op: &Op| matches!(op, Op::Copy(_) | Op::Take(_) | Op::Dir(_) | Op::Link(_) | Op::Inline(_));
+    let tail = resolved.layers[at..].iter().flat_map(|layer| &layer.ops);
+    (at > 0 && tail.into_iter().all(modest)).then_some(at)
+}
+
+/// What is remembered of a head.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Foundation {
+    /// Its layers, bottom first.
+    pub layers: Vec<Laid>,
+    /// Debian packages in it: name, version, architecture.
+    pub packages: Vec<(String, String, String)>,
+    /// The fragments that have a say in how programs find their libraries.
+    pub linked: Vec<Digest>,
+    /// What its file system answered.
+    pub answers: Answers,
+}
+
+/// A layer of a head.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Laid {
+    /// Names its outcome.
+    pub key: Key,
+    /// The outcome.
+    pub record: LayerRecord,
+    /// The commands that it needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ran: Vec<Ran>,
+}
+
+/// What is at the paths that somebody has asked for. Where nothing is, nothing is below either.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Answers(BTreeMap<ImagePath, Option<Entry>>);
+
+impl Answers {
+    /// Notes what is at a path.
+    pub fn note(&mut self, path: &ImagePath, found: Option<&Entry>) {
+        if self.0.contains_key(path) || found.is_none() && self.of(path) == Some(None) {
+            return;
+        }
+        self.0.insert(path.clone(), found.cloned());
+    }
+
+    /// What is at a path; the outer `None` where that is not known.
+    pub fn of(&self, path: &ImagePath) -> Option<Option<&Entry>> {
+        if let Some(found) = self.0.get(path) {
+            return Some(found.as_ref());
+        }
+        let above = path.ancestors().filter_map(|above| self.0.get(&above));
+        above.into_iter().any(|found| found.as_ref().is_none_or(|entry| !entry.is_dir())).then_some(None)
+    }
+}
+
+/// Answers that stand for a file system, and whether they were enough so far.
+#[derive(Debug, Default)]
+pub struct Known {
+    answers: Answers,
+    unsure: AtomicBool,
+}
+
+impl Known {
+    /// Nothing but these answers is known.
+    pub fn new(answers: Answers) -> Known {
+        Known { answers, unsure: AtomicBool::new(false) }
+    }
+
+    /// What is at a path. Where that is not known, whatever is concluded from `None` must not be used.
+    pub fn entry(&self, path: &ImagePath) -> Option<&Entry> {
+        self.answers.of(path).unwrap_or_else(|| {
+            self.give_up();
+            None
+        })
+    }
+
+    /// Somebody needs more than answers.
+    pub fn give_up(&self) {
+        self.unsure.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether every question had its answer.
+    pub fn is_sure(&self) -> bool {
+        !self.unsure.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layers::encode::{EPOCH, Kind};
+
+    fn path(text: &str) -> ImagePath {
+        ImagePath::new(text).expect("a good path")
+    }
+
+    fn entry(text: &str, kind: Kind) -> Entry {
+        Entry::new(path(text), kind, 0o755, EPOCH)
+    }
+
+    #[test]
+    fn nothing_is_below_what_is_not_there_or_no_directory() {
+        let mut answers = Answers::default();
+        answers.note(&path("/a"), Some(&entry("/a", Kind::Dir)));
+        answers.note(&path("/a/none"), None);
+        answers.note(&path("/a/none/deep"), None);
+        answers.note(&path("/a/link"), Some(&entry("/a/link", Kind::Symlink { target: "b".into() })));
+        assert_eq!(answers.0.len(), 3, "what follows is not noted");
+        assert!(answers.of(&path("/a")).expect("known").is_some());
+        for absent in ["/a/none", "/a/none/x", "/a/none/x/y", "/a/link/x"] {
+            assert_eq!(answers.of(&path(absent)), Some(None), "{absent}");
+        }
+        for unknown in ["/b", "/a/other", "/a/nonesuch", "/a/none.d", "/a/link2"] {
+            assert_eq!(answers.of(&path(unknown)), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn who_asks_more_is_told() {
+        let mut answers = Answers::default();
+        answers.note(&path("/a"), None);
+        let known = Known::new(answers);
+        assert!(known.entry(&path("/a/b")).is_none() && known.is_sure());
+        assert!(known.entry(&path("/c")).is_none() && !known.is_sure());
+    }
+}
