@@ -189,8 +189,9 @@ impl Plan {
                 "say '{volume}: snapshot'\nbeside {service} etcdctl --endpoints=http://{service}:2379 snapshot save /backup/{file}\n\n"
             ),
             Method::Mirror => format!(
-                "say '{volume}: mirror of every bucket'\nmkdir -p \"$folder/{file}\"\nbeside {service} sh -ec '{LOGIN}\
-                 mc --config-dir /tmp/mc mirror --overwrite --remove store /backup/{file}'\n\n"
+                "say '{volume}: mirror of every bucket'\nrm -rf \"$folder/{file}\"\nmkdir -p \"$folder/{file}\"\n\
+                 beside {service} sh -ec '{LOGIN}mc --config-dir /tmp/mc mirror --overwrite --remove store /backup/{file}\n\
+                 {EACH_BUCKET}mkdir -p \"/backup/{file}/$name\"; done'\n\n"
             ),
             _ => format!("say '{volume}: files'\nsave {volume} \"$folder/{file}\"\n\n"),
         }));
@@ -233,9 +234,10 @@ impl Plan {
                  running {service}\n\n"
             ),
             Method::Mirror => format!(
-                "say '{volume}: every bucket'\nbeside {service} sh -ec '{LOGIN}for bucket in /backup/{file}/*/; do \
+                "say '{volume}: every bucket, and no other'\nbeside {service} sh -ec '{LOGIN}for bucket in /backup/{file}/*/; do \
                  [ -d \"$bucket\" ] || continue; name=$(basename \"$bucket\"); mc --config-dir /tmp/mc mb --ignore-existing \"store/$name\"; \
-                 mc --config-dir /tmp/mc mirror --overwrite --remove \"$bucket\" \"store/$name\"; done'\n\n"
+                 mc --config-dir /tmp/mc mirror --overwrite --remove \"$bucket\" \"store/$name\"; done\n\
+                 {EACH_BUCKET}[ -d \"/backup/{file}/$name\" ] || mc --config-dir /tmp/mc rb --force \"store/$name\"; done'\n\n"
             ),
             _ => format!("say '{volume}: files'\nempty {volume}\nload {volume} \"$folder/{file}\"\n\n"),
         }));
@@ -321,13 +323,20 @@ empty() {{
 const LOGIN: &str = "mc --config-dir /tmp/mc alias set store http://minio:9000 \"$(cat /run/secrets/minio_root_user)\" \
                      \"$(cat /run/secrets/minio_root_password)\" > /dev/null && ";
 
+/// The head of a loop over the buckets that there are: `mc ls` ends each line with `NAME/`. The image has a shell and
+/// coreutils for sure, and nothing else.
+const EACH_BUCKET: &str = "listed=$(mc --config-dir /tmp/mc ls store)\n\
+                           printf \"%s\\n\" \"$listed\" | while read -r line; do name=${line##* }; name=${name%/}; \
+                           [ -n \"$name\" ] || continue; ";
+
 fn how(method: Method, restore: bool) -> &'static str {
     match (method, restore) {
         (Method::PgDump, false) => "pg_dump, while it runs",
         (Method::PgDump, true) => "pg_restore into an empty database",
         (Method::EtcdSnapshot, false) => "etcdctl snapshot save",
         (Method::EtcdSnapshot, true) => "etcdutl snapshot restore into an empty folder",
-        (Method::Mirror, _) => "mc mirror of every bucket",
+        (Method::Mirror, false) => "mc mirror of every bucket",
+        (Method::Mirror, true) => "mc mirror of every bucket; a bucket that the backup lacks is removed",
         (Method::Tar, _) => "all files with owners and times",
     }
 }

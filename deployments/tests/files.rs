@@ -308,6 +308,9 @@ fn what_is_generated_is_as_the_schema_says() {
     let again = "run `imgbuild env example` or `imgbuild env docs` and put it there";
     assert_eq!(read("docker/compose/.env.example"), env::example(&schema(), None), "{again}");
     assert!(read("../docs/deployments/configuration.md").contains(&env::docs(&schema())), "{again}");
+    let picture = graph::of(&project("prod"), &Default::default()).svg();
+    let again = "run `imgbuild deploy graph --env prod --format svg` and put it there";
+    assert_eq!(read("../docs/deployments/graph.svg"), picture, "{again}");
 }
 
 #[test]

@@ -46,7 +46,8 @@ impl Place {
 #[command(after_help = "Examples:
   imgbuild deploy validate                                all environments: compose, configuration, Kubernetes
   imgbuild deploy validate --env prod --only compose      one of them, without kubectl
-  imgbuild deploy render --pin > pinned.yaml              exactly the images of dist/, for docker compose -f prod.yaml -f pinned.yaml
+  imgbuild deploy render --pin --from pushed.json > pinned.yaml
+                                                          exactly these images, for docker compose -f prod.yaml -f pinned.yaml
   imgbuild deploy graph --env prod --format svg > graph.svg
   imgbuild deploy backup --script > backup.sh && bash backup.sh /srv/backups/today")]
 pub(crate) struct Args {

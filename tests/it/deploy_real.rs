@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
@@ -35,14 +36,23 @@ struct Container {
 struct Stack {
     engine: Engine,
     sandbox: Sandbox,
+    /// What images are built from and of.
+    cache: PathBuf,
 }
 
-/// The stack, up; whoever has it has it alone.
+/// The stack, brought up once for all tests; whoever has it has it alone.
 fn stack() -> MutexGuard<'static, Stack> {
-    static STACK: OnceLock<Mutex<Stack>> = OnceLock::new();
-    let stack = STACK.get_or_init(|| Mutex::new(Stack::up()));
+    static STACK: OnceLock<Option<Mutex<Stack>>> = OnceLock::new();
+    let stack = STACK.get_or_init(|| panic::catch_unwind(Stack::up).ok().map(Mutex::new));
+    let stack = stack.as_ref().expect("the stack did not come up: the test that tried says why");
     // A test that failed may have left anything behind; the next one says so by itself.
     stack.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Says how far a test is, and when: what takes long is seen where a test fails, and with `--nocapture`.
+fn phase(what: &str) {
+    static START: OnceLock<Instant> = OnceLock::new();
+    println!("{:6.1} s {what}", START.get_or_init(Instant::now).elapsed().as_secs_f64());
 }
 
 impl Stack {
@@ -59,11 +69,20 @@ impl Stack {
             }
         }
         std::os::unix::fs::symlink(sandbox.path(), runs.join(std::process::id().to_string())).unwrap();
+        phase("a checkout");
         pages::checkout(&sandbox);
+        phase("an engine");
         let engine = networked_engine();
         let client = find(engine.command().get_program().to_str().unwrap());
         std::os::unix::fs::symlink(client, sandbox.path().join("bin/docker")).unwrap();
-        let stack = Stack { engine, sandbox };
+        // Kept between runs: what is downloaded and what was made of it, which imgbuild itself takes care of. What other
+        // tests downloaded is not downloaded again.
+        let (downloads, cache) = (shared::folder("downloads"), shared::folder("stack-cache"));
+        if downloads.join("blobs-v1").exists() {
+            let link = ["--archive", "--link", "--no-clobber"].map(str::as_ref);
+            tool("cp", link.into_iter().chain([downloads.join("blobs-v1").as_os_str(), cache.as_os_str()]));
+        }
+        let stack = Stack { engine, sandbox, cache };
         let run = stack.page("", "");
         assert!(run >= 3, "{run}");
         stack
@@ -74,6 +93,7 @@ impl Stack {
         let mut blocks = pages::blocks();
         blocks.retain(|it| it.kind == "run: stack" && it.at.starts_with(page) && it.text.contains(says));
         for block in &blocks {
+            phase(&format!("{}: {}", block.at, block.text.lines().last().unwrap_or_default()));
             let done = self.shell(&block.text);
             if done.status != 0 {
                 let logs = self.try_compose(&["logs", "--no-color", "--tail", "40"]);
@@ -90,8 +110,7 @@ impl Stack {
     /// Runs commands in the checkout, with this engine.
     fn shell(&self, text: &str) -> Outcome {
         let mut shell = pages::shell(&self.sandbox, text);
-        // Kept between runs: what is downloaded and what was made of it, which imgbuild itself takes care of.
-        shell.env("IMGBUILD_CACHE_DIR", shared::folder("stack-cache")).env("DOCKER_HOST", self.engine.host());
+        shell.env("IMGBUILD_CACHE_DIR", &self.cache).env("DOCKER_HOST", self.engine.host());
         outcome(&mut shell)
     }
 
@@ -197,7 +216,7 @@ impl Stack {
     /// Waits until every service is healthy.
     #[track_caller]
     fn well(&self) {
-        let limit = Instant::now() + Duration::from_secs(240);
+        let limit = Instant::now() + Duration::from_secs(300);
         loop {
             let containers = self.containers();
             let ill = SERVICES.into_iter().find(|it| containers.get(*it).is_none_or(|it| it.health != "healthy"));
@@ -210,27 +229,41 @@ impl Stack {
 
     /// What PostgreSQL, etcd and the S3 server hold, as text that every byte of it decides.
     fn data(&self) -> BTreeMap<&'static str, String> {
-        let sql = "SELECT id, encode(bytes, 'hex'), md5(bytes) FROM proof ORDER BY id";
-        let postgres = ["sh", "-c", &format!("psql -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" -At -c \"{sql}\"")];
-        let dump = "pg_dump -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --data-only --table double";
-        let dump = self.inside("postgres", &["sh", "-c", dump]).success();
-        // Each dump carries a word of its own against forged commands.
-        let dump = dump.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
-        let etcd = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "--prefix", "proof/", "--write-out=fields"];
-        let etcd = self.inside("etcd", &etcd).success();
-        let objects = self.mc(
-            "rm -rf /tmp/all; mc --config-dir /tmp/mc mirror --overwrite --remove store /tmp/all; cd /tmp/all; \
-             python3 -c \"import hashlib, pathlib; [print(it, hashlib.sha256(it.read_bytes()).hexdigest()) \
-             for it in sorted(pathlib.Path('.').rglob('*')) if it.is_file()]\"",
-        );
-        // Revisions count the writes of this run of the server, not what is stored.
-        let stored = etcd.lines().filter(|line| line.starts_with("\"Key\"") || line.starts_with("\"Value\""));
-        BTreeMap::from([
-            ("postgres", self.inside("postgres", &postgres).success()),
-            ("litellm", dump.map(|line| format!("{line}\n")).collect()),
-            ("etcd", stored.map(|line| format!("{line}\n")).collect()),
-            ("minio", objects.success()),
-        ])
+        let postgres = || {
+            let sql = "SELECT id, encode(bytes, 'hex'), md5(bytes) FROM proof ORDER BY id";
+            let script = format!("psql -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" -At -c \"{sql}\"");
+            self.inside("postgres", &["sh", "-c", &script]).success()
+        };
+        let litellm = || {
+            let dump = "pg_dump -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --data-only --table double";
+            let dump = self.inside("postgres", &["sh", "-c", dump]).success();
+            // Each dump carries a word of its own against forged commands.
+            let lines = dump.lines();
+            let lines = lines.filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
+            lines.map(|line| format!("{line}\n")).collect()
+        };
+        let etcd = || {
+            let get =
+                ["etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "--prefix", "proof/", "--write-out=fields"];
+            let said = self.inside("etcd", &get).success();
+            // Revisions count the writes of this run of the server, not what is stored.
+            let stored = said.lines().filter(|line| line.starts_with("\"Key\"") || line.starts_with("\"Value\""));
+            stored.map(|line| format!("{line}\n")).collect()
+        };
+        let minio = || {
+            self.mc(
+                "rm -rf /tmp/all; mc --config-dir /tmp/mc mirror --overwrite --remove store /tmp/all; cd /tmp/all; \
+                 python3 -c \"import hashlib, pathlib; [print(it, hashlib.sha256(it.read_bytes()).hexdigest() if \
+                 it.is_file() else '') for it in sorted(pathlib.Path('.').rglob('*'))]\"",
+            )
+            .success()
+        };
+        let stores: [(&str, &(dyn Fn() -> String + Sync)); 4] =
+            [("postgres", &postgres), ("litellm", &litellm), ("etcd", &etcd), ("minio", &minio)];
+        thread::scope(|scope| {
+            let asked = stores.map(|(name, ask)| (name, scope.spawn(ask)));
+            asked.into_iter().map(|(name, said)| (name, said.join().unwrap())).collect()
+        })
     }
 
     /// A script with MinIO's client, logged in.
@@ -250,7 +283,7 @@ impl Stack {
         for (key, value) in [("proof/a", "one"), ("proof/b", "two\n\tlines \u{e9}\u{1F5FC}"), ("proof/empty", "")] {
             self.inside("etcd", &["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "--", key, value]).success();
         }
-        self.mc("mkdir -p /tmp/put/deep/er; head -c 3000000 /dev/urandom > /tmp/put/deep/er/big; : > /tmp/put/empty; \
+        self.mc("mc --config-dir /tmp/mc mb --ignore-existing store/empty; mkdir -p /tmp/put/deep/er; head -c 3000000 /dev/urandom > /tmp/put/deep/er/big; : > /tmp/put/empty; \
                  mc --config-dir /tmp/mc mb --ignore-existing store/milvus; \
                  mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/milvus; rm -rf /tmp/put")
             .success();
@@ -260,6 +293,7 @@ impl Stack {
 #[test]
 fn real_the_test_stack_comes_up() {
     let stack = stack();
+    phase("what it answers");
     let listed = stack.shell("imgbuild --catalogue images/stack list").success();
     let names: Vec<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(names, deployments::STAND_INS);
@@ -283,6 +317,7 @@ fn real_the_test_stack_comes_up() {
     assert!(text == fact && pieces > 3, "{pieces} pieces: {text}");
     // What is embedded means something: words that the page does not use find it.
     stack.until("another wording finds it", "Where do boats for Ostrel start?", quoted);
+    phase("restart of rag");
     // The index is kept when the service ends.
     stack.compose(&["restart", "rag"]);
     stack.well();
@@ -291,6 +326,7 @@ fn real_the_test_stack_comes_up() {
     stack.until("the page is forgotten", question, |text, sources| {
         text != fact && !sources.iter().any(|it| it.ends_with("ferry.md"))
     });
+    phase("LiteLLM, tokens, init again");
     // LiteLLM's real proxy answers through the stand-in, by the token that init registered.
     let asked = stack.client(
         "curl -sS --fail-with-body http://litellm:4000/v1/chat/completions -H 'Content-Type: application/json' \
@@ -317,15 +353,19 @@ fn reaches(host: &str, port: u16) -> String {
 #[test]
 fn real_networks_are_isolated() {
     let stack = stack();
+    let stack = &*stack;
+    phase("networks");
     let address = |service: &str, network: &str| -> String {
         let id = stack.container(service);
         let format = format!("{{{{(index .NetworkSettings.Networks \"obelisk-test_{network}\").IPAddress}}}}");
         stack.engine.docker(["inspect", "--format", &format, &id]).trim().to_owned()
     };
-    let python =
-        |service: &str, host: &str, port: u16| stack.inside(service, &["/usr/bin/python3", "-c", &reaches(host, port)]);
-    // With a positive control each: somebody who shares the network reaches the very same address.
-    for (target, port, network, friend, stranger) in [
+    let python = &|service: &str, host: &str, port: u16| {
+        stack.inside(service, &["/usr/bin/python3", "-c", &reaches(host, port)])
+    };
+    // With a positive control each: somebody who shares the network reaches the very same address. All at once: who may not
+    // reach it waits for an answer.
+    let tried = [
         ("postgres", 5432, "data", "litellm", "rag"),
         ("postgres", 5432, "data", "litellm", "core"),
         ("ollama", 11434, "llm", "rag", "core"),
@@ -333,17 +373,23 @@ fn real_networks_are_isolated() {
         ("minio", 9000, "vector-store", "milvus", "rag"),
         ("etcd", 2379, "vector-store", "milvus", "rag"),
         ("milvus", 19530, "vector", "rag", "litellm"),
-    ] {
-        let ip = address(target, network);
-        for host in [target, &ip] {
-            assert_eq!(python(friend, host, port).success(), "reached\n", "{friend} must reach {target} as {host}");
-            let refused = python(stranger, host, port);
-            assert!(
-                refused.status != 0 && !refused.stdout.contains("reached"),
-                "{stranger} reaches {target} as {host}"
-            );
+    ];
+    thread::scope(|scope| {
+        for (target, port, network, friend, stranger) in tried {
+            let ip = address(target, network);
+            for host in [target.to_owned(), ip] {
+                scope.spawn(move || {
+                    let reached = python(friend, &host, port).success();
+                    assert_eq!(reached, "reached\n", "{friend} must reach {target} as {host}");
+                    let refused = python(stranger, &host, port);
+                    assert!(
+                        refused.status != 0 && !refused.stdout.contains("reached"),
+                        "{stranger} reaches {target} as {host}"
+                    );
+                });
+            }
         }
-    }
+    });
     // Published is the edge alone, on the loopback.
     for service in SERVICES {
         let id = stack.container(service);
@@ -359,6 +405,7 @@ fn real_networks_are_isolated() {
 #[test]
 fn real_what_goes_wrong_is_told() {
     let stack = stack();
+    phase("mistakes");
     let secrets = stack.sandbox.work().join("deployments/docker/secrets");
     tool("cp", ["-r".as_ref(), secrets.join("test").as_os_str(), secrets.join("unreadable").as_os_str()]);
     tool("chmod", ["-R", "u=rX,go=", secrets.join("unreadable").to_str().unwrap()]);
@@ -421,6 +468,7 @@ fn real_every_service_heals() {
     for service in SERVICES {
         let before = stack.containers();
         let id = &before[service].id;
+        phase(&format!("{service} away and back"));
         // Docker's own words: those of compose would run the jobs that the service once waited for, too.
         stack.engine.docker(["stop", id]);
         assert_eq!(stack.engine.docker(["inspect", "--format", "{{.State.Running}}", id]).trim(), "false");
@@ -438,6 +486,15 @@ fn real_every_service_heals() {
         let after = stack.data();
         assert!(after == data, "after {service} was away:\n{data:#?}\n{after:#?}");
     }
+    // Those that hold data lose none when they are killed, either.
+    phase("killed");
+    let holders = ["etcd", "milvus", "minio", "postgres"].map(|service| stack.container(service));
+    stack.engine.docker(["kill"].into_iter().chain(holders.iter().map(String::as_str)));
+    stack.engine.docker(["start"].into_iter().chain(holders.iter().map(String::as_str)));
+    stack.well();
+    stack.until("after the stores were killed", QUESTION, |text, _| text == FACT);
+    let after = stack.data();
+    assert!(after == data, "after the stores were killed:\n{data:#?}\n{after:#?}");
 }
 
 #[test]
@@ -456,6 +513,8 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     let before = stack.data();
     let rows = before["postgres"].lines().count();
     assert!(rows == 503 && before["etcd"].contains("proof/b") && before["minio"].contains("big"), "{before:#?}");
+    assert!(before["minio"].contains("empty \n"), "a bucket without an object is one, too: {before:#?}");
+    phase("backup");
     script("backup").success();
     let mut saved: Vec<String> =
         fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
@@ -475,6 +534,7 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     stack.well();
     assert!(stack.data() == before, "a backup changes nothing");
 
+    phase("everything is lost");
     // Everything is lost: containers, volumes, networks. A new stack starts, with tokens of its own and other data.
     stack.compose(&["--profile", "client", "down", "--volumes"]);
     let left = stack.engine.docker(["volume", "ls", "--quiet"]);
@@ -483,8 +543,9 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     let etcd = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "proof/new", "x"];
     stack.inside("etcd", &etcd).success();
     stack
-        .mc("mkdir -p /tmp/put; echo other > /tmp/put/other; mc --config-dir /tmp/mc mb --ignore-existing store/milvus; \
-              mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/milvus; rm -rf /tmp/put")
+        .mc("mkdir -p /tmp/put; echo other > /tmp/put/other; for it in milvus later; do \
+              mc --config-dir /tmp/mc mb --ignore-existing store/$it; \
+              mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/$it; done; rm -rf /tmp/put")
         .success();
     stack.client("rm /app/vault/lighthouse.md; printf '# Later\\n' > /app/vault/later.md").success();
     stack.until("nobody knows the page", well, |text, _| !text.contains("forty"));
@@ -497,7 +558,9 @@ fn real_a_backup_is_put_back_byte_for_byte() {
     assert!(refused.status != 0 && refused.stderr.contains("llm-postgres-data.dump"), "{}", refused.stderr);
     fs::write(&dump, whole).unwrap();
 
+    phase("restore");
     script("restore").success();
+    phase("what is there after the restore");
     stack.well();
     let after = stack.data();
     assert_eq!(stack.client("ls /app/vault/well.md /app/vault/later.md").stdout, "/app/vault/well.md\n");

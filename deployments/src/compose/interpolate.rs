@@ -18,10 +18,10 @@ pub enum Interpolation {
         /// The message of the file.
         message: String,
     },
-    /// A `$` that starts nothing.
+    /// A `$` that starts nothing, or variables nested too deep.
     #[error("`{text}` is not a variable; a dollar sign itself is written `$$`")]
     Malformed {
-        /// The text from the dollar sign on.
+        /// The text from the dollar sign on, shortened.
         text: String,
     },
 }
@@ -78,7 +78,7 @@ fn pieces(text: &str) -> Result<Vec<Piece<'_>>, Interpolation> {
     while let Some(at) = rest.find('$') {
         pieces.push(Piece::Text(&rest[..at]));
         let after = &rest[at + 1..];
-        let malformed = || Interpolation::Malformed { text: rest[at..].to_owned() };
+        let malformed = || Interpolation::Malformed { text: rest[at..].chars().take(80).collect() };
         if let Some(after) = after.strip_prefix('$') {
             pieces.push(Piece::Dollar);
             rest = after;
@@ -112,11 +112,15 @@ fn pieces(text: &str) -> Result<Vec<Piece<'_>>, Interpolation> {
     Ok(pieces)
 }
 
+/// Variables within defaults of variables: nobody writes more, and a file with thousands must not cost minutes or the stack.
+const DEEPEST: usize = 16;
+
 /// Where the brace closes, defaults with braces of their own skipped.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     for (at, byte) in text.bytes().enumerate() {
         match byte {
+            b'{' if depth == DEEPEST => return None,
             b'{' => depth += 1,
             b'}' if depth == 0 => return Some(at),
             b'}' => depth -= 1,
@@ -207,6 +211,10 @@ mod tests {
         for text in ["$", "${", "${}", "${1A}", "${A!b}", "a$ b", "${A"] {
             assert!(matches!(with(text), Err(Interpolation::Malformed { .. })), "{text}");
         }
+        let nested = |depth: usize| format!("{}{}", "${A:-".repeat(depth), "}".repeat(depth));
+        assert_eq!(with(&nested(DEEPEST)).unwrap(), "");
+        let error = with(&nested(200_000)).unwrap_err().to_string();
+        assert!(error.starts_with("`${A:-${A:-") && error.len() < 200, "{error}");
     }
 
     #[test]

@@ -144,15 +144,24 @@ pub fn dotenv(path: &Path, text: &str) -> Result<Settings, ComposeError> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let Some((name, value)) = line.strip_prefix("export ").unwrap_or(line).split_once('=') else {
+        let odd = || {
             let what = format!("line {}: `{line}` is not NAME=VALUE", number + 1);
-            return Err(ComposeError::Unfit { path: path.to_owned(), what });
+            ComposeError::Unfit { path: path.to_owned(), what }
         };
+        let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or_else(odd)?;
+        let name = name.trim();
+        if name.is_empty() || name.contains(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_') {
+            return Err(odd());
+        }
         let value = value.trim();
-        let quoted = |mark: char| value.strip_prefix(mark).and_then(|rest| rest.strip_suffix(mark));
+        // Behind a closing quote there may be a comment.
+        let quoted = |mark: char| {
+            let (inside, behind) = value.strip_prefix(mark)?.rsplit_once(mark)?;
+            (behind.is_empty() || behind.trim_start().starts_with('#')).then_some(inside)
+        };
         let value =
             quoted('"').or_else(|| quoted('\'')).unwrap_or_else(|| value.split(" #").next().unwrap_or("").trim());
-        settings.insert(name.trim().to_owned(), value.to_owned());
+        settings.insert(name.to_owned(), value.to_owned());
     }
     Ok(settings)
 }
@@ -188,12 +197,16 @@ mod tests {
 
     #[test]
     fn environment_files_are_read_as_compose_reads_them() {
-        let text = "# c\nA=1\n export B=two words\nC=\"x # y\"\nD='q'\nE=v # note\nF=\n";
+        let text = "# c\nA=1\n export B=two words\nC=\"x # y\"\nD='q'\nE=v # note\nF=\nG=\"g\" # note\n";
         let settings = dotenv(Path::new("x.env"), text).unwrap();
-        let expected = [("A", "1"), ("B", "two words"), ("C", "x # y"), ("D", "q"), ("E", "v"), ("F", "")];
+        let expected = [("A", "1"), ("B", "two words"), ("C", "x # y"), ("D", "q"), ("E", "v"), ("F", ""), ("G", "g")];
         assert_eq!(settings, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
         let error = dotenv(Path::new("x.env"), "A=1\nnonsense\n").unwrap_err().to_string();
         assert_eq!(error, "x.env: line 2: `nonsense` is not NAME=VALUE");
+        for odd in ["=x", "A B=1", "A-B=1"] {
+            let error = dotenv(Path::new("x.env"), odd).unwrap_err().to_string();
+            assert_eq!(error, format!("x.env: line 1: `{odd}` is not NAME=VALUE"));
+        }
     }
 
     #[test]

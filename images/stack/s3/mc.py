@@ -2,7 +2,9 @@
 """The commands of MinIO's client `mc` that the backup scripts use, over any S3 server.
 
     mc --config-dir DIR alias set NAME URL USER PASSWORD
+    mc --config-dir DIR ls NAME
     mc --config-dir DIR mb --ignore-existing NAME/BUCKET
+    mc --config-dir DIR rb --force NAME/BUCKET
     mc --config-dir DIR mirror --overwrite --remove SOURCE TARGET
 
 A side of `mirror` is a folder, an alias (every bucket) or ALIAS/BUCKET.
@@ -72,6 +74,19 @@ def run(words: list[str]) -> None:
             file = folder / f"{name}.json"
             file.touch(0o600)
             file.write_text(json.dumps({"url": url, "user": user, "password": password}))
+        case ["ls", place]:
+            found = split(folder, place)
+            if found is None or found[1]:
+                raise Usage
+            for bucket in found[0].list_buckets():
+                print(f"[{bucket.creation_date:%Y-%m-%d %H:%M:%S} UTC]     0B {bucket.name}/")
+        case ["rb", "--force", place]:
+            found = split(folder, place)
+            if found is None or not found[1]:
+                raise Usage
+            for name in listed(*found):
+                found[0].remove_object(found[1], name)
+            found[0].remove_bucket(found[1])
         case ["mb", "--ignore-existing", place]:
             found = split(folder, place)
             if found is None or not found[1]:
