@@ -103,10 +103,11 @@ def stop(server: subprocess.Popen) -> None:
 
 
 class Line:
-    """Passes bytes to a server on loopback and back, each `delay` seconds late; bandwidth is not limited."""
+    """Passes bytes to a server on loopback and back, each `delay` seconds late, `rate` a second in each direction."""
 
-    def __init__(self, port: int, delay: float) -> None:
-        self.to, self.delay = port, delay
+    def __init__(self, port: int, delay: float, rate: float = float("inf")) -> None:
+        self.to, self.delay, self.rate = port, delay, rate
+        self.free = {"sent": 0.0, "received": 0.0}
         self.port = free_port()
         self.sent = 0
         self.received = 0
@@ -157,7 +158,8 @@ class Line:
             except OSError:
                 piece = b""
             setattr(self, counter, getattr(self, counter) + len(piece))
-            pieces.put_nowait((self.loop.time() + self.delay, piece or None))
+            self.free[counter] = max(self.free[counter], self.loop.time()) + len(piece) / self.rate
+            pieces.put_nowait((self.free[counter] + self.delay, piece or None))
             if not piece:
                 break
         await task

@@ -229,7 +229,8 @@ impl Invocation {
             true => None,
             false => {
                 let key = config.cache_signing_key()?;
-                Some(Targets { publisher: Publisher::start(to, store.clone()), key })
+                let labels = to.iter().map(|(label, _)| label.clone()).collect();
+                Some(Targets { publisher: Publisher::start(to, store.clone()), labels, key })
             }
         };
         let hold = store.hold()?;

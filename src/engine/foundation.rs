@@ -54,10 +54,43 @@ pub struct Foundation {
     pub layers: Vec<Laid>,
     /// Debian packages in it: name, version, architecture.
     pub packages: Vec<(String, String, String)>,
-    /// The fragments that have a say in how programs find their libraries.
-    pub linked: Vec<Digest>,
-    /// What its file system answered.
+    /// What its file system answered, and the rest of what tails depend on.
+    pub below: Below,
+}
+
+/// What a tail depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Below {
+    /// What the head's file system answered.
     pub answers: Answers,
+    /// The head's fragments that have a say in how programs find their libraries.
+    pub linked: Linked,
+    /// Names the verdict of the gate that all went well with.
+    pub gate: Key,
+}
+
+/// Fragments in their order, as one digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Linked(Digest);
+
+impl Default for Linked {
+    fn default() -> Linked {
+        Linked(Digest::of(b""))
+    }
+}
+
+impl Linked {
+    /// Adds a fragment.
+    pub fn push(&mut self, fragment: &Digest) {
+        self.0 = Digest::of(format!("{} {}", self.0.hex(), fragment.hex()).as_bytes());
+    }
+}
+
+impl std::fmt::Display for Linked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// A layer of a head.

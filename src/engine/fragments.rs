@@ -184,7 +184,7 @@ impl Local<'_> {
     }
 
     /// Whether a fragment's bytes are here with this length, or else can be had elsewhere.
-    fn is_within_reach(&self, digest: &Digest, size: Option<u64>) -> Result<bool, CacheError> {
+    pub(super) fn is_within_reach(&self, digest: &Digest, size: Option<u64>) -> Result<bool, CacheError> {
         Ok(match (self.store.has(digest)?, size) {
             (Some(found), Some(size)) => found == size,
             (Some(_), None) => true,

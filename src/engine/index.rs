@@ -80,19 +80,6 @@ pub fn encode(fragment: &Fragment) -> Vec<u8> {
     postcard::to_stdvec(fragment).expect("an index has no values that postcard cannot say")
 }
 
-/// Encoded indexes as one blob: compressed, for caches elsewhere.
-pub fn bundle(indexes: &[Vec<u8>]) -> Vec<u8> {
-    layers::encode::gzip(&postcard::to_stdvec(indexes).expect("lists of bytes have nothing that postcard cannot say"))
-}
-
-/// The encoded indexes of a blob; `None` where it is something else.
-pub fn unbundle(blob: &[u8]) -> Option<Vec<Vec<u8>>> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    layers::format::decompress(blob, &layers::format::Limits::default()).ok()?.read_to_end(&mut bytes).ok()?;
-    postcard::from_bytes(&bytes).ok()
-}
-
 /// Decodes an index; `None` where the bytes are no index of this version.
 pub fn decode(bytes: &[u8]) -> Option<Arc<Fragment>> {
     postcard::from_bytes(bytes).ok().map(Arc::new)

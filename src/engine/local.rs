@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::base::BaseImage;
 use super::bytecode::Interpreters;
 use super::convert::{self, Converted, Drops};
-use super::foundation::{Answers, Cut, Foundation, Laid};
+use super::foundation::{Below, Cut, Foundation, Laid, Linked};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::made::{Content, Made};
@@ -89,8 +89,15 @@ pub struct Walked {
     pub base: Option<BaseImage>,
     /// Debian packages in it: name, version, architecture.
     pub packages: Vec<(String, String, String)>,
-    /// What was asked about the layers below the cut, and those of their fragments that concern the loader.
-    heard: Option<(Answers, Vec<Digest>)>,
+    /// What the layers above the cut depend on.
+    pub below: Option<Below>,
+}
+
+impl Walked {
+    /// Whether what is below the cut was taken as it is remembered.
+    pub fn is_on_foundation(&self) -> bool {
+        self.jobs.iter().any(|job| job.made.is_some())
+    }
 }
 
 /// What an engine is given to work with.
@@ -229,13 +236,12 @@ impl Local<'_> {
         }
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
-        let mut walked = self.walk_onto(subject, resolved, &mut view, cut.map(|cut| cut.at))?;
-        self.remembered(gate_key(subject, resolved, view.linked()), || {
-            Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?)
-        })?;
-        if let (Some((_, linked)), Some(answers)) = (&walked.heard, view.heard()) {
-            walked.heard = Some((answers, linked.clone()));
-        }
+        let mut listener = cut.map(|cut| (cut.at, Linked::default()));
+        let mut walked = self.walk_onto(subject, resolved, &mut view, listener.as_mut())?;
+        let answers = view.heard();
+        let (gate, text) = gate_key(subject, resolved, view.linked());
+        self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
+        walked.below = answers.zip(listener).map(|(answers, (_, linked))| Below { answers, linked, gate });
         Ok(walked)
     }
 
@@ -247,16 +253,18 @@ impl Local<'_> {
         resolved: &Resolved,
         cut: &Cut,
     ) -> Result<Option<Walked>, EngineError> {
-        let known = self.store.find(&cut.key)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
+        let here = self.store.find(&cut.key)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
+        let known = here.or_else(|| self.elsewhere.foundation(&cut.key));
         let Some(foundation) = known.filter(|it| it.layers.len() == cut.at) else { return Ok(None) };
         for Laid { record, ran, .. } in &foundation.layers {
-            let is_there = self.store.has(&record.digest)? == Some(record.size);
+            let is_there = self.is_within_reach(&record.digest, Some(record.size))?;
             if !is_there || !ran.iter().all(|ran| self.runs.commands.accepts(ran.sandbox)) {
                 return Ok(None);
             }
         }
         let open = |digest: &Digest| self.open(digest);
-        let mut view = View::known(&open, foundation.answers, foundation.linked);
+        let below = foundation.below;
+        let mut view = View::known(&open, below.answers.clone(), below.linked);
         let mut walked = Walked { packages: foundation.packages, ..Walked::default() };
         for (laid, layer) in foundation.layers.into_iter().zip(&resolved.layers) {
             walked.jobs.push(LayerJob {
@@ -282,21 +290,21 @@ impl Local<'_> {
             }
         }
         let (gate, _) = gate_key(subject, resolved, view.linked());
-        let has_passed = view.is_sure() && self.store.find(&gate)?.is_some();
+        let has_passed = view.is_sure() && (gate == below.gate || self.store.find(&gate)?.is_some());
+        walked.below = Some(below);
         Ok(has_passed.then_some(walked))
     }
 
     /// Remembers what the tail of a walked stage stands on. `layers` are the outcomes of all its layers.
     pub fn remember_foundation(&self, cut: &Cut, walked: &Walked, layers: &[LayerRecord]) -> Result<(), EngineError> {
-        let Some((answers, linked)) = &walked.heard else { return Ok(()) };
+        let Some(below) = &walked.below else { return Ok(()) };
         let head = walked.jobs.iter().zip(layers).take(cut.at);
         let foundation = Foundation {
             layers: head
                 .map(|(job, record)| Laid { key: job.key, record: record.clone(), ran: job.ran.clone() })
                 .collect(),
             packages: walked.packages.clone(),
-            linked: linked.clone(),
-            answers: answers.clone(),
+            below: below.clone(),
         };
         Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
     }
@@ -313,7 +321,7 @@ impl Local<'_> {
         subject: Subject<'_>,
         resolved: &Resolved,
         view: &mut View<'v>,
-        cut: Option<usize>,
+        mut listener: Option<&mut (usize, Linked)>,
     ) -> Result<Walked, EngineError> {
         self.interpreters.learn(resolved);
         let mut walked = Walked::default();
@@ -340,8 +348,10 @@ impl Local<'_> {
                     .map(|package| (package.name.clone(), package.version.clone(), package.architecture.clone())),
             );
             for layer in run {
-                if cut == Some(walked.jobs.len()) {
-                    walked.heard = Some((Answers::default(), view.linked().to_vec()));
+                if let Some((cut, linked)) = &mut listener
+                    && *cut == walked.jobs.len()
+                {
+                    *linked = view.linked();
                     view.listen();
                 }
                 self.lay(subject, layer, (&unpacked, &shared, &drops), view, &mut walked)
@@ -755,11 +765,11 @@ impl Local<'_> {
 }
 
 /// Names the gate's verdict on a stage in which these fragments concern the loader.
-fn gate_key(subject: Subject<'_>, resolved: &Resolved, linked: &[Digest]) -> (Key, String) {
+fn gate_key(subject: Subject<'_>, resolved: &Resolved, linked: Linked) -> (Key, String) {
     let mut hasher = KeyHasher::new("gate", gate::VERSION);
     hasher.field("index", INDEX_FORMAT).field("platform", subject.platform);
     hasher.list("allow-missing", resolved.allow_missing.iter());
-    hasher.list("fragment", linked.iter());
+    hasher.field("fragments", linked);
     hasher.finish()
 }
 

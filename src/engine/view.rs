@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use layers::encode::{Entry, Kind, MEMBER_SIZE, Member, TarReader};
 use layers::{Digest, ImagePath};
 
-use super::foundation::{Answers, Known};
+use super::foundation::{Answers, Known, Linked};
 use super::index::Fragment;
 use super::tree::{Tree, TreeError};
 use crate::debian::elf::ElfFacts;
@@ -32,7 +32,7 @@ pub struct View<'a> {
     dirs: Vec<Entry>,
     paths: BTreeMap<ImagePath, Place>,
     elf: HashMap<(u32, u32), u32>,
-    linked: Vec<Digest>,
+    linked: Linked,
     open: &'a OpenBlob<'a>,
     /// The member that was inflated last: small files lie together, and who reads one of them reads its neighbours.
     member: Mutex<Option<Inflated>>,
@@ -111,7 +111,7 @@ impl<'a> View<'a> {
             dirs: Vec::new(),
             paths: BTreeMap::new(),
             elf: HashMap::new(),
-            linked: Vec::new(),
+            linked: Linked::default(),
             open,
             member: Mutex::default(),
             known: None,
@@ -120,7 +120,7 @@ impl<'a> View<'a> {
     }
 
     /// A file system of which these answers are known. What is asked beyond them ends in [`View::is_sure`] being `false`.
-    pub fn known(open: &'a OpenBlob<'a>, answers: Answers, linked: Vec<Digest>) -> View<'a> {
+    pub fn known(open: &'a OpenBlob<'a>, answers: Answers, linked: Linked) -> View<'a> {
         View { known: Some(Known::new(answers)), linked, ..View::new(open) }
     }
 
@@ -208,7 +208,7 @@ impl<'a> View<'a> {
                 }
             }
             if is_linked {
-                self.linked.push(fragment.blob);
+                self.linked.push(&fragment.blob);
             }
         }
         Ok(())
@@ -216,8 +216,8 @@ impl<'a> View<'a> {
 
     /// The fragments that have a say in how programs find their libraries: those with ELF files, with links, with the
     /// loader's configuration, and those that replace something. What others hold changes nothing there.
-    pub fn linked(&self) -> &[Digest] {
-        &self.linked
+    pub fn linked(&self) -> Linked {
+        self.linked
     }
 
     /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there.
@@ -230,7 +230,7 @@ impl<'a> View<'a> {
         }
         let number = self.fragments.len() as u32;
         self.fragments.push(fragment.clone());
-        self.linked.push(fragment.blob);
+        self.linked.push(&fragment.blob);
         for (position, _) in &fragment.elf {
             self.elf.insert((number, *position), self.elf_slot(fragment, *position));
         }

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
+use cache::Blob;
 use layers::encode::EPOCH;
 use layers::lock::Lock;
 use layers::lower::{Resolved, lower};
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 use super::explain::remember_latest;
 use super::key::{ImageKey, ImageRecord, Keys};
+use super::remote::Made;
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
@@ -107,7 +109,7 @@ pub fn build(bench: &Bench<'_>, request: &Request) -> Result<Vec<Built>, Failure
 pub fn build_after(
     bench: &Bench<'_>,
     request: &Request,
-    check: &dyn Fn() -> Result<(), Failure>,
+    check: &(dyn Fn() -> Result<(), Failure> + Sync),
 ) -> Result<Vec<Built>, Failure> {
     let mut locked = bench.project.lock()?;
     loop {
@@ -192,7 +194,7 @@ fn build_once(
     bench: &Bench<'_>,
     request: &Request,
     mut locked: Lock,
-    check: &dyn Fn() -> Result<(), Failure>,
+    check: &(dyn Fn() -> Result<(), Failure> + Sync),
 ) -> Result<Vec<Built>, Trouble> {
     let images = bench.project.images(&request.images)?;
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
@@ -212,20 +214,32 @@ fn build_once(
             };
             let record = match record {
                 Some(record) if record.is_whole(bench.store, &resolved, &mut present)? => Some(record),
-                _ => super::remote::image(bench, name, platform, &key)?,
+                _ => None,
             };
-            let record = record.filter(|record| {
-                let repeat = bench.commands.repeat == Repeat::Compare && !record.commands.is_empty();
-                !repeat && record.commands.iter().all(|ran| bench.commands.accepts(ran.sandbox))
-            });
             wanted.push(Wanted { name, image, platform, resolved, key, record });
         }
     }
-    let cached: Vec<bool> = wanted.iter().map(|it| it.record.is_some()).collect();
-    if cached.contains(&false) {
-        check()?;
+    let found = super::remote::images(
+        bench,
+        wanted.iter().filter(|it| it.record.is_none()).map(|it| (it.name, it.platform, &it.key)),
+    )?;
+    for it in &mut wanted {
+        let record = it.record.take().or_else(|| found.get(&it.key.key).cloned());
+        it.record = record.filter(|record| {
+            let repeat = bench.commands.repeat == Repeat::Compare && !record.commands.is_empty();
+            !repeat && record.commands.iter().all(|ran| bench.commands.accepts(ran.sandbox))
+        });
     }
-    make(bench, &locked, &mut wanted, &mut keys)?;
+    let cached: Vec<bool> = wanted.iter().map(|it| it.record.is_some()).collect();
+    std::thread::scope(|scope| {
+        // Asked while what takes no time is done.
+        let mut asked = cached.contains(&false).then(|| scope.spawn(check));
+        let mut checked = || match asked.take() {
+            Some(answer) => answer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            None => Ok(()),
+        };
+        make(bench, &locked, &mut wanted, &mut keys, &mut checked)
+    })?;
     let created = request.created.or(locked.date()).unwrap_or(EPOCH);
     let mut built = Vec::with_capacity(images.len());
     for (name, image) in &images {
@@ -239,7 +253,15 @@ fn build_once(
 }
 
 /// Makes the layers of everything that has no record yet.
-fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>], keys: &mut Keys<'_>) -> Result<(), Trouble> {
+///
+/// `checked` is asked before work that may take long, and at the end.
+fn make(
+    bench: &Bench<'_>,
+    lock: &Lock,
+    wanted: &mut [Wanted<'_>],
+    keys: &mut Keys<'_>,
+    checked: &mut dyn FnMut() -> Result<(), Failure>,
+) -> Result<(), Trouble> {
     let mut missing: Vec<Missing> = Vec::new();
     for (at, it) in wanted.iter().enumerate().filter(|(_, it)| it.record.is_none()) {
         missing.push(Missing { at, cut: keys.cut(it.platform, &it.resolved)? });
@@ -251,14 +273,17 @@ fn make(bench: &Bench<'_>, lock: &Lock, wanted: &mut [Wanted<'_>], keys: &mut Ke
     bench.config.mirror_registries()?;
     let supply = Mirrors::new(bench);
     let engine = engine(bench, &supply);
-    match make_layers(bench, lock, wanted, &missing, &engine) {
+    let done = match make_layers(bench, lock, wanted, &missing, &engine, checked) {
         // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
         Err(Trouble::Engine(error)) if gone(&error).is_none() && !error.is_of_a_command() && engine.heal()? > 0 => {
             bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
-            make_layers(bench, lock, wanted, &missing, &engine)
+            make_layers(bench, lock, wanted, &missing, &engine, checked)
         }
         done => done,
-    }
+    };
+    // What the check says explains more than what failed meanwhile.
+    checked()?;
+    done
 }
 
 /// An engine that works with what the bench has.
@@ -282,24 +307,31 @@ fn make_layers(
     wanted: &mut [Wanted<'_>],
     missing: &[Missing],
     engine: &Local<'_>,
+    checked: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<(), Trouble> {
-    in_parallel(super::remote::TRANSFERS, missing, |it| {
-        super::remote::warm(bench, wanted[it.at].name, wanted[it.at].platform)
-    })
-    .map_err(Trouble::Failure)?;
     let mut walked: HashMap<usize, Walked> = HashMap::new();
-    // A cache elsewhere is told of all fragments, and a comparison wants every command to be run.
-    if bench.targets.is_none() && bench.commands.repeat != Repeat::Compare {
-        for Missing { at, cut } in missing {
-            let Some(cut) = cut else { continue };
-            let it = &wanted[*at];
-            let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
-            if let Some(done) = engine.walk_on_foundation(subject, &it.resolved, cut).map_err(Trouble::Engine)? {
-                walked.insert(*at, done);
+    on_foundations(bench, lock, wanted, missing, engine, &mut walked)?;
+    if !bench.elsewhere.is_empty() && walked.len() < missing.len() {
+        let bundles: Mutex<HashMap<usize, Blob>> = Mutex::default();
+        let rest = |walked: &HashMap<usize, Walked>| -> Vec<&Missing> {
+            missing.iter().filter(|it| !walked.contains_key(&it.at)).collect()
+        };
+        in_parallel(super::remote::TRANSFERS, &rest(&walked), |it| {
+            if let Some(bundle) = super::remote::warm(bench, wanted[it.at].name, wanted[it.at].platform) {
+                bundles.lock().expect("no thread panics while it holds this").insert(it.at, bundle);
             }
-        }
+            Ok::<(), Failure>(())
+        })?;
+        on_foundations(bench, lock, wanted, missing, engine, &mut walked)?;
+        let bundles = bundles.into_inner().expect("no thread panics while it holds this");
+        in_parallel(super::remote::TRANSFERS, &rest(&walked), |it| {
+            bundles.get(&it.at).map_or(Ok(()), |bundle| super::remote::unpack(bench, bundle))
+        })?;
     }
     let whole: Vec<&Missing> = missing.iter().filter(|it| !walked.contains_key(&it.at)).collect();
+    if !whole.is_empty() {
+        checked()?;
+    }
     for &&Missing { at, .. } in &whole {
         let subject = Subject { plan: &bench.project.plan, lock, platform: wanted[at].platform };
         wanted[at].resolved = engine.settle(subject, &wanted[at].resolved).map_err(Trouble::Engine)?;
@@ -341,8 +373,42 @@ fn make_layers(
         }
         it.key.keep(bench.store, &record)?;
         remember_latest(bench, it.name, it.platform, &it.key.key)?;
-        super::remote::publish(bench, engine, (it.name, it.platform), &it.key.key, (&it.resolved, &walked), &record)?;
+        let made = Made {
+            name: it.name,
+            platform: it.platform,
+            key: &it.key.key,
+            resolved: &it.resolved,
+            walked: &walked,
+            cut: cut.as_ref(),
+            record: &record,
+        };
+        super::remote::publish(bench, engine, &made)?;
         it.record = Some(record);
+    }
+    Ok(())
+}
+
+/// Walks those of the missing images whose lower layers are remembered well enough.
+fn on_foundations(
+    bench: &Bench<'_>,
+    lock: &Lock,
+    wanted: &[Wanted<'_>],
+    missing: &[Missing],
+    engine: &Local<'_>,
+    walked: &mut HashMap<usize, Walked>,
+) -> Result<(), Trouble> {
+    for Missing { at, cut } in missing {
+        let Some(cut) = cut.as_ref().filter(|_| !walked.contains_key(at)) else { continue };
+        // A comparison wants every command to be run, and a cache elsewhere is told of all fragments.
+        let told = bench.targets.is_none() || bench.elsewhere.bundle(&cut.key).is_some();
+        if bench.commands.repeat == Repeat::Compare || !told {
+            continue;
+        }
+        let it = &wanted[*at];
+        let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
+        if let Some(done) = engine.walk_on_foundation(subject, &it.resolved, cut).map_err(Trouble::Engine)? {
+            walked.insert(*at, done);
+        }
     }
     Ok(())
 }

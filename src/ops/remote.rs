@@ -1,21 +1,27 @@
 //! Caches elsewhere, as a build uses them: asked before work, told of it afterwards.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
 
 use cache::Blob;
+use layers::lower::Resolved;
 use layers::{Digest, Key, Platform};
 
 use super::Bench;
 use super::build::Built;
 use super::explain::remember_latest;
 use super::key::{ImageKey, ImageRecord};
-use crate::engine::index;
+use crate::engine::foundation::Cut;
+use crate::engine::index::{self, Fragment};
 use crate::engine::local::{Local, Walked};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::parallel::in_parallel;
 use crate::registry::Supply;
-use crate::remote::{Answer, Payload, Place, SigningKey, image_name, latest_name};
+use crate::remote::{
+    Answer, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, SigningKey, image_name, latest_name,
+    parts_name,
+};
 
 /// Blobs that are fetched at once.
 pub(super) const TRANSFERS: usize = 8;
@@ -24,52 +30,53 @@ pub(super) const TRANSFERS: usize = 8;
 pub struct Targets {
     /// Who sends.
     pub publisher: crate::remote::Publisher,
+    /// Where to, as it was written.
+    pub labels: Vec<String>,
     /// What documents are signed with.
     pub key: Option<SigningKey>,
 }
 
-/// Asks for a whole image: one request. What is found is kept as if it had been built here; its layers may still be
-/// elsewhere.
-pub(super) fn image(
+/// Asks for whole images, all at once: one request each. What is found is kept as if it had been built here; the layers may
+/// still be elsewhere.
+pub(super) fn images<'a>(
     bench: &Bench<'_>,
-    name: &str,
-    platform: Platform,
-    key: &ImageKey,
-) -> Result<Option<ImageRecord>, Failure> {
+    wanted: impl Iterator<Item = (&'a str, Platform, &'a ImageKey)>,
+) -> Result<HashMap<Key, ImageRecord>, Failure> {
+    let found = Mutex::new(HashMap::new());
     if bench.elsewhere.is_empty() {
-        return Ok(None);
+        return Ok(HashMap::new());
     }
-    let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(None) };
-    key.keep(bench.store, &payload.image)?;
-    remember_latest(bench, name, platform, &key.key)?;
-    Ok(Some(payload.image))
+    let wanted: Vec<_> = wanted.collect();
+    in_parallel(TRANSFERS, &wanted, |(name, platform, key)| {
+        let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(()) };
+        key.keep(bench.store, &payload.image)?;
+        remember_latest(bench, name, *platform, &key.key)?;
+        found.lock().expect("no thread panics while it holds this").insert(key.key, payload.image);
+        Ok::<(), Failure>(())
+    })?;
+    Ok(found.into_inner().expect("no thread panics while it holds this"))
 }
 
-/// Asks for the last build of an image, whatever it was made from: what did not change since need not be made.
-pub(super) fn warm(bench: &Bench<'_>, name: &str, platform: Platform) -> Result<(), Failure> {
-    if bench.elsewhere.is_empty() {
+/// Asks for the last build of an image, whatever it was made from: what did not change since need not be made. Gives the
+/// bundle with the fragments of its layers.
+pub(super) fn warm(bench: &Bench<'_>, name: &str, platform: Platform) -> Option<Blob> {
+    bench.elsewhere.ask(&latest_name(name, platform, bench.compression), bench.observer)?.bundle
+}
+
+/// Brings a bundle: what its fragments are made from, and their indexes, are known from then on.
+pub(super) fn unpack(bench: &Bench<'_>, bundle: &Blob) -> Result<(), Failure> {
+    if !bench.elsewhere.bring(&bundle.digest, bench.store, bench.observer) {
         return Ok(());
     }
-    let Some(payload) = bench.elsewhere.ask(&latest_name(name, platform, bench.compression), bench.observer) else {
-        return Ok(());
-    };
-    let Some(bundle) = payload.bundle else { return Ok(()) };
-    let mut wanted: BTreeSet<Digest> = BTreeSet::new();
-    for fragment in &payload.fragments {
-        if bench.store.has(&fragment.index)?.is_none() {
-            wanted.insert(fragment.index);
-        }
-    }
-    if wanted.is_empty() || !bench.elsewhere.bring(&bundle.digest, bench.store, bench.observer) {
-        return Ok(());
-    }
-    let Some(packed) = bench.store.read(&bundle.digest)? else { return Ok(()) };
     // An index that is missing in a bundle, and a bundle that is none, cost a conversion.
-    for bytes in index::unbundle(&packed).unwrap_or_default() {
-        if wanted.contains(&Digest::of(&bytes)) {
-            bench.store.put(&bytes)?;
+    let parts = bench.store.read(&bundle.digest)?.and_then(|packed| Parts::unpack(&packed)).unwrap_or_default();
+    let wanted: BTreeSet<Digest> = parts.fragments.iter().map(|fragment| fragment.index).collect();
+    for bytes in &parts.indexes {
+        if wanted.contains(&Digest::of(bytes)) {
+            bench.store.put(bytes)?;
         }
     }
+    bench.elsewhere.learn_parts(&parts, &bundle.digest);
     Ok(())
 }
 
@@ -117,44 +124,67 @@ pub fn point_to(bench: &Bench<'_>, built: &[Built], supply: &mut Supply) -> Resu
     Ok(())
 }
 
+/// An image that was made here.
+pub(super) struct Made<'a> {
+    pub name: &'a str,
+    pub platform: Platform,
+    pub key: &'a Key,
+    pub resolved: &'a Resolved,
+    pub walked: &'a Walked,
+    pub cut: Option<&'a Cut>,
+    pub record: &'a ImageRecord,
+}
+
 /// Hands an image that was built here to the caches that are written to.
-pub(super) fn publish(
-    bench: &Bench<'_>,
-    engine: &Local<'_>,
-    (name, platform): (&str, Platform),
-    key: &Key,
-    (resolved, walked): (&layers::lower::Resolved, &Walked),
-    image: &ImageRecord,
-) -> Result<(), Failure> {
+pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) -> Result<(), Failure> {
     let Some(targets) = bench.targets else { return Ok(()) };
-    let mut fragments = Vec::new();
-    let mut blobs: BTreeSet<(Digest, u64)> = image.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
-    let mut indexes = std::collections::BTreeMap::new();
-    for (key, fragment) in engine.fragments_of(resolved, walked) {
-        let bytes = index::encode(&fragment);
-        let digest = Digest::of(&bytes);
-        let blob = Blob { digest: fragment.blob, size: fragment.layout.size };
-        blobs.insert((blob.digest, blob.size));
-        indexes.insert(digest, bytes);
-        fragments.push(crate::remote::KnownFragment { key, blob, index: digest });
+    let mut bundle = made.cut.and_then(|cut| bench.elsewhere.bundle(&cut.key));
+    if !made.walked.is_on_foundation() {
+        bundle = Some(publish_parts(bench, targets, engine.fragments_of(made.resolved, made.walked))?);
+    } else if !targets.labels.iter().all(|label| bench.elsewhere.reads(label)) {
+        // Layers that were not made here are not in every cache that is written to.
+        for layer in &made.record.layers {
+            let is_here = bench.store.has(&layer.digest)? == Some(layer.size);
+            if !is_here && !bench.elsewhere.bring(&layer.digest, bench.store, bench.observer) {
+                return Ok(());
+            }
+        }
     }
-    let bundle = bench.store.put(&index::bundle(&indexes.into_values().collect::<Vec<_>>()))?;
-    blobs.insert((bundle.digest, bundle.size));
-    let names = vec![image_name(key), latest_name(name, platform, bench.compression)];
-    let layers = walked
-        .jobs
-        .iter()
-        .zip(&image.layers)
-        .map(|(job, record)| crate::remote::KnownLayer { key: job.key, record: record.clone() });
+    let foundation = made.cut.zip(made.walked.below.as_ref()).map(|(cut, below)| KnownFoundation {
+        key: cut.key,
+        layers: cut.at,
+        below: below.clone(),
+    });
+    let names = vec![image_name(made.key), latest_name(made.name, made.platform, bench.compression)];
     let payload = Payload {
         names: names.clone(),
-        image: image.clone(),
-        layers: layers.collect(),
-        fragments,
-        bundle: Some(bundle),
+        image: made.record.clone(),
+        layers: made.walked.jobs.iter().map(|job| KnownLayer { key: job.key, ran: job.ran.clone() }).collect(),
+        foundation,
+        bundle,
     };
-    let document = Answer::write(&payload, targets.key.as_ref());
+    let blobs: BTreeSet<(Digest, u64)> = made.record.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
     let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
-    targets.publisher.publish(names, document, blobs);
+    targets.publisher.publish(names, Answer::write(&payload, targets.key.as_ref()), blobs);
     Ok(())
+}
+
+/// Hands fragments over, under a name that keeps a registry from collecting them, and gives the bundle that tells of them.
+fn publish_parts(bench: &Bench<'_>, targets: &Targets, fragments: Vec<(Key, Arc<Fragment>)>) -> Result<Blob, Failure> {
+    let mut parts = Parts::default();
+    let (mut blobs, mut indexes) = (BTreeSet::new(), BTreeMap::new());
+    for (key, fragment) in fragments {
+        let bytes = index::encode(&fragment);
+        let index = Digest::of(&bytes);
+        indexes.insert(index, bytes);
+        let blob = Blob { digest: fragment.blob, size: fragment.layout.size };
+        blobs.insert((blob.digest, blob.size));
+        parts.fragments.push(KnownFragment { key, blob, index });
+    }
+    parts.indexes = indexes.into_values().collect();
+    let bundle = bench.store.put(&parts.pack())?;
+    blobs.insert((bundle.digest, bundle.size));
+    let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
+    targets.publisher.publish(vec![parts_name(&bundle.digest)], Vec::new(), blobs);
+    Ok(bundle)
 }

@@ -1,13 +1,14 @@
 //! What is known of an image elsewhere: records and where their bytes are, signed as a whole.
 //!
 //! ```text
-//! imgbuild-cache 1
-//! {"names":[...],"image":{...},"layers":[...],"fragments":[...],"bundle":{...}}      one line of JSON
+//! imgbuild-cache 2
+//! {"names":[...],"image":{...},"layers":[...],"foundation":{...},"bundle":{...}}     one line of JSON
 //! ed25519 PUBLIC-KEY SIGNATURE                                                       base64; none, one or several
 //! ```
 //!
 //! A signature is over everything up to and including the line of JSON. The names are in it: a document that is moved to
-//! another name is not believed there.
+//! another name is not believed there. What only a build needs that makes layers anew lies in a blob, the bundle ([`Parts`]),
+//! whose digest is signed with the rest.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,11 +23,13 @@ use ring::rand::SystemRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::foundation::{Below, Foundation, Laid};
 use crate::engine::index::FragmentRecord;
 use crate::engine::local::LayerRecord;
+use crate::engine::run::Ran;
 use crate::ops::key::ImageRecord;
 
-const MAGIC: &str = "imgbuild-cache 1\n";
+const MAGIC: &str = "imgbuild-cache 2\n";
 
 /// The largest document that is read, bytes: registries take manifests of 4 MiB.
 pub const LARGEST: usize = 4 << 20;
@@ -43,23 +46,40 @@ pub fn latest_name(image: &str, platform: Platform, compression: Compression) ->
     format!("latest-{}", hasher.finish().0.0.hex())
 }
 
-/// A layer in a document.
+/// The name that a bundle and its fragments are kept by.
+pub fn parts_name(bundle: &Digest) -> String {
+    format!("parts-{}", bundle.hex())
+}
+
+/// A layer in a document; the image's record says what it came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownLayer {
     /// Its key.
     pub key: Key,
-    /// What it came to.
-    pub record: LayerRecord,
+    /// The commands that it needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ran: Vec<Ran>,
 }
 
-/// A fragment in a document.
+/// What the upper layers of an image stand on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownFoundation {
+    /// Names it.
+    pub key: Key,
+    /// The number of layers in it.
+    pub layers: usize,
+    /// What those above depend on.
+    pub below: Below,
+}
+
+/// A fragment in a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownFragment {
     /// The key of what it was made from.
     pub key: Key,
     /// Its bytes.
     pub blob: Blob,
-    /// Its index, which is in the bundle.
+    /// Its index.
     pub index: Digest,
 }
 
@@ -70,12 +90,48 @@ pub struct Payload {
     pub names: Vec<String>,
     /// The image.
     pub image: ImageRecord,
-    /// Its layers by their keys.
+    /// Its layers, bottom first.
     pub layers: Vec<KnownLayer>,
-    /// The fragments that they are made of.
-    pub fragments: Vec<KnownFragment>,
-    /// A blob with the indexes of all fragments.
+    /// What its upper layers stand on, where it is cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foundation: Option<KnownFoundation>,
+    /// A blob with the fragments of its layers.
     pub bundle: Option<Blob>,
+}
+
+impl Payload {
+    fn foundation(&self) -> Option<(Key, Foundation)> {
+        let known = self.foundation.as_ref()?;
+        let layers = self.layers.iter().zip(&self.image.layers).take(known.layers);
+        let layers =
+            layers.map(|(layer, record)| Laid { key: layer.key, record: record.clone(), ran: layer.ran.clone() });
+        let packages = self.image.packages.clone();
+        Some((known.key, Foundation { layers: layers.collect(), packages, below: known.below.clone() }))
+    }
+}
+
+/// What layers are made of: the fragments and their indexes.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// The fragments.
+    pub fragments: Vec<KnownFragment>,
+    /// Their indexes, encoded, once each.
+    pub indexes: Vec<Vec<u8>>,
+}
+
+impl Parts {
+    /// As one compressed blob.
+    pub fn pack(&self) -> Vec<u8> {
+        layers::encode::gzip(&postcard::to_stdvec(self).expect("lists and bytes have nothing that postcard cannot say"))
+    }
+
+    /// Reads a blob; `None` where it is something else.
+    pub fn unpack(blob: &[u8]) -> Option<Parts> {
+        use std::io::Read as _;
+        let mut bytes = Vec::new();
+        layers::format::decompress(blob, &layers::format::Limits::default()).ok()?.read_to_end(&mut bytes).ok()?;
+        postcard::from_bytes(&bytes).ok()
+    }
 }
 
 /// Whether a document is signed by a key that counts.
@@ -134,26 +190,42 @@ impl Answer {
 pub struct Remembered {
     layers: HashMap<Key, LayerRecord>,
     fragments: HashMap<Key, FragmentRecord>,
+    foundations: HashMap<Key, (Foundation, Option<Blob>)>,
     blobs: HashMap<Digest, (u64, Vec<usize>)>,
 }
 
 impl Remembered {
     /// Takes in what the cache with the number `from` told.
     pub fn learn(&mut self, payload: &Payload, from: usize) {
-        let mut blob = |digest: Digest, size: u64| {
-            let known = self.blobs.entry(digest).or_insert((size, Vec::new()));
-            // Two lengths of one digest: one is a lie, and neither is worth finding out.
-            if known.0 == size && !known.1.contains(&from) {
-                known.1.push(from);
-            }
-        };
-        payload.image.layers.iter().for_each(|layer| blob(layer.digest, layer.size));
-        payload.fragments.iter().for_each(|fragment| blob(fragment.blob.digest, fragment.blob.size));
-        payload.layers.iter().for_each(|layer| blob(layer.record.digest, layer.record.size));
-        payload.bundle.iter().for_each(|bundle| blob(bundle.digest, bundle.size));
-        self.layers.extend(payload.layers.iter().map(|layer| (layer.key, layer.record.clone())));
-        let record = |it: &KnownFragment| FragmentRecord { fragment: it.blob.digest, index: it.index };
-        self.fragments.extend(payload.fragments.iter().map(|fragment| (fragment.key, record(fragment))));
+        let layers = payload.image.layers.iter().map(|layer| Blob { digest: layer.digest, size: layer.size });
+        layers.chain(payload.bundle).for_each(|blob| self.hold(blob, from));
+        let records = payload.layers.iter().zip(&payload.image.layers);
+        self.layers.extend(records.map(|(layer, record)| (layer.key, record.clone())));
+        if let Some((key, foundation)) = payload.foundation() {
+            self.foundations.insert(key, (foundation, payload.bundle));
+        }
+    }
+
+    /// Takes in a bundle of the caches with these numbers.
+    pub fn learn_parts(&mut self, parts: &Parts, from: &[usize]) {
+        for fragment in &parts.fragments {
+            from.iter().for_each(|from| self.hold(fragment.blob, *from));
+            let record = FragmentRecord { fragment: fragment.blob.digest, index: fragment.index };
+            self.fragments.insert(fragment.key, record);
+        }
+    }
+
+    fn hold(&mut self, blob: Blob, from: usize) {
+        let known = self.blobs.entry(blob.digest).or_insert((blob.size, Vec::new()));
+        // Two lengths of one digest: one is a lie, and neither is worth finding out.
+        if known.0 == blob.size && !known.1.contains(&from) {
+            known.1.push(from);
+        }
+    }
+
+    /// What upper layers stand on, and the bundle that has its fragments.
+    pub fn foundation(&self, key: &Key) -> Option<&(Foundation, Option<Blob>)> {
+        self.foundations.get(key)
     }
 
     /// The record of a layer.
@@ -249,14 +321,10 @@ mod tests {
         let record = LayerRecord { digest: Digest::of(b"l"), diff_id: layers::DiffId(Digest::of(b"d")), size: 7 };
         Payload {
             names: vec![name.into()],
-            image: ImageRecord { layers: vec![record.clone()], packages: Vec::new(), commands: Vec::new(), base: None },
-            layers: vec![KnownLayer { key: Key(Digest::of(b"k")), record }],
-            fragments: vec![KnownFragment {
-                key: Key(Digest::of(b"f")),
-                blob: Blob { digest: Digest::of(b"b"), size: 9 },
-                index: Digest::of(b"i"),
-            }],
-            bundle: None,
+            image: ImageRecord { layers: vec![record], packages: Vec::new(), commands: Vec::new(), base: None },
+            layers: vec![KnownLayer { key: Key(Digest::of(b"k")), ran: Vec::new() }],
+            foundation: None,
+            bundle: Some(Blob { digest: Digest::of(b"b"), size: 9 }),
         }
     }
 

@@ -26,7 +26,8 @@ use layers::Key;
 
 pub use dir::Folder;
 pub use document::{
-    Answer, Believed, KnownFragment, KnownLayer, Payload, PublicKey, Remembered, SigningKey, image_name, latest_name,
+    Answer, Believed, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, PublicKey, Remembered, SigningKey,
+    image_name, latest_name, parts_name,
 };
 pub use publish::Publisher;
 pub use registry::Artifacts;
@@ -210,6 +211,29 @@ impl Sources {
     /// The record of a fragment that some cache told of.
     pub fn fragment(&self, key: &Key) -> Option<crate::engine::index::FragmentRecord> {
         self.found().remembered.fragment(key)
+    }
+
+    /// What upper layers stand on, as some cache told.
+    pub fn foundation(&self, key: &Key) -> Option<crate::engine::foundation::Foundation> {
+        self.found().remembered.foundation(key).map(|(foundation, _)| foundation.clone())
+    }
+
+    /// The bundle with the fragments of what upper layers stand on.
+    pub fn bundle(&self, key: &Key) -> Option<Blob> {
+        self.found().remembered.foundation(key).and_then(|(_, bundle)| *bundle)
+    }
+
+    /// Takes in a bundle that was brought.
+    pub fn learn_parts(&self, parts: &Parts, bundle: &layers::Digest) {
+        let mut found = self.found();
+        let holders = found.remembered.holders(bundle);
+        found.remembered.learn_parts(parts, &holders);
+    }
+
+    /// Whether a cache is read from, and has not failed yet; `label` is as it was written.
+    pub fn reads(&self, label: &str) -> bool {
+        let found = self.found();
+        self.sources.iter().zip(&found.failed).any(|(source, failed)| source.label == label && !failed)
     }
 
     /// Whether a cache that still serves has said that it holds the blob.

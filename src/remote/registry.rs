@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! manifest  artifactType application/vnd.imgbuild.cache.v1, config `{}`, tagged with each name of the document
-//!   annotations  org.imgbuild.cache: the document, base64: one request reads it
-//!   layers       every blob that it leads to, so that a registry's collector keeps them
+//!   annotations  org.imgbuild.cache: the document, gzip, base64: one request reads it
+//!   layers       every blob that it is published with, so that a registry's collector keeps them
 //! ```
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -15,6 +16,7 @@ use cache::{Blob, Store};
 use layers::Digest;
 use serde_json::json;
 
+use super::document::LARGEST;
 use super::{Place, Remote, RemoteError};
 use crate::observe::Silent;
 use crate::registry::document::{Descriptor, Document};
@@ -50,7 +52,7 @@ impl Artifacts {
             "artifactType": ARTIFACT,
             "config": empty,
             "layers": layers,
-            "annotations": { ANNOTATION: STANDARD.encode(document) },
+            "annotations": { ANNOTATION: STANDARD.encode(layers::encode::gzip(document)) },
         });
         Document::json(layers::oci::MANIFEST, &manifest)
     }
@@ -65,7 +67,13 @@ impl Remote for Artifacts {
         let wrong = |why: String| RegistryError::Document { what: format!("{}:{name}", self.repository), why };
         let said = document.read().map_err(wrong)?;
         let text = said.annotations.get(ANNOTATION).filter(|_| said.artifact_type.as_deref() == Some(ARTIFACT));
-        let bytes = text.and_then(|text| STANDARD.decode(text).ok());
+        let packed = text.and_then(|text| STANDARD.decode(text).ok());
+        let bytes = packed.and_then(|packed| {
+            let mut bytes = Vec::new();
+            let limits = layers::format::Limits { max_output: LARGEST as u64, ..Default::default() };
+            layers::format::decompress(packed.as_slice(), &limits).ok()?.read_to_end(&mut bytes).ok()?;
+            Some(bytes)
+        });
         Ok(Some(bytes.ok_or_else(|| wrong("it is no cache of imgbuild's".into()))?))
     }
 

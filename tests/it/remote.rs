@@ -231,6 +231,64 @@ fn a_registry_serves_as_well_and_one_request_finds_an_image() {
 }
 
 #[test]
+fn an_edit_on_an_empty_machine_moves_records_and_its_own_layer_in_eight_round_trips() {
+    let project = Project::new();
+    let (first, second, third) = (project.machine(), project.machine(), project.machine());
+    let (registry, other) = (registry(|_| {}), crate::registry::registry(|_| {}));
+    let store = format!("registry:{}/team/cache", registry.host());
+    let trust = [(STORES, store.as_str())];
+    let push = |to: &crate::support::registry::Registry, tag: &str| {
+        ["push".into(), "--tag".into(), format!("{}/team/{{image}}:{tag}", to.host())]
+    };
+    let words = push(&registry, "v1");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    first.run(&[&words[..], &["--cache-to", &store]].concat(), &[]).success();
+    for machine in [&second, &third] {
+        machine.sandbox.write("src/main", "changed");
+        machine.sandbox.write("src/new/file", "new");
+    }
+    let asked = project.server.asked().len();
+    registry.clear_log();
+    let words = push(&registry, "v2");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let caches = ["--cache-from", &store, "--cache-to", &store];
+    second.run(&[&words[..], &caches[..]].concat(), &trust).success();
+    assert_eq!(project.server.asked().len(), asked, "no mirror");
+    assert_eq!(
+        registry.requests("GET /v2/team/cache/blobs/").len(),
+        0,
+        "neither layers nor fragments nor their indexes"
+    );
+    assert_eq!(registry.requests("GET /v2/team/cache/manifests/").len(), 3, "both images, and the last build of one");
+    registry.assert_whole();
+    // Without what goes to the cache in the background, which has requests of its own.
+    let fourth = project.machine();
+    fourth.sandbox.write("src/main", "changed once more");
+    registry.clear_log();
+    registry.state().kind.latency = std::time::Duration::from_millis(100);
+    let words = push(&registry, "v3");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    fourth.run(&[&words[..], &caches[..2]].concat(), &trust).success();
+    registry.state().kind.latency = std::time::Duration::ZERO;
+    let log: Vec<String> = registry.state().log.iter().map(|it| it.line.clone()).collect();
+    assert!(registry.round_trips() <= 8, "{} round trips: {log:#?}", registry.round_trips());
+    let uploads = registry.requests("PUT /v2/team/one/blobs/uploads/");
+    assert_eq!(uploads.len(), 2, "the layer and the configuration: {uploads:?}");
+    // What was published from remembered parts serves the next one, and is what a build from nothing comes to.
+    let words = push(&other, "v2");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    third.run(&words, &[]).success();
+    assert_eq!(registry.tag("team/one", "v2"), other.tag("team/one", "v2"));
+    let fifth = project.machine();
+    fifth.sandbox.write("src/main", "changed");
+    fifth.sandbox.write("src/new/file", "new");
+    registry.clear_log();
+    let (names, said, _) = fifth.build(&["--cache-from", &store], &trust);
+    assert_eq!(registry.requests("/manifests/latest-").len(), 0, "the image itself is known by now: {said}");
+    assert_eq!(Some(&names["one"]), other.tag("team/one", "v2").as_ref());
+}
+
+#[test]
 fn a_store_that_is_down_is_a_warning() {
     let project = Project::new();
     let machine = project.machine();
