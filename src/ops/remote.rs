@@ -20,7 +20,7 @@ use crate::parallel::in_parallel;
 use crate::registry::Supply;
 use crate::remote::{
     Answer, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, SigningKey, image_name, latest_name,
-    parts_name,
+    layers_name, parts_name,
 };
 
 /// Blobs that are fetched at once.
@@ -165,7 +165,9 @@ pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) ->
     };
     let blobs: BTreeSet<(Digest, u64)> = made.record.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
     let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
-    targets.publisher.publish(names, Answer::write(&payload, targets.key.as_ref()), blobs);
+    targets.publisher.publish(vec![layers_name(made.key)], Vec::new(), blobs);
+    // It leads to what was sent before, so it comes last; who reads it need not read the list of that.
+    targets.publisher.publish(names, Answer::write(&payload, targets.key.as_ref()), Vec::new());
     Ok(())
 }
 

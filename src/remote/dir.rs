@@ -118,7 +118,8 @@ impl Remote for Folder {
                 false => Err(RemoteError::Damaged(blob.digest)),
             })?;
         }
-        for name in names {
+        // Blobs are kept here without a document that has them.
+        for name in names.iter().filter(|_| !document.is_empty()) {
             let path = self.name(name);
             place(&path, |file| file.write_all(document).map_err(at(&path)))?;
         }

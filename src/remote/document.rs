@@ -46,6 +46,11 @@ pub fn latest_name(image: &str, platform: Platform, compression: Compression) ->
     format!("latest-{}", hasher.finish().0.0.hex())
 }
 
+/// The name that the layers of an image are kept by.
+pub fn layers_name(key: &Key) -> String {
+    format!("layers-{}", key.0.hex())
+}
+
 /// The name that a bundle and its fragments are kept by.
 pub fn parts_name(bundle: &Digest) -> String {
     format!("parts-{}", bundle.hex())

@@ -27,7 +27,7 @@ use layers::Key;
 pub use dir::Folder;
 pub use document::{
     Answer, Believed, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, PublicKey, Remembered, SigningKey,
-    image_name, latest_name, parts_name,
+    image_name, latest_name, layers_name, parts_name,
 };
 pub use publish::Publisher;
 pub use registry::Artifacts;
@@ -73,8 +73,8 @@ pub trait Remote: Send + Sync {
     /// Where a blob of it lies, for who can take it from there without bringing it first.
     fn place(&self, digest: &layers::Digest) -> Place;
 
-    /// Stores a document under its names after the blobs that it leads to; what is there is not sent. Blobs are hashed
-    /// while they are sent.
+    /// Stores a document under its names after the blobs that are kept by it; what is there is not sent. Blobs are hashed
+    /// while they are sent. An empty document does nothing but keep blobs.
     fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError>;
 }
 

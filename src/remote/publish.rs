@@ -43,7 +43,8 @@ impl Publisher {
         Publisher { jobs, thread }
     }
 
-    /// Hands over a document and the blobs that it leads to.
+    /// Hands over a document and the blobs that are kept by it. Those that were handed over before are there by then, or it is
+    /// not sent.
     pub fn publish(&self, names: Vec<String>, document: Vec<u8>, blobs: Vec<Blob>) {
         // The other side is there until `finish`.
         let _ = self.jobs.send(Job { names, document, blobs });
