@@ -44,6 +44,9 @@ pub mod op;
 #[cfg(feature = "encode")]
 pub mod partition;
 
+#[cfg(feature = "encode")]
+pub mod written;
+
 pub use catalogue::Catalogue;
 pub use digest::{DiffId, Digest, InvalidDigest, Key};
 pub use hash::KeyHasher;

@@ -1,7 +1,7 @@
 //! OCI documents as canonical JSON: fields in the specification's order, maps sorted, no white space.
 //!
-//! Follows the OCI image specification 1.1. What is inherited from a base image (its history, its diff ids, fields of its
-//! configuration that no definition changes) is kept value for value.
+//! Follows the OCI image specification 1.1. What is inherited from a base image (its history, fields of its configuration
+//! that no definition changes) is kept byte for byte, whatever its writer thought of white space and escapes.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::digest::{DiffId, Digest};
 use crate::image::ImageConfig;
 use crate::platform::Platform;
+use crate::written::{Members, elements, json as written};
 
 /// Media type of an index.
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -36,8 +37,8 @@ pub struct Document {
 }
 
 impl Document {
-    fn of(media_type: &'static str, value: &impl Serialize) -> Document {
-        let bytes = serde_json::to_vec(value).expect("OCI documents have only string keys and whole numbers");
+    fn of(media_type: &'static str, text: String) -> Document {
+        let bytes = text.into_bytes();
         Document { media_type, digest: Digest::of(&bytes), bytes }
     }
 
@@ -136,12 +137,147 @@ pub struct LayerPart {
 }
 
 /// The base that an image stands on.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct BaseParts {
-    /// Its configuration document.
-    pub config: Map<String, Value>,
+    /// Its configuration document, as it was written.
+    config: String,
     /// Its layers' descriptors.
     pub layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Unchecked {
+    config: String,
+    layers: Vec<Descriptor>,
+}
+
+impl TryFrom<Unchecked> for BaseParts {
+    type Error = String;
+
+    fn try_from(base: Unchecked) -> Result<BaseParts, String> {
+        BaseParts::new(base.config, base.layers)
+    }
+}
+
+impl BaseParts {
+    /// A base of this configuration document and these layers.
+    ///
+    /// # Errors
+    /// If the document is no JSON object, has a member twice, or one that is inherited is not what config.md says.
+    pub fn new(config: String, layers: Vec<Descriptor>) -> Result<BaseParts, String> {
+        let base = BaseParts { config, layers };
+        let value: Map<String, Value> = serde_json::from_str(&base.config).map_err(|error| error.to_string())?;
+        Members::of(&base.config)?;
+        for (name, fits) in [
+            ("config", value.get("config").is_none_or(|it| it.is_object() || it.is_null())),
+            ("history", value.get("history").is_none_or(|it| it.is_array() || it.is_null())),
+            ("rootfs", value.get("rootfs").is_none_or(|it| it.is_object() || it.is_null())),
+        ] {
+            if !fits {
+                return Err(format!("its `{name}` is something else than the specification says"));
+            }
+        }
+        if let Some(run) = Members::of(&base.config)?.get("config").filter(|text| *text != "null") {
+            Members::of(run)?;
+        }
+        Ok(base)
+    }
+
+    /// The configuration document, as it was written.
+    pub fn config(&self) -> &str {
+        &self.config
+    }
+
+    /// What containers are told: `config` of the document.
+    pub fn run(&self) -> Map<String, Value> {
+        match self.value("config") {
+            Some(Value::Object(run)) => run,
+            _ => Map::new(),
+        }
+    }
+
+    /// The digests of the layers' tars.
+    pub fn diff_ids(&self) -> Vec<Value> {
+        let rootfs = self.value("rootfs").unwrap_or_default();
+        rootfs.get("diff_ids").and_then(Value::as_array).cloned().unwrap_or_default()
+    }
+
+    fn members(&self) -> Members {
+        Members::of(&self.config).expect("was checked when the base was made")
+    }
+
+    fn value(&self, name: &str) -> Option<Value> {
+        serde_json::from_str(self.members().get(name)?).ok()
+    }
+}
+
+/// What is put on a base, or on nothing, as a configuration says it (config.md).
+#[derive(Debug, Clone, Default)]
+pub struct Above {
+    /// RFC 3339, UTC.
+    pub created: Option<String>,
+    /// Such as `amd64`.
+    pub architecture: String,
+    /// What containers are told, the base's included.
+    pub run: BTreeMap<String, Value>,
+    /// The digests of its own layers' tars.
+    pub diff_ids: Vec<Value>,
+    /// Its own entries of the history, as JSON.
+    pub history: Vec<String>,
+}
+
+impl Above {
+    /// Writes the configuration. What the base has and this does not change keeps the bytes with which the base has it.
+    pub fn document(&self, base: Option<&BaseParts>) -> Document {
+        let below = base.map(BaseParts::members).unwrap_or_default();
+        let mut document = Members::default();
+        if let Some(created) = &self.created {
+            document.push("created", created);
+        }
+        document.push("architecture", &self.architecture);
+        document.push("os", "linux");
+        document.push_text("config", self.run_text(base, below.get("config")));
+        match below.get("rootfs").filter(|text| self.diff_ids.is_empty() && *text != "null") {
+            Some(rootfs) => document.push_text("rootfs", rootfs.to_owned()),
+            None => {
+                let mut diff_ids = base.map(BaseParts::diff_ids).unwrap_or_default();
+                diff_ids.extend(self.diff_ids.iter().cloned());
+                document.push("rootfs", &json!({"type": "layers", "diff_ids": diff_ids}));
+            }
+        }
+        let entries = below.get("history").and_then(|text| elements(text).ok()).unwrap_or_default();
+        let entries: Vec<&str> = entries.iter().chain(&self.history).map(String::as_str).collect();
+        document.push_text("history", format!("[{}]", entries.join(",")));
+        // The base's author, `variant`, `os.version` and whatever else it says of itself.
+        for (name, text) in below.iter().filter(|(name, _)| !OWN_FIELDS.contains(name)) {
+            document.push_text(name, text.to_owned());
+        }
+        Document::of(CONFIG, document.to_text())
+    }
+
+    fn run_text(&self, base: Option<&BaseParts>, text: Option<&str>) -> String {
+        let (below, text) = match (base, text) {
+            (Some(base), Some(text)) => (base.run(), text),
+            _ => return written(&self.run),
+        };
+        if below.len() == self.run.len() && below.iter().all(|(name, value)| self.run.get(name) == Some(value)) {
+            return if text == "null" { "{}".into() } else { text.to_owned() };
+        }
+        let mut run = Members::default();
+        let members = Members::of(text).unwrap_or_default();
+        for (name, text) in members.iter() {
+            match self.run.get(name) {
+                Some(value) if below.get(name) == Some(value) => run.push_text(name, text.to_owned()),
+                Some(value) => run.push(name, value),
+                None => {}
+            }
+        }
+        for (name, value) in self.run.iter().filter(|(name, _)| members.get(name).is_none()) {
+            run.push(name, value);
+        }
+        run.to_text()
+    }
 }
 
 /// Everything that an image's documents say.
@@ -173,9 +309,13 @@ pub struct BuiltImage {
 }
 
 impl ImageParts<'_> {
-    /// Writes configuration and manifest.
+    /// Writes configuration and manifest. An image that adds nothing to its base has the base's configuration.
     pub fn build(&self) -> BuiltImage {
-        let config = Document::of(CONFIG, &self.config_document());
+        let adds = !self.layers.is_empty() || !self.labels.is_empty() || *self.config != ImageConfig::default();
+        let config = match &self.base {
+            Some(base) if !adds => Document::of(CONFIG, base.config.clone()),
+            base => self.above().document(base.as_ref()),
+        };
         let mut layers: Vec<Descriptor> = self.base.as_ref().map(|base| base.layers.clone()).unwrap_or_default();
         layers.extend(self.layers.iter().map(|layer| Descriptor {
             media_type: layer.media_type.clone(),
@@ -193,42 +333,24 @@ impl ImageParts<'_> {
             layers: Vec<Descriptor>,
         }
         let manifest = Manifest { schema_version: 2, media_type: MANIFEST, config: config.descriptor(), layers };
-        BuiltImage { platform: self.platform, manifest: Document::of(MANIFEST, &manifest), config }
+        BuiltImage { platform: self.platform, manifest: Document::of(MANIFEST, written(&manifest)), config }
     }
 
-    fn config_document(&self) -> Ordered {
-        let base = self.base.as_ref().map(|base| &base.config);
-        let inherited = |name: &str| base.and_then(|base| base.get(name)).cloned();
-        let mut document = Ordered::default();
-        document.put("created", json!(self.created));
-        document.put("architecture", json!(self.platform.architecture()));
-        document.put("os", json!("linux"));
-        document.put("config", self.run_config(inherited("config")));
-        let mut diff_ids: Vec<Value> = inherited("rootfs")
-            .and_then(|rootfs| rootfs.get("diff_ids").and_then(Value::as_array).cloned())
-            .unwrap_or_default();
-        diff_ids.extend(self.layers.iter().map(|layer| json!(layer.diff_id)));
-        document.put("rootfs", json!({"type": "layers", "diff_ids": diff_ids}));
-        let mut history: Vec<Value> =
-            inherited("history").and_then(|history| history.as_array().cloned()).unwrap_or_default();
-        history.extend(
-            self.layers
-                .iter()
-                .map(|layer| json!({"created": self.created, "created_by": layer.created_by, "comment": "imgbuild"})),
-        );
-        document.put("history", Value::Array(history));
-        // The base's author, `variant`, `os.version` and whatever else it says of itself.
-        for (name, value) in base.into_iter().flatten().filter(|(name, _)| !OWN_FIELDS.contains(&name.as_str())) {
-            document.put(name, value.clone());
-        }
-        document
-    }
-
-    fn run_config(&self, inherited: Option<Value>) -> Value {
-        let mut run: BTreeMap<String, Value> = match inherited {
-            Some(Value::Object(map)) => map.into_iter().collect(),
-            _ => BTreeMap::new(),
+    fn above(&self) -> Above {
+        let entry = |layer: &LayerPart| {
+            written(&json!({"created": self.created, "created_by": layer.created_by, "comment": "imgbuild"}))
         };
+        Above {
+            created: Some(self.created.clone()),
+            architecture: self.platform.architecture().into(),
+            run: self.run_config(self.base.as_ref().map(BaseParts::run).unwrap_or_default()),
+            diff_ids: self.layers.iter().map(|layer| json!(layer.diff_id)).collect(),
+            history: self.layers.iter().map(entry).collect(),
+        }
+    }
+
+    fn run_config(&self, inherited: Map<String, Value>) -> BTreeMap<String, Value> {
+        let mut run: BTreeMap<String, Value> = inherited.into_iter().collect();
         let config = self.config;
         if let Some(user) = &config.user {
             run.insert("User".into(), json!(user));
@@ -291,7 +413,7 @@ impl ImageParts<'_> {
                 }),
             );
         }
-        json!(run)
+        run
     }
 }
 
@@ -310,23 +432,7 @@ pub fn index(images: &[BuiltImage]) -> Document {
         .into_iter()
         .map(|image| Descriptor { platform: Some(image.platform.into()), ..image.manifest.descriptor() })
         .collect();
-    Document::of(INDEX, &Index { schema_version: 2, media_type: INDEX, manifests })
-}
-
-/// Fields in the order in which they were put.
-#[derive(Default)]
-struct Ordered(Vec<(String, Value)>);
-
-impl Ordered {
-    fn put(&mut self, name: &str, value: Value) {
-        self.0.push((name.to_owned(), value));
-    }
-}
-
-impl Serialize for Ordered {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
-    }
+    Document::of(INDEX, written(&Index { schema_version: 2, media_type: INDEX, manifests }))
 }
 
 /// Seconds since 1970 as RFC 3339 in UTC, such as `2026-11-24T01:02:03Z`.
@@ -414,12 +520,83 @@ mod tests {
         let mut config = ImageConfig { entrypoint: Some(vec!["run".into()]), ..ImageConfig::default() };
         config.env = vec![("A".into(), "2".into())];
         let mut parts = parts(&config);
-        parts.base = Some(BaseParts { config: base.as_object().expect("is an object").clone(), layers: Vec::new() });
+        parts.base = Some(BaseParts::new(base.to_string(), Vec::new()).expect("is a base"));
         let built: Value = serde_json::from_slice(&parts.build().config.bytes).expect("is JSON");
         assert_eq!(built["config"]["Env"], json!(["PATH=/bin", "A=2"]));
         assert_eq!(built["config"]["Cmd"], Value::Null);
         assert_eq!(built["config"]["OnBuild"], json!(["x"]));
         assert_eq!(built["history"][0], json!({"created_by": "old", "custom": true}));
         assert_eq!(built["rootfs"]["diff_ids"].as_array().map(Vec::len), Some(2));
+    }
+
+    /// A configuration as nobody here would write it: an order of its own, white space, escapes, odd numbers.
+    const ODD: &str = concat!(
+        "{ \"variant\":\"v8\",\n\"history\" : [ {\"created_by\":\"a \\u0026\\u0026 b\", \"x\": 1e2} ,{\"empty_layer\":true,\"z\":[ ]}],",
+        "\"config\":{\"User\" :\"\\u0072oot\",\"Memory\": 1.0E+2,\"Env\":[ \"PATH=/bin\" ],\"Cmd\":[\"sh\"],\"Labels\":null},",
+        "\"architecture\":\"arm64\", \"rootfs\": {\"type\":\"layers\",\"diff_ids\":[ \"sha256:1\"]},",
+        "\"big\":123456789012345678901234567890.10,\"os\":\"linux\",\"author\":\"\\/me\"}\n",
+    );
+
+    #[test]
+    fn an_image_that_adds_nothing_to_its_base_has_its_configuration_byte_for_byte() {
+        let config = ImageConfig::default();
+        let mut parts = parts(&config);
+        parts.base = Some(BaseParts::new(ODD.into(), Vec::new()).expect("is a base"));
+        (parts.layers, parts.labels) = (Vec::new(), BTreeMap::new());
+        let built = parts.build();
+        assert_eq!(String::from_utf8_lossy(&built.config.bytes), ODD);
+        assert_eq!(built.config.digest, Digest::of(ODD.as_bytes()));
+    }
+
+    #[test]
+    fn what_an_image_does_not_change_keeps_the_bytes_of_its_base() {
+        let mut config = ImageConfig::default();
+        config.env = vec![("A".into(), "2".into())];
+        let mut parts = parts(&config);
+        parts.base = Some(BaseParts::new(ODD.into(), Vec::new()).expect("is a base"));
+        assert_eq!(
+            String::from_utf8(parts.build().config.bytes).expect("is text"),
+            format!(
+                concat!(
+                    r#"{{"created":"2020-01-01T00:00:00Z","architecture":"arm64","os":"linux","#,
+                    r#""config":{{"User":"\u0072oot","Memory":1.0E+2,"Env":["PATH=/bin","A=2"],"Cmd":["sh"],"Labels":{{"b":"2"}}}},"#,
+                    r#""rootfs":{{"diff_ids":["sha256:1","{}"],"type":"layers"}},"#,
+                    r#""history":[{{"created_by":"a \u0026\u0026 b", "x": 1e2}},{{"empty_layer":true,"z":[ ]}},"#,
+                    r#"{{"comment":"imgbuild","created":"2020-01-01T00:00:00Z","created_by":"debian x"}}],"#,
+                    r#""variant":"v8","big":123456789012345678901234567890.10,"author":"\/me"}}"#
+                ),
+                Digest::of(b"t")
+            )
+        );
+        // Only a label more: everything inside `config` that is not the labels stays, and so does `rootfs` as a whole.
+        let plain = ImageConfig::default();
+        (parts.layers, parts.config) = (Vec::new(), &plain);
+        let text = String::from_utf8(parts.build().config.bytes).expect("is text");
+        for kept in [r#""Env":[ "PATH=/bin" ]"#, r#""rootfs":{"type":"layers","diff_ids":[ "sha256:1"]}"#] {
+            assert!(text.contains(kept), "{text}");
+        }
+        // A record in the cache keeps the text.
+        let base = parts.base.expect("has one");
+        let kept: BaseParts = serde_json::from_str(&written(&base)).expect("reads");
+        assert_eq!(kept, base);
+    }
+
+    #[test]
+    fn a_base_that_says_things_twice_or_otherwise_is_refused() {
+        for (text, said) in [
+            (r#"{"os":"linux","os":"linux"}"#, "`os` stands in it twice"),
+            (r#"{"config":{"User":"a","User":"b"}}"#, "`User` stands in it twice"),
+            (r#"{"config":[]}"#, "its `config` is something else"),
+            (r#"{"history":{}}"#, "its `history` is something else"),
+            (r#"{"rootfs":1}"#, "its `rootfs` is something else"),
+            ("[]", "invalid type"),
+            ("", "EOF"),
+        ] {
+            let error = BaseParts::new(text.into(), Vec::new()).expect_err(text);
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        let empty =
+            BaseParts::new(r#"{"config":null,"history":null,"rootfs":null}"#.into(), Vec::new()).expect("is a base");
+        assert_eq!((empty.run(), empty.diff_ids()), (Map::new(), Vec::new()));
     }
 }

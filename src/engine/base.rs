@@ -135,6 +135,7 @@ fn finish(
     blobs: Option<PathBuf>,
 ) -> Result<BaseImage, EngineError> {
     let wrong = |why: String| EngineError::Base { path: name.to_owned(), why };
+    let text = std::str::from_utf8(config).map_err(|error| wrong(format!("its configuration: {error}")))?;
     let config: serde_json::Map<String, serde_json::Value> = parse(config).map_err(&wrong)?;
     let architecture = config.get("architecture").and_then(serde_json::Value::as_str).unwrap_or_default();
     if architecture != platform.architecture() {
@@ -162,7 +163,8 @@ fn finish(
     if diff_ids != layers.len() {
         return Err(wrong(format!("its configuration names {diff_ids} layers, its manifest {}", layers.len())));
     }
-    Ok(BaseImage { manifest: manifest_digest, parts: BaseParts { config, layers }, name: name.to_owned(), blobs })
+    let parts = BaseParts::new(text.to_owned(), layers).map_err(|why| wrong(format!("its configuration: {why}")))?;
+    Ok(BaseImage { manifest: manifest_digest, parts, name: name.to_owned(), blobs })
 }
 
 impl BaseImage {

@@ -16,7 +16,7 @@ use layers::lock::Lock;
 use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
 use layers::source::Python;
-use layers::{PlannedImage, Platform, StageId};
+use layers::{ImageConfig, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
 use super::explain::remember_latest;
@@ -449,6 +449,15 @@ fn finish<'a>(
         // What a definition says wins over what is derived, and the request over both.
         labels.retain(|key, _| !image.config.labels.contains_key(key));
         labels.extend(request.labels.clone());
+        let adds_nothing = record.base.is_some()
+            && it.resolved.layers.is_empty()
+            && image.config == ImageConfig::default()
+            && image.description.is_empty()
+            && request.labels.is_empty();
+        if adds_nothing {
+            // It is its base, to the digest of the configuration.
+            labels.clear();
+        }
         let parts = ImageParts {
             platform: it.platform,
             created: oci::rfc3339(created),

@@ -119,6 +119,8 @@ impl Layer {
 pub(super) struct Opened {
     pub document: Document,
     pub config: Value,
+    /// The configuration as it is written.
+    pub text: String,
     pub config_digest: AnyDigest,
     pub layers: Vec<Descriptor>,
 }
@@ -207,6 +209,8 @@ pub(super) fn open(reach: &Reach<'_>, held: &Held, document: &Document) -> Resul
     Ok(Some(Opened {
         document: document.clone(),
         config: value,
+        // JSON is UTF-8 (RFC 8259, section 8.1), so nothing is replaced.
+        text: String::from_utf8_lossy(&bytes).into_owned(),
         config_digest: config.digest,
         layers: layers.to_vec(),
     }))

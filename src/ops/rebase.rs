@@ -12,7 +12,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use layers::{Platform, lower, oci};
+use layers::oci::{self, Above, BaseParts};
+use layers::{Platform, lower, written};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -99,7 +100,7 @@ fn one(
         refused(request, &format!("{layer}: {why}"))
     })?;
 
-    let config = Document::json(oci::CONFIG, &config(opened, &old_opened, &new_opened, request));
+    let config = config(opened, &old_opened, &new_opened, request)?;
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Manifest {
@@ -296,23 +297,15 @@ fn links(old: &Files, new: &Files) -> Vec<(String, String)> {
 }
 
 /// The configuration: the new base's, changed as the image changed the old base's.
-fn config(image: &Opened, old: &Opened, new: &Opened, request: &Rebase) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Config {
-        #[serde(skip_serializing_if = "Value::is_null")]
-        created: Value,
-        architecture: Value,
-        os: Value,
-        config: Value,
-        rootfs: Value,
-        history: Vec<Value>,
-    }
-    let field = |name: &str| image.config.get(name).cloned().unwrap_or(Value::Null);
-    let own = |pointer: &str| {
-        let above = &list(&image.config, pointer)[list(&old.config, pointer).len()..];
-        list(&new.config, pointer).iter().chain(above).cloned().collect::<Vec<_>>()
-    };
+fn config(image: &Opened, old: &Opened, new: &Opened, request: &Rebase) -> Result<Document, Failure> {
+    let base = BaseParts::new(new.text.clone(), Vec::new())
+        .map_err(|why| refused(request, &format!("the new base's configuration cannot be used: {why}")))?;
     let object = |opened: &Opened| opened.config.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
+    if image.config == old.config {
+        // It added nothing to its base.
+        return Ok(Document::of(oci::CONFIG, base.config().to_owned().into_bytes()));
+    }
+    let text = |name: &str| image.config.get(name).and_then(Value::as_str).map(str::to_owned);
     let mut run = run_config(&object(image), &object(old), &object(new));
     let labels = run.entry("Labels").or_insert_with(|| json!({}));
     if let Some(labels) = labels.as_object_mut() {
@@ -323,14 +316,16 @@ fn config(image: &Opened, old: &Opened, new: &Opened, request: &Rebase) -> impl 
         labels.insert(BASE_NAME.into(), json!(name));
         labels.insert(BASE_DIGEST.into(), json!(new.document.digest.to_string()));
     }
-    Config {
-        created: field("created"),
-        architecture: field("architecture"),
-        os: field("os"),
-        config: json!(run),
-        rootfs: json!({"type": "layers", "diff_ids": own("/rootfs/diff_ids")}),
-        history: own("/history"),
-    }
+    let own = |pointer: &str| &list(&image.config, pointer)[list(&old.config, pointer).len()..];
+    let above = Above {
+        created: text("created"),
+        architecture: text("architecture").unwrap_or_default(),
+        run: run.into_iter().collect(),
+        diff_ids: own("/rootfs/diff_ids").to_vec(),
+        history: own("/history").iter().map(written::json).collect(),
+    };
+    let made = above.document(Some(&base));
+    Ok(Document { media_type: made.media_type.into(), digest: made.digest.into(), bytes: made.bytes.into() })
 }
 
 /// What the image changed of the old base's `config`, applied to the new base's.

@@ -152,6 +152,14 @@ impl Docker {
         Ok(status.contains("io.containerd.snapshotter"))
     }
 
+    /// Its version, where it reads no layers that are compressed with zstd: Docker does since 23, whose API is 1.42.
+    pub fn without_zstd(&self, registries: &Registries) -> Result<Option<String>, PlaceError> {
+        let said = self.get(registries, "/version")?.unwrap_or_default();
+        let api = said.get("ApiVersion").and_then(Value::as_str).unwrap_or_default();
+        let version = said.get("Version").and_then(Value::as_str).unwrap_or("of an unknown version");
+        Ok(is_before_zstd(api).then(|| version.to_owned()))
+    }
+
     /// The layers of all images: lists of diff ids, bottom first.
     pub fn chains(&self, registries: &Registries) -> Result<Vec<Vec<String>>, PlaceError> {
         let images = self.get(registries, "/images/json?all=1")?.unwrap_or_default();
@@ -309,6 +317,16 @@ impl http_body::Body for Pieces {
     }
 }
 
+/// Whether an API's version is one of engines that read no zstd. What cannot be read is taken for one: plain layers are
+/// read by all.
+fn is_before_zstd(api: &str) -> bool {
+    let number = |text: &str| text.parse::<u32>().ok();
+    match api.split_once('.').map(|(major, minor)| (number(major), number(minor))) {
+        Some((Some(major), Some(minor))) => (major, minor) < (1, 42),
+        _ => true,
+    }
+}
+
 /// How many layers of an image an engine has already: the longest start of its chain that some image there has too.
 pub fn known_layers(diff_ids: &[String], chains: &[Vec<String>]) -> usize {
     let shared = |chain: &Vec<String>| chain.iter().zip(diff_ids).take_while(|(a, b)| a == b).count();
@@ -335,6 +353,15 @@ mod tests {
         assert_eq!(known_layers(&ids("a b c"), &[]), 0);
         let blob = |name: &str| crate::registry::AnyDigest::from(Digest::of(name.as_bytes()));
         assert_eq!(left_out(&[blob("a"), blob("b"), blob("a")], 2), BTreeSet::from([blob("b")]));
+    }
+
+    #[test]
+    fn engines_that_read_no_zstd_are_known_by_their_api() {
+        for (api, before) in
+            [("1.41", true), ("1.42", false), ("1.51", false), ("2.0", false), ("", true), ("x.y", true)]
+        {
+            assert_eq!(is_before_zstd(api), before, "{api}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::archive::write_archive;
+use super::archive::{is_zstd, write_archive, write_plain};
 use super::docker::{known_layers, left_out};
 use super::{Held, PlaceError, Reach};
 use crate::observe::Event;
@@ -98,8 +98,21 @@ fn load_docker(
     };
     let skipped = left_out(&layers, known);
     reach.fetch(&image.held, &skipped)?;
+    let old = match blobs[1..].iter().any(|layer| is_zstd(layer) && !skipped.contains(&layer.digest)) {
+        true => docker.without_zstd(registries)?,
+        false => None,
+    };
+    let way = match &old {
+        Some(version) => format!("{way}; unpacked, because Docker {version} reads no zstd"),
+        None => way,
+    };
+    let ids = if old.is_some() { diff_ids(reach, image)? } else { Vec::new() };
     docker.load(registries, |pipe| {
-        write_archive(&image.held, Some(&image.name), &skipped, pipe)
+        let written = match old {
+            Some(_) => write_plain(&image.held, Some(&image.name), &skipped, &ids, pipe),
+            None => write_archive(&image.held, Some(&image.name), &skipped, pipe),
+        };
+        written
             .and_then(|mut pipe| pipe.flush().map_err(|source| PlaceError::File { path: "the archive".into(), source }))
     })?;
     if let Some(Some(chains)) = chains {

@@ -1,6 +1,6 @@
 //! OCI image layouts (image-layout.md).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,24 +10,48 @@ use serde_json::{Value, json};
 
 use super::{Held, PlaceError};
 use crate::registry::document::{self, Descriptor, Document};
-use crate::registry::{AnyDigest, Bundle, Supply};
+use crate::registry::{AnyDigest, Bundle, Reference, Supply};
 
 /// The annotation that names an image of a layout.
 pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The annotation with which Docker and containerd name one in full.
+pub(super) const FULL_NAME: &str = "io.containerd.image.name";
+
+/// Whether two texts name the same image, as Docker reads them: `a` is `docker.io/library/a:latest`, and
+/// `localhost/a:latest` is another.
+pub(super) fn is_same_name(a: &str, b: &str) -> bool {
+    let full = |text: &str| text.parse::<Reference>().ok().map(|it| full_name(&it));
+    a == b || full(a).is_some_and(|a| full(b) == Some(a))
+}
+
+/// A name with its registry and a tag, as engines keep it.
+pub(super) fn full_name(reference: &Reference) -> String {
+    match (&reference.tag, &reference.digest) {
+        (None, None) => reference.repository.tagged("latest").to_string(),
+        _ => reference.to_string(),
+    }
+}
 
 /// Chooses an image of an index by its name, the only one where none is given.
 pub(super) fn choose(index: &Value, name: Option<&str>, place: &str) -> Result<Descriptor, PlaceError> {
     let wrong = |why: String| PlaceError::Content { place: place.into(), why };
     let all = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
-    let name_of = |it: &Value| {
-        it.pointer("/annotations/org.opencontainers.image.ref.name").and_then(Value::as_str).map(str::to_owned)
+    let annotation = |it: &Value, name: &str| it.get("annotations")?.get(name)?.as_str().map(str::to_owned);
+    let name_of = |it: &Value| annotation(it, REF_NAME);
+    // Docker since 25 writes the whole name beside the tag.
+    let fits = |it: &&Value, name: &str| {
+        name_of(it).as_deref() == Some(name) || annotation(it, FULL_NAME).is_some_and(|full| is_same_name(&full, name))
     };
-    let found: Vec<&Value> = all.iter().filter(|it| name.is_none() || name_of(it).as_deref() == name).collect();
+    let mut found: Vec<&Value> = all.iter().filter(|it| name.is_none_or(|name| fits(it, name))).collect();
+    // An image that has two names is one image.
+    let mut seen = BTreeSet::new();
+    found.retain(|it| seen.insert(it["digest"].to_string()));
     match found.as_slice() {
         [one] => serde_json::from_value((*one).clone()).map_err(|error| wrong(format!("index.json: {error}"))),
         many => {
-            let names: Vec<String> = all.iter().filter_map(name_of).collect();
-            let names = names.join(", ");
+            let name_of = |it: &Value| annotation(it, FULL_NAME).or_else(|| name_of(it));
+            let names = all.iter().filter_map(name_of).collect::<Vec<_>>().join(", ");
             Err(wrong(match (many.len(), name) {
                 (0, Some(name)) => format!("it has no image `{name}`, only {names}"),
                 (0, None) => "it has no image".into(),

@@ -22,7 +22,7 @@ use crate::observe::Observer;
 use crate::registry::document::{self, Choice, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Delivery, InvalidReference, Reference, Registries, RegistryError, Supply};
 
-pub use archive::write_archive;
+pub use archive::{write_archive, write_plain};
 pub use docker::Docker;
 pub use engine::{Into, Loaded, Loading, load};
 

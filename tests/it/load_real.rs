@@ -8,6 +8,7 @@ use layers::{Catalogue, Stage, path};
 
 use crate::support::docker;
 use crate::support::run::{Outcome, Sandbox, outcome};
+use crate::support::server::Server;
 
 /// Two images with a large layer in common.
 fn project(own: &str) -> Sandbox {
@@ -108,6 +109,156 @@ fn real_podman_loads_one_stream() {
     inspect.args(["image", "inspect", "--format", "{{.Id}}", "load-one:latest"]).env("CONTAINERS_STORAGE_CONF", &conf);
     let id = outcome(&mut inspect).success();
     assert_eq!(again.success(), format!("load-one:latest sha256:{}\n", id.trim()));
+}
+
+#[test]
+fn real_docker_that_reads_no_zstd_gets_plain_layers() {
+    let engine = docker::engine();
+    let version = engine.docker(["version", "--format", "{{.Server.APIVersion}}"]);
+    assert_eq!(version.trim(), "1.41", "this is the engine that reads no zstd");
+    let sandbox = project("zstd");
+    // Not the layer that the other tests load into the same engine.
+    let large: Vec<u8> = (0..2_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 12) as u8).collect();
+    sandbox.write("context/shared/data", large);
+    let zstd = ["--compression", "zstd", "--tag", "z1"];
+    let done = load(&sandbox, &zstd);
+    assert!(
+        done.stderr
+            .contains("load-one:z1: sent 2 of 2 layers, the engine has the others; unpacked, because Docker 20.10"),
+        "{}",
+        done.stderr
+    );
+    // Its second image has nothing that has to be sent.
+    assert!(done.stderr.contains("load-two:z1: sent 0 of 1 layers, the engine has the others\n"), "{}", done.stderr);
+    let stdout = done.success();
+    for (line, name) in stdout.lines().zip(["load-one:z1", "load-two:z1"]) {
+        let id = engine.docker(["image", "inspect", "--format", "{{.Id}}", name]);
+        assert_eq!(line, format!("{name} {}", id.trim()), "the configuration is the same");
+    }
+    let container = engine.docker(["create", "load-one:z1", "/none"]);
+    let container = container.trim();
+    let copied = sandbox.path().join("copied");
+    engine.docker(["cp", &format!("{container}:/own/hello"), &copied.display().to_string()]);
+    assert_eq!(std::fs::read_to_string(&copied).unwrap(), "zstd");
+    engine.docker(["rm", container]);
+    assert_eq!(load(&sandbox, &zstd).stderr.matches("it is there already").count(), 2);
+    engine.docker(["image", "rm", "--force", "load-one:z1", "load-two:z1"]);
+}
+
+/// A way to an engine that breaks once so many bytes have gone there.
+fn bad_way(to: &std::path::Path, breaks: usize) -> (tempfile::TempDir, String) {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("docker.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let to = to.to_owned();
+    std::thread::spawn(move || {
+        let passed = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        for mut client in listener.incoming().flatten() {
+            let mut server = UnixStream::connect(&to).unwrap();
+            let (mut back, mut to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut back, &mut to_client));
+            let passed = passed.clone();
+            std::thread::spawn(move || {
+                let mut piece = [0; 8 << 10];
+                while let Ok(count @ 1..) = client.read(&mut piece) {
+                    let before = passed.fetch_add(count, std::sync::atomic::Ordering::SeqCst);
+                    if before + count > breaks || server.write_all(&piece[..count]).is_err() {
+                        break;
+                    }
+                }
+                let _ = (client.shutdown(std::net::Shutdown::Both), server.shutdown(std::net::Shutdown::Both));
+            });
+        }
+    });
+    let host = format!("unix://{}", path.display());
+    (folder, host)
+}
+
+#[test]
+fn real_a_load_that_breaks_off_leaves_no_image_and_the_next_succeeds() {
+    let engine = docker::engine();
+    let socket = engine.host().trim_start_matches("unix://").to_owned();
+    let sandbox = project("broken");
+    let mut noise = 1_u64;
+    let large = std::iter::repeat_with(|| {
+        noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (noise >> 56) as u8
+    });
+    sandbox.write("context/shared/data", large.take(1_000_000).collect::<Vec<u8>>());
+    for breaks in [2_000, 20_000, 300_000, 900_000] {
+        let (_way, host) = bad_way(std::path::Path::new(&socket), breaks);
+        let mut command = sandbox.command(["--catalogue", "plan.json", "--context", "context", "load", "load-one"]);
+        let done = outcome(command.args(["--tag", "broken"]).env("DOCKER_HOST", &host));
+        done.failure(1, &[&format!("docker at {host}")]);
+        assert_ne!(engine.try_docker(["image", "inspect", "load-one:broken"]).status, 0, "{breaks}");
+        let left: Vec<_> = std::fs::read_dir(sandbox.cache().join("tmp")).into_iter().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    load(&sandbox, &["load-one", "--tag", "broken"]).success();
+    engine.docker(["image", "inspect", "load-one:broken"]);
+    engine.docker(["image", "rm", "--force", "load-one:broken"]);
+}
+
+#[test]
+fn real_containerd_takes_what_it_lacks_once() {
+    let sandbox = project("containerd");
+    let folder = sandbox.path().join("containerd");
+    std::fs::create_dir_all(&folder).unwrap();
+    // A socket's path holds at most 107 bytes, so it does not lie below `target`.
+    let sockets = tempfile::tempdir().unwrap();
+    let address = sockets.path().join("containerd.sock");
+    let config = folder.join("config.toml");
+    let text = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n";
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new("containerd");
+    command.arg("--config").arg(&config).arg("--address").arg(&address);
+    command.arg("--root").arg(folder.join("root")).arg("--state").arg(sockets.path().join("state"));
+    let ctr = |words: &[&str]| {
+        let mut command = Command::new("ctr");
+        command.args(words).env("CONTAINERD_ADDRESS", &address).env("CONTAINERD_SNAPSHOTTER", "native");
+        outcome(&mut command)
+    };
+    let _server = Server::start(&command, &folder.join("log"), || {
+        let asked = Command::new("ctr").arg("--address").arg(&address).arg("version").output();
+        asked.is_ok_and(|it| it.status.success())
+    });
+    let load = |words: &[&str]| {
+        let mut command = sandbox.command(["--catalogue", "plan.json", "--context", "context", "load"]);
+        command.args(["--into", "containerd"]).args(words);
+        outcome(command.env("CONTAINERD_ADDRESS", &address).env("CONTAINERD_SNAPSHOTTER", "native"))
+    };
+    let first = load(&[]);
+    assert_eq!(first.stderr.matches("sent whole in one stream").count(), 2, "{}", first.stderr);
+    let stdout = first.success();
+    assert!(stdout.starts_with("load-one:latest sha256:"), "{stdout}");
+    let listed = ctr(&["images", "check"]).success();
+    let full = "docker.io/library/load-one:latest";
+    let line = listed.lines().find(|line| line.starts_with(full)).unwrap_or_else(|| panic!("{listed}"));
+    assert!(line.contains("complete (3/3)") && line.trim_end().ends_with("true"), "whole and unpacked: {line}");
+    let again = load(&[]);
+    assert_eq!(again.stderr.matches("it is there already").count(), 2, "{}", again.stderr);
+    assert_eq!(again.success(), stdout);
+    // What it keeps is what was built, byte for byte.
+    let exported = sandbox.path().join("exported.tar");
+    ctr(&["images", "export", &exported.display().to_string(), full]).success();
+    let mut copy = sandbox.command(["copy".into(), format!("oci-archive:{}", exported.display()), "oci:back:x".into()]);
+    let digest = outcome(&mut copy).success();
+    let built = sandbox.imgbuild(["--catalogue", "plan.json", "--context", "context", "build", "load-one"]).success();
+    assert_eq!(built, format!("load-one {digest}"));
+    // The name moves when the content does; other compressions and platforms are taken as well.
+    sandbox.write("context/own/hello", "changed");
+    load(&["load-one"]).success();
+    let moved = ctr(&["images", "list", &format!("name=={full}")]).success();
+    assert!(!moved.contains(digest.trim()), "{moved}");
+    load(&["load-one", "--tag", "z", "--compression", "zstd"]).success();
+    load(&["load-one", "--tag", "arm", "--platform", "arm64"]).success();
+    load(&["load-one", "--tag", "amd", "--platform", "amd64"]).success();
+    let listed = ctr(&["images", "list", "--quiet"]).success();
+    for tag in ["latest", "z", "arm", "amd"] {
+        assert!(listed.contains(&format!("docker.io/library/load-one:{tag}")), "{listed}");
+    }
 }
 
 #[test]

@@ -312,3 +312,206 @@ fn what_is_there_is_not_lost_to_a_copy() {
     copied(&from("image"), format!("{layout}:a")).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
+
+/// An archive as `docker save` of old writes it: the configuration and plain tars by name.
+fn saved(images: &[(&str, &[&str])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, bytes).unwrap();
+    };
+    let mut listed = Vec::new();
+    for (content, names) in images {
+        let mut layer = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        layer.append_data(&mut header, "file", content.as_bytes()).unwrap();
+        let layer = layer.into_inner().unwrap();
+        let config = json!({"architecture": "amd64", "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [Digest::of(&layer)]}});
+        let (config, path) = (config.to_string(), format!("{content}/layer.tar"));
+        let config_path = format!("{}.json", Digest::of(config.as_bytes()).hex());
+        add(&path, &layer);
+        add(&config_path, config.as_bytes());
+        listed.push(json!({"Config": config_path, "RepoTags": names, "Layers": [path]}));
+    }
+    add("manifest.json", json!(listed).to_string().as_bytes());
+    tar.into_inner().unwrap()
+}
+
+/// The only file of the only layer of a layout's image.
+fn content_of(layout: &Path, name: &str) -> String {
+    let (digest, _) = top(layout, name);
+    let read = |digest: &str| std::fs::read(layout.join("blobs").join(digest.replace(':', "/"))).unwrap();
+    let manifest: Value = serde_json::from_slice(&read(&digest)).unwrap();
+    let layer = read(manifest["layers"][0]["digest"].as_str().unwrap());
+    let mut archive = tar::Archive::new(layer.as_slice());
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut archive.entries().unwrap().next().unwrap().unwrap(), &mut text).unwrap();
+    text
+}
+
+#[test]
+fn images_of_an_archive_are_named_as_docker_names_them() {
+    let images = Images::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("saved.tar");
+    let all: [(&str, &[&str]); 4] = [
+        ("hub", &["docker.io/library/a:latest"]),
+        ("short", &["b:latest", "b:v2"]),
+        ("local", &["localhost/a:latest"]),
+        ("port", &["localhost:5000/team/a:latest"]),
+    ];
+    std::fs::write(&path, saved(&all)).unwrap();
+    let to = folder.path().join("to");
+    let copied = |name: &str| {
+        let from = format!("docker-archive:{}{name}", path.display());
+        copy(hurried(), &images, &from, &format!("oci:{}:x", to.display())).map(|()| content_of(&to, "x"))
+    };
+    for (name, content) in [
+        (":a", "hub"),
+        (":a:latest", "hub"),
+        (":library/a", "hub"),
+        (":docker.io/library/a:latest", "hub"),
+        (":index.docker.io/library/a", "hub"),
+        (":b", "short"),
+        (":b:v2", "short"),
+        (":docker.io/b:latest", "short"),
+        (":localhost/a", "local"),
+        (":localhost:5000/team/a", "port"),
+    ] {
+        assert_eq!(copied(name).as_deref(), Ok(content), "{name}");
+    }
+    for (name, said) in [
+        (":a:v2", "it has no image `a:v2`, only docker.io/library/a:latest, b:latest, b:v2, localhost/a:latest,"),
+        (":team/a", "it has no image `team/a`"),
+        (":quay.io/a", "it has no image `quay.io/a`"),
+        ("", "it has several images; choose one of docker.io/library/a:latest, b:latest,"),
+    ] {
+        let error = copied(name).unwrap_err();
+        assert!(error.contains(said), "{name}: {error}");
+    }
+    // Docker since 25: an index beside, the tag in one annotation and the whole name in another, an entry a name.
+    let source = folder.path().join("source");
+    let mut out = Writer(&source, Vec::new());
+    let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    let config = out.descriptor(layers::oci::CONFIG, config);
+    let image = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []});
+    let described = out.document(MANIFEST, &image);
+    for (full, tag) in [("docker.io/library/a:v1", "v1"), ("docker.io/library/a:latest", "latest")] {
+        let mut named = described.clone();
+        named["annotations"] = json!({"io.containerd.image.name": full, "org.opencontainers.image.ref.name": tag});
+        out.1.push(named);
+    }
+    out.finish();
+    let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());
+    tar.append_dir_all(".", &source).unwrap();
+    tar.finish().unwrap();
+    for name in ["", ":a", ":a:v1", ":docker.io/library/a:latest"] {
+        let from = format!("docker-archive:{}{name}", path.display());
+        copy(hurried(), &images, &from, &format!("oci:{}:x", to.display()))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(top(&to, "x").0, described["digest"].as_str().unwrap(), "{name}");
+    }
+    let from = format!("docker-archive:{}:b", path.display());
+    let error = copy(hurried(), &images, &from, &format!("oci:{}:x", to.display())).unwrap_err();
+    assert!(error.contains("only docker.io/library/a:v1, docker.io/library/a:latest"), "{error}");
+}
+
+#[test]
+fn a_compressed_archive_is_read_and_one_that_is_cut_off_says_where() {
+    use std::io::Write as _;
+    let images = Images::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("saved.tar");
+    let to = folder.path().join("to");
+    let plain = saved(&[("hub", &["a:latest"])]);
+    let copied = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        // Of a cache that has nothing yet.
+        let from = format!("docker-archive:{}", path.display());
+        copy(hurried(), &Images::new(), &from, &format!("oci:{}:x", to.display())).map(|()| content_of(&to, "x"))
+    };
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    assert_eq!(copied(&plain).as_deref(), Ok("hub"));
+    assert_eq!(copied(&gzip(&plain)).as_deref(), Ok("hub"));
+    let scratch = images.store.scratch();
+    assert_eq!(std::fs::read_dir(scratch).unwrap().count(), 0, "nothing is left behind");
+    // Cut at every block of the plain one, and at each sixteenth byte of the other: an error that names the archive, or,
+    // where no more than blocks of the mark at its end are lost, the image.
+    let needed = 1 + plain.iter().rposition(|byte| *byte != 0).unwrap();
+    for length in (0..plain.len()).step_by(256) {
+        match copied(&plain[..length]) {
+            Ok(content) => assert!(length >= needed && content == "hub", "{length} of {}", plain.len()),
+            Err(error) => {
+                assert!((length < needed || length % 512 != 0) && error.contains("saved.tar"), "{length}: {error}");
+                let says = ["cut off", "has only", "ends at byte"].iter().any(|text| error.contains(text));
+                assert!(says && (length < 512 || error.contains("byte ")), "{length}: {error}");
+            }
+        }
+    }
+    let packed = gzip(&plain);
+    for length in (10..packed.len()).step_by(16) {
+        let error = copied(&packed[..length]).unwrap_err();
+        assert!(error.contains("the gzip stream ends too early, at byte "), "{length}: {error}");
+    }
+    for (bytes, said) in [
+        (b"BZh91AY&SY and more".as_slice(), "bzip2"),
+        (&[0; 4096], "the list of its images (`index.json` or `manifest.json`) is missing"),
+        (&[7; 4096], "it is no tar archive"),
+    ] {
+        let error = copied(bytes).unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn an_engine_without_zstd_gets_the_tars_of_such_layers() {
+    use imgbuild::places::{Held, write_plain};
+    use imgbuild::registry::Bundle;
+    use imgbuild::registry::Supply;
+    use imgbuild::registry::document::Document;
+    use std::collections::BTreeSet;
+    let images = Images::new();
+    let tar = saved(&[("inner", &["x"])]);
+    let (packed, other) = (zstd::encode_all(tar.as_slice(), 3).unwrap(), b"\x1f\x8b as it is".to_vec());
+    let blob = |media_type: &str, bytes: &[u8]| {
+        let blob = images.store.put(bytes).unwrap();
+        json!({"mediaType": media_type, "digest": blob.digest, "size": blob.size})
+    };
+    let config = blob(layers::oci::CONFIG, b"{}");
+    let list = [blob(layers::oci::LAYER_ZSTD, &packed), blob(layers::oci::LAYER_GZIP, &other)];
+    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": list});
+    let bundle = Bundle::read(vec![Document::json(MANIFEST, &manifest)]).unwrap();
+    let held = Held { bundle, supply: Supply { store: Some(images.store.clone()), ..Supply::default() } };
+    let ids = [Digest::of(&tar).to_string(), Digest::of(b"other").to_string()];
+    let write = |left_out: &BTreeSet<_>, ids: &[String]| write_plain(&held, Some("a"), left_out, ids, Vec::new());
+    let members = |bytes: &[u8]| -> BTreeMap<String, Vec<u8>> {
+        let mut archive = tar::Archive::new(bytes);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let (mut entry, mut content) = (entry.unwrap(), Vec::new());
+            std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
+            (entry.path().unwrap().display().to_string(), content)
+        });
+        entries.collect()
+    };
+    let whole = members(&write(&BTreeSet::new(), &ids).unwrap());
+    let listed: Value = serde_json::from_slice(&whole["manifest.json"]).unwrap();
+    assert_eq!(listed[0]["RepoTags"], json!(["a:latest"]));
+    let layers: Vec<&str> = listed[0]["Layers"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+    assert_eq!((&whole[layers[0]], &whole[layers[1]]), (&tar, &other));
+    assert_eq!(whole[listed[0]["Config"].as_str().unwrap()], b"{}");
+    let skipped = BTreeSet::from([Digest::of(&packed).into()]);
+    assert_eq!(members(&write(&skipped, &ids).unwrap()).len(), 3, "what the engine has is named and not sent");
+    let wrong = [ids[1].clone(), ids[1].clone()];
+    let error = write(&BTreeSet::new(), &wrong).unwrap_err().to_string();
+    assert!(error.contains(&format!("is {}, the configuration names {}", ids[0], ids[1])), "{error}");
+    assert!(write(&BTreeSet::new(), &ids[..1]).is_err());
+}

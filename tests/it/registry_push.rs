@@ -53,6 +53,32 @@ fn four_unchanged_images_need_one_request_a_manifest_and_one_a_tag_in_two_round_
 }
 
 #[test]
+fn pushes_of_one_tag_at_once_end_with_one_of_the_images_whole() {
+    let registry = registry(|kind| kind.latency = std::time::Duration::from_millis(2));
+    let images = Images::new();
+    let named: Vec<_> =
+        (0..8).map(|at| images.image("app", &BOTH, &[b"shared", format!("own {at}").as_bytes()])).collect();
+    let pushed: BTreeSet<String> = std::thread::scope(|scope| {
+        // Each by a client of its own, as on machines of their own, and over one cache.
+        let threads: Vec<_> = named
+            .iter()
+            .map(|image| scope.spawn(|| push(&registry, hurried(), &images, std::slice::from_ref(image)).unwrap()))
+            .collect();
+        threads.into_iter().map(|it| it.join().unwrap()[0].digest.to_string()).collect()
+    });
+    assert_eq!(pushed.len(), 8);
+    assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+    assert!(pushed.contains(&registry.tag("app", "v1").unwrap()));
+    // Every one of them is there by its digest, and pushing it again costs the tag alone.
+    for image in &named {
+        registry.clear_log();
+        push(&registry, hurried(), &images, std::slice::from_ref(image)).unwrap();
+        assert_eq!(registry.tag("app", "v1"), Some(image.top().digest.to_string()));
+        assert_eq!(registry.requests("").len(), 2);
+    }
+}
+
+#[test]
 fn several_tags_cost_one_upload() {
     let registry = registry(|_| {});
     let images = Images::new();

@@ -31,7 +31,7 @@ impl Real {
         Real::start_in(tempfile::tempdir().unwrap(), more)
     }
 
-    fn start_in(folder: tempfile::TempDir, more: &str) -> Real {
+    pub fn start_in(folder: tempfile::TempDir, more: &str) -> Real {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let root = folder.path().join("data");
         let config = format!(
@@ -204,7 +204,7 @@ fn real_passwords_of_htpasswd_are_used() {
 }
 
 /// A certificate authority of the test's own, and a server's certificate.
-fn certificates(folder: &Path) -> PathBuf {
+pub fn certificates(folder: &Path) -> PathBuf {
     let at = |name: &str| folder.join(name).display().to_string();
     tool(
         "openssl",
@@ -245,8 +245,11 @@ fn certificates(folder: &Path) -> PathBuf {
             &at("server.csr"),
         ],
     );
-    std::fs::write(folder.join("ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
-        .unwrap();
+    std::fs::write(
+        folder.join("ext"),
+        "subjectAltName=DNS:localhost,DNS:registry.example,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n",
+    )
+    .unwrap();
     tool(
         "openssl",
         [

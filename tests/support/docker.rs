@@ -41,8 +41,10 @@ impl Engine {
             let old = old.unwrap();
             let pid = old.file_name().into_string().unwrap();
             if !Path::new("/proc").join(&pid).exists() {
-                tool("rm", ["-rf".as_ref(), old.path().as_os_str()]);
-                tool("rm", ["-rf".as_ref(), temporary.join(format!("{short}{pid}")).as_os_str()]);
+                for left in [old.path(), temporary.join(format!("{short}{pid}"))] {
+                    unmount(&left);
+                    tool("rm", ["-rf".as_ref(), left.as_os_str()]);
+                }
             }
         }
         let folder = root.join(std::process::id().to_string());
@@ -132,6 +134,16 @@ impl Engine {
         arguments.push(image);
         arguments.extend(command);
         self.try_docker(arguments)
+    }
+}
+
+/// Unmounts what an engine that was killed left mounted: roots and networks of its containers.
+fn unmount(folder: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for mounted in below.filter(|path| Path::new(path).starts_with(folder)) {
+        // Another run may be tidying as well: whether it is gone is seen when the folder is removed.
+        let _ = Command::new("umount").args(["--lazy", mounted]).output();
     }
 }
 

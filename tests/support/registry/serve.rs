@@ -329,6 +329,16 @@ fn keeps_query(state: &State, request: &Request) -> bool {
     state.kind.place != Place::Query || request.parameter("state") == Some("a/b=") && request.parameter("x") == Some("")
 }
 
+/// Whether a chunk begins where the upload is and is as long as it says.
+fn fits(request: &Request, there: usize, length: usize) -> bool {
+    let range = request.header("content-range").map(|text| text.strip_prefix("bytes ").unwrap_or(text));
+    range.is_none_or(|range| {
+        range.split_once('-').is_some_and(|(first, last)| {
+            first.parse() == Ok(there) && last.parse() == Ok((there + length).saturating_sub(1))
+        })
+    })
+}
+
 fn append(
     registry: &Registry,
     state: &mut State,
@@ -341,13 +351,8 @@ fn append(
         return Response::error(400, "BLOB_UPLOAD_INVALID", "the state is lost");
     }
     let Some((_, bytes)) = state.uploads.get_mut(id) else { return unknown_upload() };
-    if let Some(range) = request.header("content-range") {
-        let fits = range.split_once('-').is_some_and(|(first, last)| {
-            first.parse() == Ok(bytes.len()) && last.parse() == Ok((bytes.len() + body.len()).saturating_sub(1))
-        });
-        if !fits {
-            return Response::error(416, "BLOB_UPLOAD_INVALID", "the chunk does not begin where the last one ended");
-        }
+    if !fits(request, bytes.len(), body.len()) {
+        return Response::error(416, "BLOB_UPLOAD_INVALID", "the chunk does not begin where the last one ended");
     }
     bytes.extend_from_slice(body);
     let length = bytes.len();
@@ -359,6 +364,10 @@ fn finish(state: &mut State, request: &Request, repository: &str, id: &str, body
         return Response::error(400, "BLOB_UPLOAD_INVALID", "the state is lost");
     }
     let Some((_, mut bytes)) = state.uploads.remove(id) else { return unknown_upload() };
+    if !fits(request, bytes.len(), body.len()) {
+        state.uploads.insert(id.to_owned(), (repository.to_owned(), bytes));
+        return Response::error(416, "BLOB_UPLOAD_INVALID", "the chunk does not begin where the last one ended");
+    }
     bytes.extend_from_slice(body);
     match request.parameter("digest").map(str::to_owned) {
         Some(digest) => store(state, repository, &digest, bytes),
@@ -379,6 +388,15 @@ fn store(state: &mut State, repository: &str, digest: &str, bytes: Vec<u8>) -> R
         .with("Docker-Content-Digest", digest)
 }
 
+fn is_digest(text: &str) -> bool {
+    let lengths = [("sha256:", 64), ("sha512:", 128)];
+    lengths.iter().any(|(name, length)| {
+        text.strip_prefix(name).is_some_and(|hex| {
+            hex.len() == *length && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        })
+    })
+}
+
 // Reading.
 
 fn read_blob(state: &State, request: &Request, repository: &str, digest: &str) -> Response {
@@ -395,16 +413,25 @@ fn read_blob(state: &State, request: &Request, repository: &str, digest: &str) -
     }
     let response =
         Response::new(200).with("Content-Type", "application/octet-stream").with("Docker-Content-Digest", digest);
-    let start = request.header("range").and_then(|text| text.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-    match start {
-        Some(start) if state.kind.ranges && start < bytes.len() => {
+    let total = bytes.len();
+    let asked = request.header("range").and_then(|text| text.strip_prefix("bytes=")?.split_once('-'));
+    match asked.filter(|_| state.kind.ranges).and_then(|(first, last)| wanted(first, last, total)) {
+        Some((first, last)) if first < total && first <= last => {
             let mut partial = response.clone();
             partial.status = 206;
-            let total = bytes.len();
-            partial.with("Content-Range", format!("bytes {start}-{}/{total}", total - 1)).body(&bytes[start..])
+            partial.with("Content-Range", format!("bytes {first}-{last}/{total}")).body(&bytes[first..=last])
         }
-        Some(_) if state.kind.ranges => Response::new(416),
-        _ => response.body(bytes.as_slice()),
+        Some(_) => Response::new(416).with("Content-Range", format!("bytes */{total}")),
+        None => response.body(bytes.as_slice()),
+    }
+}
+
+/// The first and the last byte of a range (RFC 9110, section 14.1.2); `None` where it is no range.
+fn wanted(first: &str, last: &str, total: usize) -> Option<(usize, usize)> {
+    match (first, last) {
+        ("", count) => Some((total.saturating_sub(count.parse().ok()?), total.saturating_sub(1))),
+        (first, "") => Some((first.parse().ok()?, total.saturating_sub(1))),
+        (first, last) => Some((first.parse().ok()?, last.parse::<usize>().ok()?.min(total.saturating_sub(1)))),
     }
 }
 
@@ -488,13 +515,19 @@ fn tags(state: &State, request: &Request, repository: &str) -> Response {
     };
     let last = request.parameter("last").unwrap_or_default();
     let count = request.parameter("n").and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
-    let names: Vec<&String> = repo.tags.keys().filter(|tag| tag.as_str() > last).take(count).collect();
-    Response::new(200)
-        .with("Content-Type", "application/json")
-        .body(json!({"name": repository, "tags": names}).to_string())
+    let behind: Vec<&String> = repo.tags.keys().filter(|tag| tag.as_str() > last).collect();
+    let names = &behind[..count.min(behind.len())];
+    let mut response = Response::new(200).with("Content-Type", "application/json");
+    if let (true, Some(last)) = (names.len() < behind.len(), names.last()) {
+        response = response.with("Link", format!("</v2/{repository}/tags/list?n={count}&last={last}>; rel=\"next\""));
+    }
+    response.body(json!({"name": repository, "tags": names}).to_string())
 }
 
 fn referrers(state: &State, request: &Request, repository: &str, digest: &str) -> Response {
+    if !is_digest(digest) {
+        return Response::error(400, "DIGEST_INVALID", "it is not a digest");
+    }
     let wanted = request.parameter("artifactType");
     let mut found = Vec::new();
     for (name, (media_type, bytes)) in state.repos.get(repository).map(|repo| &repo.manifests).into_iter().flatten() {
