@@ -265,7 +265,12 @@ impl Docker {
 }
 
 fn is_broken_pipe(error: &PlaceError) -> bool {
-    matches!(error, PlaceError::File { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    match error {
+        PlaceError::File { source, .. } | PlaceError::Registry(RegistryError::File { source, .. }) => {
+            source.kind() == io::ErrorKind::BrokenPipe
+        }
+        _ => false,
+    }
 }
 
 fn message(bytes: &[u8]) -> String {

@@ -4,6 +4,7 @@
 //! named it. It has to be reached at least as safely as the registry, and it may not pass us on.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -25,7 +26,9 @@ use crate::fetch::shown;
 #[derive(Debug, Default)]
 pub(super) struct Session {
     way: Option<Way>,
-    tokens: HashMap<String, Token>,
+    /// A slot for each set of scopes, held while its token is fetched: who needs the same one waits for it instead of asking
+    /// too, and who needs another one asks at the same time.
+    tokens: HashMap<String, Arc<tokio::sync::Mutex<Option<Token>>>>,
     /// Scopes that the registry asked for beyond those that a request names.
     wider: HashMap<String, String>,
 }
@@ -65,9 +68,7 @@ impl Client {
         refused: Option<Option<HeaderValue>>,
     ) -> Result<(Option<HeaderValue>, bool), Failure> {
         let session = self.session(repository.host());
-        // Held while a token is fetched: others who need the same one wait for it instead of asking too.
-        let mut session = session.lock().await;
-        let Some(way) = session.way.clone() else { return Ok((None, false)) };
+        let Some(way) = session.lock().await.way.clone() else { return Ok((None, false)) };
         let found = self.keyring.find(repository).map_err(RegistryError::from)?;
         let credential = found.credential;
         self.guard_credential(&credential);
@@ -79,12 +80,17 @@ impl Client {
             (Way::Basic, _) => Ok((None, true)),
             (Way::Bearer { realm, service }, credential) => {
                 let mut wanted: Vec<String> = scopes.to_vec();
-                wanted.extend(session.wider.get(&scopes.join(" ")).cloned());
-                wanted.sort();
-                wanted.dedup();
-                // Podman keeps credentials by path: tokens of one repository's are not another's.
-                let key = format!("{} {}", wanted.join(" "), credential.shown());
-                if let Some(token) = session.tokens.get(&key) {
+                let slot = {
+                    let mut session = session.lock().await;
+                    wanted.extend(session.wider.get(&scopes.join(" ")).cloned());
+                    wanted.sort();
+                    wanted.dedup();
+                    // Podman keeps credentials by path: tokens of one repository's are not another's.
+                    let key = format!("{} {}", wanted.join(" "), credential.shown());
+                    session.tokens.entry(key).or_default().clone()
+                };
+                let mut slot = slot.lock().await;
+                if let Some(token) = slot.as_ref() {
                     let stale = refused.flatten().is_some_and(|refused| refused == token.header);
                     if !stale && token.until > Instant::now() {
                         return Ok((Some(token.header.clone()), false));
@@ -92,7 +98,7 @@ impl Client {
                 }
                 let token = self.fetch_token(repository, home, &realm, service.as_deref(), &wanted, credential).await?;
                 let header = token.header.clone();
-                session.tokens.insert(key, token);
+                *slot = Some(token);
                 Ok((Some(header), true))
             }
         }

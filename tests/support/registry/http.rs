@@ -169,8 +169,8 @@ impl Connection {
         }
     }
 
-    /// Sends an answer; `cut` sends only so many bytes of its body. Returns the bytes of the body that went out.
-    pub fn respond(&mut self, request: &Request, response: &Response, cut: Option<usize>) -> std::io::Result<usize> {
+    /// Sends an answer; `cut` sends only so many bytes of its body.
+    pub fn respond(&mut self, request: &Request, response: &Response, cut: Option<usize>) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} Status\r\n", response.status);
         let has_length = response.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
         if !has_length && response.status != 204 {
@@ -182,14 +182,10 @@ impl Connection {
         head += "\r\n";
         let stream = self.reader.get_mut();
         let mut bytes = head.into_bytes();
-        let mut sent = 0;
         if request.method != "HEAD" {
-            let body = &response.body[..cut.unwrap_or(response.body.len()).min(response.body.len())];
-            bytes.extend_from_slice(body);
-            sent = body.len();
+            bytes.extend_from_slice(&response.body[..cut.unwrap_or(response.body.len()).min(response.body.len())]);
         }
         stream.write_all(&bytes)?;
-        stream.flush()?;
-        Ok(sent)
+        stream.flush()
     }
 }

@@ -72,21 +72,22 @@ pub fn connection(registry: &Registry, stream: TcpStream) {
             }
             _ => {}
         }
-        let sent = match response.status {
-            0 => 0,
-            _ => connection.respond(&request, &response, cut).unwrap_or(0),
-        };
+        // Written down before the answer is given: who has the answer finds the request in the log.
+        let body = if request.method == "HEAD" || response.status == 0 { 0 } else { response.body.len() };
         registry.state().log.push(Logged {
             line: request.line(),
             query: request.query.clone(),
             status: response.status,
             received,
-            sent: sent as u64,
+            sent: body.min(cut.unwrap_or(body)) as u64,
             authorization: request.header("authorization").map(str::to_owned),
             headers: request.headers.clone(),
             began,
             ended: Instant::now(),
         });
+        if response.status != 0 {
+            let _ = connection.respond(&request, &response, cut);
+        }
         if response.status == 0 || cut.is_some() {
             return;
         }
