@@ -550,8 +550,7 @@ mod tests {
 
     #[test]
     fn what_an_image_does_not_change_keeps_the_bytes_of_its_base() {
-        let mut config = ImageConfig::default();
-        config.env = vec![("A".into(), "2".into())];
+        let config = ImageConfig { env: vec![("A".into(), "2".into())], ..ImageConfig::default() };
         let mut parts = parts(&config);
         parts.base = Some(BaseParts::new(ODD.into(), Vec::new()).expect("is a base"));
         assert_eq!(
