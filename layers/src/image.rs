@@ -85,7 +85,7 @@ impl Image {
         self
     }
 
-    /// Limits the number of layers, those of the base included; packages and wheels are grouped to fit. At most 127.
+    /// Limits the number of layers, those of the base included; packages and wheels are grouped to fit. At most 125, which is what Docker takes.
     pub fn layer_budget(mut self, layers: u8) -> Image {
         self.layer_budget = layers;
         self

@@ -204,7 +204,7 @@ pub enum PlanError {
         name: String,
     },
     /// A layer budget that no runtime accepts.
-    #[error("image `{image}` has a layer budget of {budget}: it must lie between 1 and 127")]
+    #[error("image `{image}` has a layer budget of {budget}: it must lie between 1 and 125")]
     Budget {
         /// The image.
         image: String,
@@ -280,7 +280,7 @@ impl Plan {
             if image.stage.0 >= self.stages.len() {
                 return Err(PlanError::Order { stage: self.stages.len(), below: image.stage.0 });
             }
-            if image.layer_budget == 0 || image.layer_budget > 127 {
+            if image.layer_budget == 0 || image.layer_budget > 125 {
                 return Err(PlanError::Budget { image: name.clone(), budget: image.layer_budget });
             }
             let steps = self.steps(image.stage);

@@ -165,7 +165,7 @@ pub enum EngineError {
     },
     /// Too many layers.
     #[error(
-        "image `{image}` has {layers} layers, its budget is {budget}; raise it with `.layer_budget(..)` (at most 127) or run `imgbuild lock --regroup`"
+        "image `{image}` has {layers} layers, its budget is {budget}; raise it with `.layer_budget(..)` (at most 125) or run `imgbuild lock --regroup`"
     )]
     Budget {
         /// The image.

@@ -402,7 +402,7 @@ fn group(bench: &Bench<'_>, lock: &mut Lock, old: &Lock, regroup: bool) -> Resul
     }
     let image = over_budget(bench, lock)?.unwrap_or_default();
     Err(Failure::work(format!("image `{image}` does not fit its layer budget, however its packages are grouped"))
-        .hint("raise it with `.layer_budget(..)` (at most 127) or define fewer layers"))
+        .hint("raise it with `.layer_budget(..)` (at most 125) or define fewer layers"))
 }
 
 fn debian_units(lock: &Lock, platform: Platform) -> Vec<Unit> {

@@ -6,9 +6,10 @@ use layers::lock::Lock;
 use layers::source::files;
 use layers::{Catalogue, Stage, path};
 
+use crate::registry_real::{certificates, client_certificate};
 use crate::support::docker;
 use crate::support::run::{Outcome, Sandbox, outcome};
-use crate::support::server::Server;
+use crate::support::server::{Server, free_port};
 
 /// Two images with a large layer in common.
 fn project(own: &str) -> Sandbox {
@@ -259,6 +260,60 @@ fn real_containerd_takes_what_it_lacks_once() {
     for tag in ["latest", "z", "arm", "amd"] {
         assert!(listed.contains(&format!("docker.io/library/load-one:{tag}")), "{listed}");
     }
+}
+
+#[test]
+fn real_docker_behind_tls_is_found_by_variables_and_by_contexts() {
+    let sandbox = project("tls");
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    certificates(folder.path());
+    client_certificate(folder.path());
+    std::fs::create_dir(folder.path().join("client")).unwrap();
+    for (from, to) in [("ca.pem", "ca.pem"), ("client.cert", "cert.pem"), ("client.key", "key.pem")] {
+        std::fs::copy(at(from), at(&format!("client/{to}"))).unwrap();
+    }
+    let host = format!("tcp://127.0.0.1:{}", free_port());
+    let mut command = Command::new("dockerd");
+    command.args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
+    command.args(["--storage-driver", "vfs", "--host", &host, "--tlsverify", "--tlscacert", &at("ca.pem")]);
+    command.args(["--tlscert", &at("server.pem"), "--tlskey", &at("server.key"), "--pidfile", &at("pid")]);
+    command.args(["--data-root", &at("data"), "--exec-root", &at("exec")]);
+    let client = |words: &[&str]| {
+        let mut command = Command::new("/usr/bin/docker");
+        command.args(words).env("HOME", sandbox.home()).env_remove("DOCKER_CONFIG").env_remove("DOCKER_HOST");
+        command
+    };
+    let verified = |command: &mut Command| {
+        let command = command.env("DOCKER_HOST", &host).env("DOCKER_TLS_VERIFY", "1");
+        outcome(command.env("DOCKER_CERT_PATH", at("client")))
+    };
+    let log = folder.path().join("log");
+    let _server = Server::start(&command, &log, || verified(&mut client(&["info"])).status == 0);
+    let load =
+        || sandbox.command(["--catalogue", "plan.json", "--context", "context", "load", "load-one", "--tag", "t"]);
+    let refused = outcome(load().env("DOCKER_HOST", &host));
+    refused.failure(1, &[&format!("docker at {host}")]);
+    let none = outcome(load().env("DOCKER_HOST", &host).env("DOCKER_TLS_VERIFY", "1"));
+    none.failure(1, &["ca.pem"]);
+    let done = verified(&mut load());
+    assert!(done.stderr.contains("sent 2 of 2 layers"), "{}", done.stderr);
+    let id = verified(&mut client(&["image", "inspect", "--format", "{{.Id}}", "load-one:t"])).success();
+    assert_eq!(done.success(), format!("load-one:t {id}"));
+    // The context that Docker's own client keeps.
+    let (ca, cert, key) = (at("client/ca.pem"), at("client/cert.pem"), at("client/key.pem"));
+    let endpoint = format!("host={host},ca={ca},cert={cert},key={key}");
+    outcome(&mut client(&["context", "create", "far", "--docker", &endpoint])).success();
+    let named = outcome(load().env("DOCKER_CONTEXT", "far"));
+    assert!(named.stderr.contains("it is there already"), "{}", named.stderr);
+    outcome(&mut client(&["context", "use", "far"])).success();
+    let current = outcome(&mut load());
+    assert!(current.stderr.contains("it is there already"), "{}", current.stderr);
+    // A server that somebody else vouches for.
+    let other = tempfile::tempdir().unwrap();
+    certificates(other.path());
+    std::fs::copy(other.path().join("ca.pem"), at("client/ca.pem")).unwrap();
+    verified(&mut load()).failure(1, &[&format!("docker at {host}"), "certificate"]);
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod init;
 mod inspect_diff;
 mod load_real;
 mod mirror;
+mod odd_images_real;
 mod packages_real;
 mod places;
 mod push_cli;

@@ -274,7 +274,7 @@ pub fn certificates(folder: &Path) -> PathBuf {
 }
 
 /// A certificate for a client, by the same authority; its files are `client.cert` and `client.key`.
-fn client_certificate(folder: &Path) {
+pub fn client_certificate(folder: &Path) {
     let at = |name: &str| folder.join(name).display().to_string();
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a client"];
     let files = ["-keyout", &at("client.key"), "-out", &at("client.csr")];
