@@ -41,11 +41,10 @@ impl Members {
         let length = file.metadata().map_err(io)?.len();
         let mut archive = tar::Archive::new(io::BufReader::with_capacity(256 << 10, file.try_clone().map_err(io)?));
         let (mut found, mut links, mut end) = (BTreeMap::new(), BTreeMap::new(), 0);
-        let broken = |error: io::Error| wrong(format!("it is no tar archive, or damaged: {error}"));
-        for entry in archive.entries_with_seek().map_err(broken)? {
-            let entry = entry.map_err(|error| {
-                let why = if length < 512 { format!("it has only {length} bytes") } else { error.to_string() };
-                wrong(format!("it is no tar archive, or it is damaged or cut off behind byte {end}: {why}"))
+        for entry in archive.entries_with_seek().map_err(io)? {
+            // The library's own words repeat what stands in the file, whatever that is.
+            let entry = entry.map_err(|_| {
+                wrong(format!("it is no tar archive, or it is damaged or cut off behind byte {end} of {length}"))
             })?;
             let name = tidy("", &String::from_utf8_lossy(&entry.path_bytes()));
             let (start, size) = (entry.raw_file_position(), entry.size());

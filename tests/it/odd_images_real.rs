@@ -192,6 +192,19 @@ fn real_engines_take_images_of_every_kind() {
     podman(&["rm", &id]);
     check(&archive);
 
+    // One archive for Docker, podman and skopeo.
+    imgbuild(&["build", "odd-taken", "--output", "docker-archive:one.tar", "--output", "oci-archive:two.tar"])
+        .success();
+    let at = |name: &str| sandbox.work().join(name).display().to_string();
+    engine.docker(["image", "rm", "--force", "odd-taken:x"]);
+    assert!(engine.docker(["load", "--input", &at("one.tar")]).contains("odd-taken:latest"));
+    podman(&["rmi", "--force", "odd-taken:x"]);
+    assert!(podman(&["load", "--input", &at("one.tar")]).contains("odd-taken:latest"));
+    for from in [format!("docker-archive:{}", at("one.tar")), format!("oci-archive:{}", at("two.tar"))] {
+        let to = format!("dir:{}", sandbox.path().join("from-archive").display());
+        tool("skopeo", ["copy", "--quiet", &from, &to]);
+    }
+
     // skopeo copies all of them, and umoci unpacks the deepest.
     for name in names {
         let from = format!("oci:{}:{name}", sandbox.work().join("dist").display());

@@ -452,8 +452,7 @@ fn a_compressed_archive_is_read_and_one_that_is_cut_off_says_where() {
             Ok(content) => assert!(length >= needed && content == "hub", "{length} of {}", plain.len()),
             Err(error) => {
                 assert!((length < needed || length % 512 != 0) && error.contains("saved.tar"), "{length}: {error}");
-                let says = ["cut off", "has only", "ends at byte"].iter().any(|text| error.contains(text));
-                assert!(says && (length < 512 || error.contains("byte ")), "{length}: {error}");
+                assert!(error.contains("cut off") && error.contains("byte "), "{length}: {error}");
             }
         }
     }
@@ -465,7 +464,7 @@ fn a_compressed_archive_is_read_and_one_that_is_cut_off_says_where() {
     for (bytes, said) in [
         (b"BZh91AY&SY and more".as_slice(), "bzip2"),
         (&[0; 4096], "the list of its images (`index.json` or `manifest.json`) is missing"),
-        (&[7; 4096], "it is no tar archive"),
+        (&[7; 4096], "it is no tar archive, or it is damaged or cut off behind byte 0 of 4096"),
     ] {
         let error = copied(bytes).unwrap_err();
         assert!(error.contains(said), "{error}");

@@ -7,7 +7,7 @@ use layers::lock::Lock;
 use layers::source::files;
 use layers::{Catalogue, Stage, path};
 
-use crate::registry::{assert_secret, registry};
+use crate::registry::{assert_secret, files_below, registry};
 use crate::support::random::{Random, seed};
 use crate::support::registry::{Auth, CANARY_PASSWORD, Registry};
 use crate::support::run::{Outcome, Sandbox, outcome};
@@ -241,7 +241,8 @@ fn an_explanation_takes_hosts_and_goes_on_past_what_is_broken() {
 #[test]
 fn a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends_the_rest() {
     // Mounts, chunks, an index and several tags: every point lies on the way.
-    let registry = || registry(|kind| kind.largest_body = Some(110_000));
+    let auth = Auth::Bearer { realm: None, lives: None, uses: None, oauth: false };
+    let registry = || registry(|kind| (kind.largest_body, kind.auth) = (Some(110_000), auth.clone()));
     let sandbox = project(&["one", "two"]);
     let words = |registry: &Registry| -> Vec<String> {
         let host = registry.host();
@@ -250,7 +251,9 @@ fn a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends_the_
     };
     let push = |registry: &Registry| {
         let words = words(registry);
-        imgbuild(&sandbox, &words.iter().map(String::as_str).collect::<Vec<_>>())
+        let mut command = imgbuild(&sandbox, &words.iter().map(String::as_str).collect::<Vec<_>>());
+        command.env("IMGBUILD_REGISTRY_USER", "user").env("IMGBUILD_REGISTRY_PASSWORD", CANARY_PASSWORD);
+        command
     };
     // Built before, so that all that is ended is the push.
     outcome(&mut push(&registry())).success();
@@ -268,6 +271,8 @@ fn a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends_the_
                 assert_eq!(ended.status, status, "{name} is not reached:\n{}", ended.stderr);
                 assert_secret(&format!("{}{}", ended.stdout, ended.stderr));
                 assert_eq!(ended.stdout, "", "{name}: nothing is said to be pushed");
+                // Neither in the cache nor in what was in the making.
+                assert_secret(&files_below(sandbox.path()));
                 registry.assert_whole();
                 let had: Vec<String> = registry.state().uploaded.keys().cloned().collect();
                 outcome(&mut push(&registry)).success();

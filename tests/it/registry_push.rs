@@ -241,6 +241,7 @@ fn a_broken_upload_goes_on_where_the_registry_says_that_it_is() {
 fn faults_end_in_success_or_in_a_clear_error_and_never_in_a_wrong_tag() {
     let error = |status: u16| Response::error(status, "UNKNOWN", "out of order");
     let after = |status: u16, text: &str| Act::Answer(Response::new(status).with("Retry-After", text));
+    let mut costs = Vec::new();
     for (name, text, times, act, expected) in [
         ("a server error at each first request", "", 1, Act::Answer(error(500)), ""),
         ("500 on HEAD", "HEAD", 3, Act::Answer(error(500)), ""),
@@ -313,6 +314,20 @@ fn faults_end_in_success_or_in_a_clear_error_and_never_in_a_wrong_tag() {
         registry.fail(text, 0, times, act);
         let image = images.simple("app", &[b"layer one", b"layer two"]);
         let pushed = push(&registry, hurried(), &images, std::slice::from_ref(&image));
+        let (requests, bytes) = {
+            let log = &registry.state().log;
+            (log.len(), log.iter().map(|it| it.received).sum::<u64>())
+        };
+        match expected {
+            // Where it ends well, it costs the same each time.
+            "" => {
+                costs.push((name, requests - WELL.0));
+                // A body more for each failure at most, of whichever blob or manifest it is.
+                let most = times as u64 * 600;
+                assert!((WELL.1..=WELL.1 + most).contains(&bytes), "{name}: {bytes} bytes");
+            }
+            _ => assert!(requests < 30, "{name}: {requests} requests"),
+        }
         match (expected, pushed) {
             ("", Ok(_)) => assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{name}"),
             ("", Err(error)) => panic!("{name}: {error}"),
@@ -327,7 +342,27 @@ fn faults_end_in_success_or_in_a_clear_error_and_never_in_a_wrong_tag() {
             assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{name}, again");
         }
     }
+    assert_eq!(costs, COSTS);
 }
+
+/// Requests and bytes of request bodies of such a push where nothing goes wrong: is it there, three times a blob's HEAD, POST
+/// and PUT, the manifest and the tag.
+const WELL: (usize, u64) = (12, 1581);
+/// Requests beyond that.
+const COSTS: [(&str, usize); 12] = [
+    ("a server error at each first request", 1),
+    ("500 on HEAD", 3),
+    ("502 on upload", 8),
+    ("an upload that is committed, and the answer lost", 2),
+    ("an upload that is committed, and 500", 1),
+    ("a manifest that is committed, and 500", 1),
+    ("a tag that is committed, and the answer lost", 1),
+    ("429 with seconds", 1),
+    ("503 with a date that has passed", 1),
+    ("an upload that is forgotten", 2),
+    ("a stall of the answer", 0),
+    ("a digest that is refused", 2),
+];
 
 #[test]
 fn a_registry_that_says_nothing_is_given_up() {
@@ -338,6 +373,43 @@ fn a_registry_that_says_nothing_is_given_up() {
     config.patience.idle = std::time::Duration::from_millis(100);
     let error = push(&registry, config, &images, &[images.simple("app", &[b"x"])]).unwrap_err();
     assert!(error.contains("nothing came for too long; gave up after 4 failures in a row"), "{error}");
+}
+
+#[test]
+fn a_slow_line_is_no_dead_one() {
+    use std::time::{Duration, Instant};
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let layer: Vec<u8> = (0..16_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 12) as u8).collect();
+    let image = images.simple("app", &[&layer]);
+    let mut config = hurried();
+    config.patience.idle = Duration::from_millis(400);
+    let blob = |method: &'static str, least: u64| {
+        move |it: &crate::support::registry::Request| {
+            let length = it.header("content-length").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+            it.method == method && it.path.contains("/blobs/") && length >= least
+        }
+    };
+    registry.fail_if(blob("PUT", 1 << 20), 0, 1, Act::Drip(Duration::from_millis(100)));
+    let began = Instant::now();
+    push(&registry, config.clone(), &images, std::slice::from_ref(&image)).unwrap();
+    assert!(began.elapsed() > 3 * config.patience.idle, "it took longer than nothing may move");
+    assert_eq!(registry.state().uploaded.values().sum::<usize>(), 2, "and nothing was sent again");
+    // The same when reading.
+    registry.fail_if(blob("GET", 0), 0, 1, Act::Drip(Duration::from_millis(100)));
+    let elsewhere = Images::new();
+    let registries = Registries::new(config.clone());
+    let (digest, size) = image.layers[0];
+    let repository = imgbuild::registry::Repository { registry: registry.host(), path: "app".into() };
+    let descriptor = imgbuild::registry::document::Descriptor::of(layers::oci::LAYER_GZIP, digest.into(), size);
+    let began = Instant::now();
+    registries
+        .wait(registries.client().blob_to_store(&repository, &descriptor, &elsewhere.store, &Silent))
+        .map_err(crate::registry::shown)
+        .unwrap();
+    assert!(began.elapsed() > 3 * config.patience.idle);
+    assert_eq!(elsewhere.store.read(&digest).unwrap().as_deref(), Some(layer.as_slice()));
+    assert_eq!(registry.requests("GET").len(), 1);
 }
 
 #[test]

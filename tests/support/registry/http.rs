@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 /// A request's head.
 #[derive(Debug, Clone, Default)]
@@ -169,8 +170,27 @@ impl Connection {
         }
     }
 
-    /// Sends an answer; `cut` sends only so many bytes of its body.
-    pub fn respond(&mut self, request: &Request, response: &Response, cut: Option<usize>) -> std::io::Result<()> {
+    /// As [`Connection::body`], a MiB at a time with a pause behind each.
+    pub fn body_slowly(&mut self, pause: Duration) -> Vec<u8> {
+        let mut out = Vec::new();
+        loop {
+            let piece = self.body(1 << 20);
+            if piece.is_empty() {
+                return out;
+            }
+            out.extend(piece);
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// Sends an answer; `cut` sends only so many bytes of its body, `pause` sends it in sixteen pieces.
+    pub fn respond(
+        &mut self,
+        request: &Request,
+        response: &Response,
+        cut: Option<usize>,
+        pause: Option<Duration>,
+    ) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} Status\r\n", response.status);
         let has_length = response.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
         if !has_length && response.status != 204 {
@@ -180,12 +200,22 @@ impl Connection {
             head += &format!("{name}: {value}\r\n");
         }
         head += "\r\n";
+        let body = match request.method.as_str() {
+            "HEAD" => &[],
+            _ => &response.body[..cut.unwrap_or(response.body.len()).min(response.body.len())],
+        };
         let stream = self.reader.get_mut();
-        let mut bytes = head.into_bytes();
-        if request.method != "HEAD" {
-            bytes.extend_from_slice(&response.body[..cut.unwrap_or(response.body.len()).min(response.body.len())]);
+        match pause {
+            // In one piece, as one packet where it fits.
+            None => stream.write_all(&[head.as_bytes(), body].concat())?,
+            Some(pause) => {
+                stream.write_all(head.as_bytes())?;
+                for piece in body.chunks((body.len() / 16).max(1)) {
+                    std::thread::sleep(pause);
+                    stream.write_all(piece)?;
+                }
+            }
         }
-        stream.write_all(&bytes)?;
         stream.flush()
     }
 }

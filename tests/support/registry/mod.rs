@@ -124,6 +124,8 @@ pub enum Act {
     Garble,
     /// Nothing happens for a while.
     Stall(Duration),
+    /// The request's body is read, and the answer's sent, slowly: a pause behind each piece.
+    Drip(Duration),
     /// Headers are added to the answer, or replaced.
     Headers(Vec<(&'static str, String)>),
 }

@@ -41,7 +41,14 @@ pub fn connection(registry: &Registry, stream: TcpStream) {
         if let Some(Act::Stall(time)) = &fault {
             std::thread::sleep(*time);
         }
-        let body = connection.body(limit);
+        let pause = match &fault {
+            Some(Act::Drip(pause)) => Some(*pause),
+            _ => None,
+        };
+        let body = match pause {
+            Some(pause) => connection.body_slowly(pause),
+            None => connection.body(limit),
+        };
         let received = body.len() as u64;
         let mut response = match &fault {
             Some(Act::Answer(response)) => response.clone(),
@@ -86,7 +93,7 @@ pub fn connection(registry: &Registry, stream: TcpStream) {
             ended: Instant::now(),
         });
         if response.status != 0 {
-            let _ = connection.respond(&request, &response, cut);
+            let _ = connection.respond(&request, &response, cut, pause);
         }
         if response.status == 0 || cut.is_some() {
             return;
