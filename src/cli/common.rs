@@ -23,7 +23,7 @@ use crate::ops::remote::Targets;
 use crate::pin::{Context, StatCache};
 use crate::places::{Docker, Reach};
 use crate::registry::{ClientConfig, Registries};
-use crate::remote::{Artifacts, Folder, Publisher, Remote, RemoteSpec, Source, Sources};
+use crate::remote::{Artifacts, Folder, Objects, Publisher, Remote, RemoteSpec, Source, Sources};
 use crate::report::{self, Progress, Screen};
 use crate::sandbox::Level;
 
@@ -62,7 +62,7 @@ pub struct Globals {
 /// Flags of commands that build: caches elsewhere.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct CacheArgs {
-    /// Looks for what is not in the cache in another one: dir:PATH or registry:HOST/REPOSITORY; may be given several times
+    /// Looks for what is not in the cache in another one: dir:PATH, registry:HOST/REPOSITORY or s3://BUCKET/PREFIX; may be given several times
     #[arg(long, value_name = "CACHE")]
     cache_from: Vec<RemoteSpec>,
     /// Gives what is built here to another cache, while the build goes on; may be given several times
@@ -134,7 +134,7 @@ pub(crate) struct Setup {
     now: i64,
     limits: Limits,
     compression: Compression,
-    elsewhere: Sources,
+    elsewhere: Arc<Sources>,
     targets: Option<Targets>,
     commands: Commands,
     hold: Hold,
@@ -190,6 +190,11 @@ impl Invocation {
             RemoteSpec::Registry(repository) => {
                 Arc::new(Artifacts::new(self.registries(config, &[], None)?, repository.clone()))
             }
+            RemoteSpec::Bucket(place) => {
+                let http = Http::new(HttpConfig { offline: self.globals.offline, ..config.http()? });
+                let wrong = |why: String| Failure::usage(format!("`{spec}` is no cache: {why}"));
+                Arc::new(Objects::new(http, place, config.s3()?).map_err(wrong)?)
+            }
         })
     }
 
@@ -220,7 +225,7 @@ impl Invocation {
             sources.push(Source { label: spec.to_string(), remote, trusted: trusted.contains(spec) });
         }
         let keys = if sources.is_empty() { Vec::new() } else { config.cache_trusted_keys()? };
-        let elsewhere = Sources::new(sources, keys);
+        let elsewhere = Arc::new(Sources::new(sources, keys));
         let mut to = Vec::new();
         for spec in &caches.cache_to {
             to.push((spec.to_string(), self.remote(&config, spec)?));

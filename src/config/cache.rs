@@ -2,8 +2,8 @@
 
 use layers::encode::Compression;
 
-use super::{Config, ConfigError};
-use crate::remote::{PublicKey, RemoteSpec, SigningKey};
+use super::{Config, ConfigError, Found, ini};
+use crate::remote::{PublicKey, RemoteSpec, S3Settings, SigningKey};
 
 /// What the cache is kept to; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +87,57 @@ impl Config {
     pub fn cache_trusted_stores(&self) -> Result<Vec<RemoteSpec>, ConfigError> {
         let found = self.all("IMGBUILD_CACHE_TRUSTED_STORES", &["cache", "trusted-stores"])?;
         found.iter().map(|found| found.text.parse().map_err(|why: String| found.wrong(why))).collect()
+    }
+
+    /// How an S3 service is reached, by what AWS's own tools read: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL; AWS_REGION,
+    /// AWS_DEFAULT_REGION, else `us-east-1`; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, else the profile
+    /// AWS_PROFILE (`default`) of AWS_SHARED_CREDENTIALS_FILE (`~/.aws/credentials`).
+    ///
+    /// # Errors
+    /// If a value makes no sense, a key has no secret, or a profile that was asked for is not there.
+    pub fn s3(&self) -> Result<S3Settings, ConfigError> {
+        let text = |name: &str| Ok::<_, ConfigError>(self.environment.text(name)?.map(str::to_owned));
+        let endpoint = match text("AWS_ENDPOINT_URL_S3")? {
+            Some(url) => Some((url, "AWS_ENDPOINT_URL_S3")),
+            None => text("AWS_ENDPOINT_URL")?.map(|url| (url, "AWS_ENDPOINT_URL")),
+        };
+        let endpoint = endpoint.map(|(text, name)| Found { text, place: format!("the variable {name}") }.url());
+        let region = match text("AWS_REGION")? {
+            Some(region) => region,
+            None => text("AWS_DEFAULT_REGION")?.unwrap_or_else(|| "us-east-1".into()),
+        };
+        let credentials = match (text("AWS_ACCESS_KEY_ID")?, text("AWS_SECRET_ACCESS_KEY")?) {
+            (Some(key), Some(secret)) => Some((key, secret, text("AWS_SESSION_TOKEN")?)),
+            (None, None) => self.s3_profile(text("AWS_PROFILE")?)?,
+            (key, _) => {
+                let (there, missing) = match key {
+                    Some(_) => ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+                    None => ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+                };
+                let why = format!("it is of no use without {missing}");
+                return Err(ConfigError::Value { place: format!("the variable {there}"), why });
+            }
+        };
+        Ok(S3Settings { endpoint: endpoint.transpose()?, region, credentials })
+    }
+
+    fn s3_profile(&self, named: Option<String>) -> Result<Option<(String, String, Option<String>)>, ConfigError> {
+        let environment = &self.environment;
+        let path = environment.path("AWS_SHARED_CREDENTIALS_FILE");
+        let Some(path) = path.or_else(|| environment.home().map(|home| home.join(".aws/credentials"))) else {
+            return Ok(None);
+        };
+        let profile = named.as_deref().unwrap_or("default");
+        let sections = std::fs::read_to_string(&path).map(|text| ini::parse(&text)).unwrap_or_default();
+        let get = |name: &str| sections.get(profile)?.get(name).filter(|text| !text.is_empty()).cloned();
+        match (get("aws-access-key-id"), get("aws-secret-access-key")) {
+            (Some(key), Some(secret)) => Ok(Some((key, secret, get("aws-session-token")))),
+            _ if named.is_none() => Ok(None),
+            _ => Err(ConfigError::Value {
+                place: "the variable AWS_PROFILE".into(),
+                why: format!("`{}` has no keys for a profile `{profile}`", path.display()),
+            }),
+        }
     }
 }
 

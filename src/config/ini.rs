@@ -1,8 +1,8 @@
-//! pip.conf: what Python's configparser makes of it, as far as pip's options need.
+//! pip.conf, AWS's credentials: what Python's configparser makes of them, as far as these options need.
 
 use std::collections::BTreeMap;
 
-/// Options by section; later ones win. Option names are pip's long ones, without the leading dashes.
+/// Options by section; later ones win. Option names are in small letters, parted by dashes, without pip's leading ones.
 pub(super) fn parse(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut sections: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     let mut section = String::new();

@@ -181,10 +181,23 @@ pub struct Http {
 }
 
 #[derive(Debug)]
-struct Started {
+pub(crate) struct Started {
     runtime: tokio::runtime::Runtime,
-    client: reqwest::Client,
+    pub(crate) client: reqwest::Client,
+    /// Has no limit on the time between a request and its answer: a large body lies in between.
+    sender: OnceLock<Result<reqwest::Client, String>>,
 }
+
+impl Started {
+    /// A client for large bodies: whoever uses it sees to it that something moves.
+    pub(crate) fn sender(&self, http: &Http) -> Result<&reqwest::Client, Failure> {
+        let sender = self.sender.get_or_init(|| client(&http.config, None));
+        sender.as_ref().map_err(|why| Failure::Final(FetchError::Setup(why.clone())))
+    }
+}
+
+/// How long nothing may move.
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
 
 /// Attempts at one URL before it counts as failed.
 const ATTEMPTS: u32 = 4;
@@ -202,24 +215,7 @@ impl Http {
 
     /// Gets a document of at most `limit` bytes; `None` where the server says that there is none (404, 410).
     pub fn get(&self, url: &Url, accept: Option<&str>, limit: u64) -> Result<Option<Document>, FetchError> {
-        if self.config.offline {
-            return Err(FetchError::Offline { name: shown(url) });
-        }
-        let started = self.start()?;
-        started.runtime.block_on(async {
-            let mut attempt = 0;
-            loop {
-                attempt += 1;
-                match self.get_once(started, url, accept, limit).await {
-                    Ok(document) => return Ok(document),
-                    Err(Failure::Final(error)) => return Err(error),
-                    Err(Failure::Again { after, .. }) if attempt < ATTEMPTS => {
-                        tokio::time::sleep(pause(attempt, after)).await;
-                    }
-                    Err(Failure::Again { why, .. }) => return Err(FetchError::Request { url: shown(url), why }),
-                }
-            }
-        })
+        self.patiently(url, async |started| self.get_once(started, url, accept, limit).await)
     }
 
     async fn get_once(
@@ -254,6 +250,32 @@ impl Http {
         Ok(Some(Document { bytes, media_type, url: response.url().clone() }))
     }
 
+    /// Tries several times; `url` is what an error names.
+    pub(crate) fn patiently<T>(
+        &self,
+        url: &Url,
+        work: impl AsyncFn(&Started) -> Result<T, Failure>,
+    ) -> Result<T, FetchError> {
+        if self.config.offline {
+            return Err(FetchError::Offline { name: shown(url) });
+        }
+        let started = self.start()?;
+        started.runtime.block_on(async {
+            let mut attempt = 0;
+            loop {
+                attempt += 1;
+                match work(started).await {
+                    Ok(done) => return Ok(done),
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::Again { after, .. }) if attempt < ATTEMPTS => {
+                        tokio::time::sleep(pause(attempt, after)).await;
+                    }
+                    Err(Failure::Again { why, .. }) => return Err(FetchError::Request { url: shown(url), why }),
+                }
+            }
+        })
+    }
+
     fn request(&self, started: &Started, url: &Url) -> reqwest::RequestBuilder {
         let request = started.client.get(url.clone());
         let host = match (url.host_str(), url.port()) {
@@ -282,11 +304,15 @@ fn start(config: &HttpConfig) -> Result<Started, String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
+    let client = client(config, Some(IDLE))?;
+    Ok(Started { runtime, client, sender: OnceLock::new() })
+}
+
+/// A client that waits so long for more bytes of an answer.
+fn client(config: &HttpConfig, idle: Option<Duration>) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("imgbuild/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(30))
-        // Idle time, not total time: a large file on a slow line may take as long as it keeps coming.
-        .read_timeout(Duration::from_secs(60))
         .pool_max_idle_per_host(16)
         .redirect(reqwest::redirect::Policy::custom(|attempt| {
             if attempt.previous().len() > 5 {
@@ -296,6 +322,10 @@ fn start(config: &HttpConfig) -> Result<Started, String> {
                 && attempt.url().scheme() != "https";
             if fell { attempt.error("a redirect from https to http is refused") } else { attempt.follow() }
         }));
+    // Idle time, not total time: a large file on a slow line may take as long as it keeps coming.
+    if let Some(idle) = idle {
+        builder = builder.read_timeout(idle);
+    }
     builder = config.proxies.apply(builder)?;
     for path in &config.extra_ca {
         let pem = std::fs::read(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
@@ -303,22 +333,21 @@ fn start(config: &HttpConfig) -> Result<Started, String> {
             .map_err(|error| format!("`{}` holds no certificates: {error}", path.display()))?;
         builder = builder.tls_certs_merge(certificates);
     }
-    let client = builder.build().map_err(|error| chain(&error))?;
-    Ok(Started { runtime, client })
+    builder.build().map_err(|error| chain(&error))
 }
 
 /// How one attempt ended.
-enum Failure {
+pub(crate) enum Failure {
     Final(FetchError),
     Again { why: String, after: Option<Duration> },
 }
 
-fn again(error: &reqwest::Error, after: Option<Duration>) -> Failure {
+pub(crate) fn again(error: &reqwest::Error, after: Option<Duration>) -> Failure {
     Failure::Again { why: chain(error), after }
 }
 
 /// Turns an error answer into a failure; the server's wish to wait is kept.
-fn check_status(url: &Url, response: &reqwest::Response) -> Result<(), Failure> {
+pub(crate) fn check_status(url: &Url, response: &reqwest::Response) -> Result<(), Failure> {
     let status = response.status();
     if status.is_success() {
         return Ok(());

@@ -32,6 +32,7 @@ use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
 use crate::parallel::in_parallel;
+use crate::remote::TRANSFERS;
 
 /// What is to be built.
 #[derive(Debug, Clone)]
@@ -316,7 +317,7 @@ fn make_layers(
         let rest = |walked: &HashMap<usize, Walked>| -> Vec<&Missing> {
             missing.iter().filter(|it| !walked.contains_key(&it.at)).collect()
         };
-        in_parallel(super::remote::TRANSFERS, &rest(&walked), |it| {
+        in_parallel(TRANSFERS, &rest(&walked), |it| {
             if let Some(bundle) = super::remote::warm(bench, wanted[it.at].name, wanted[it.at].platform) {
                 bundles.lock().expect("no thread panics while it holds this").insert(it.at, bundle);
             }
@@ -324,7 +325,7 @@ fn make_layers(
         })?;
         on_foundations(bench, lock, wanted, missing, engine, &mut walked)?;
         let bundles = bundles.into_inner().expect("no thread panics while it holds this");
-        in_parallel(super::remote::TRANSFERS, &rest(&walked), |it| {
+        in_parallel(TRANSFERS, &rest(&walked), |it| {
             bundles.get(&it.at).map_or(Ok(()), |bundle| super::remote::unpack(bench, bundle))
         })?;
     }

@@ -19,6 +19,8 @@ pub mod shell;
 pub mod supply;
 pub mod wheels;
 
+use std::sync::Arc;
+
 use ::cache::Store;
 use layers::encode::Compression;
 
@@ -54,7 +56,7 @@ pub struct Bench<'a> {
     /// How layers are compressed.
     pub compression: Compression,
     /// Caches elsewhere that are read from.
-    pub elsewhere: &'a Sources,
+    pub elsewhere: &'a Arc<Sources>,
     /// How commands of stages are run.
     pub commands: &'a Commands,
     /// Caches elsewhere that are written to.

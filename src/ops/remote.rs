@@ -15,16 +15,13 @@ use crate::engine::foundation::Cut;
 use crate::engine::index::{self, Fragment};
 use crate::engine::local::{Local, Walked};
 use crate::error::Failure;
-use crate::observe::Event;
+use crate::observe::{Event, Silent};
 use crate::parallel::in_parallel;
-use crate::registry::Supply;
+use crate::registry::{Demand, Supply};
 use crate::remote::{
-    Answer, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, SigningKey, image_name, latest_name,
-    layers_name, parts_name,
+    Answer, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, SigningKey, TRANSFERS, image_name,
+    latest_name, layers_name, parts_name,
 };
-
-/// Blobs that are fetched at once.
-pub(super) const TRANSFERS: usize = 8;
 
 /// Where a build's outcome goes.
 pub struct Targets {
@@ -117,6 +114,10 @@ pub fn point_to(bench: &Bench<'_>, built: &[Built], supply: &mut Supply) -> Resu
             }
             Some(Place::File(path)) => {
                 supply.files.insert(digest.into(), path);
+            }
+            Some(Place::Service) => {
+                let (elsewhere, store) = (bench.elsewhere.clone(), bench.store.clone());
+                supply.demand = Some(Demand(Arc::new(move |digest: &Digest| elsewhere.bring(digest, &store, &Silent))));
             }
             None => {}
         }

@@ -16,7 +16,7 @@
 //! kept for.
 
 pub mod auth;
-mod body;
+pub(crate) mod body;
 mod client;
 mod digest;
 pub mod document;
@@ -37,7 +37,7 @@ pub use client::{Client, ClientConfig, Counters, Patience};
 pub use digest::{AnyDigest, NotADigest};
 pub use error::RegistryError;
 pub use pull::{Glimpse, Pulled};
-pub use push::{Act, Bundle, Delivery, Planned, Pushed, Supply};
+pub use push::{Act, Bundle, Delivery, Demand, Planned, Pushed, Supply};
 pub use reference::{DOCKER_HUB, InvalidReference, Reference, Repository, TagRequest, is_host, is_tag};
 pub use referrers::fallback_tag;
 pub use remote::Registries;

@@ -62,6 +62,18 @@ pub struct Supply {
     pub files: BTreeMap<AnyDigest, PathBuf>,
     /// Repositories that have a blob: the base's.
     pub origins: BTreeMap<AnyDigest, Vec<Repository>>,
+    /// Who brings a blob into the cache that is not there yet.
+    pub demand: Option<Demand>,
+}
+
+/// Brings a blob into the cache; `false` where it cannot.
+#[derive(Clone)]
+pub struct Demand(pub Arc<dyn Fn(&layers::Digest) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Demand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Demand")
+    }
 }
 
 /// What a push came to.
@@ -672,10 +684,16 @@ impl<'a> Run<'a> {
         let _ = self.published[delivery].subscribe().wait_for(|published| *published).await;
     }
 
-    /// Brings a blob that is only in another registry into the cache.
+    /// Brings a blob that is only elsewhere into the cache.
     async fn fetch(&self, blob: &Descriptor) -> Result<Source, RegistryError> {
         let lost = || RegistryError::Lost(blob.digest);
         let store = self.supply.store.as_ref().ok_or_else(lost)?;
+        if let (Some(Demand(bring)), Some(digest)) = (self.supply.demand.clone(), blob.digest.sha256())
+            && tokio::task::spawn_blocking(move || bring(&digest)).await.unwrap_or(false)
+            && let Some(source) = self.supply.open(blob)?
+        {
+            return Ok(source);
+        }
         let mut failed = None;
         for origin in self.supply.origins.get(&blob.digest).into_iter().flatten() {
             match self.client.blob_to_store(origin, blob, store, self.observer).await {

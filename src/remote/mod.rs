@@ -4,6 +4,7 @@
 //! document   what was built, signed: the records of an image, and where its bytes are
 //! dir        a folder, on a disk that machines share
 //! registry   artifacts in a repository of a registry
+//! s3         objects in a bucket
 //! publish    what goes out while the build goes on
 //! ```
 //!
@@ -15,6 +16,7 @@ mod dir;
 mod document;
 mod publish;
 mod registry;
+mod s3;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -31,6 +33,7 @@ pub use document::{
 };
 pub use publish::Publisher;
 pub use registry::Artifacts;
+pub use s3::{BucketPlace, Objects, S3Settings};
 
 use crate::observe::{Event, Observer};
 use crate::registry::Repository;
@@ -55,10 +58,16 @@ pub enum RemoteError {
     /// A registry.
     #[error(transparent)]
     Registry(#[from] crate::registry::RegistryError),
+    /// A service.
+    #[error(transparent)]
+    Service(#[from] crate::fetch::FetchError),
     /// The cache of this machine.
     #[error(transparent)]
     Cache(#[from] cache::CacheError),
 }
+
+/// Blobs that are moved at once.
+pub(crate) const TRANSFERS: usize = 8;
 
 /// A cache elsewhere.
 ///
@@ -85,6 +94,8 @@ pub enum Place {
     File(PathBuf),
     /// In a repository.
     Repository(Repository),
+    /// Where it must be brought from first.
+    Service,
 }
 
 /// A cache elsewhere as it is written on the command line.
@@ -94,6 +105,8 @@ pub enum RemoteSpec {
     Dir(PathBuf),
     /// `registry:HOST/REPOSITORY`.
     Registry(Repository),
+    /// `s3://BUCKET/PREFIX`.
+    Bucket(BucketPlace),
 }
 
 impl FromStr for RemoteSpec {
@@ -107,7 +120,8 @@ impl FromStr for RemoteSpec {
             Some(("registry", repository)) => {
                 Repository::parse(repository).map(RemoteSpec::Registry).map_err(|error| wrong(error.to_string()))
             }
-            _ => Err(wrong("use `dir:PATH` or `registry:HOST/REPOSITORY`".into())),
+            Some(("s3", place)) if place.starts_with("//") => place[2..].parse().map(RemoteSpec::Bucket).map_err(wrong),
+            _ => Err(wrong("use `dir:PATH`, `registry:HOST/REPOSITORY` or `s3://BUCKET/PREFIX`".into())),
         }
     }
 }
@@ -117,6 +131,7 @@ impl fmt::Display for RemoteSpec {
         match self {
             RemoteSpec::Dir(path) => write!(f, "dir:{}", path.display()),
             RemoteSpec::Registry(repository) => write!(f, "registry:{repository}"),
+            RemoteSpec::Bucket(place) => place.fmt(f),
         }
     }
 }

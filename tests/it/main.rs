@@ -51,6 +51,7 @@ mod registry_real;
 mod registry_referrers;
 mod registry_trips;
 mod remote;
+mod remote_real;
 mod robustness;
 mod sandbox;
 mod sdists_real;

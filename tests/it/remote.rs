@@ -14,13 +14,13 @@ use crate::support::layout::Layout;
 use crate::support::run::{Outcome, Sandbox, outcome};
 
 /// A project that several machines have: an archive from a server that counts, and files of the context.
-struct Project {
-    server: Server,
+pub(crate) struct Project {
+    pub(crate) server: Server,
     plan: String,
 }
 
 impl Project {
-    fn new() -> Project {
+    pub(crate) fn new() -> Project {
         let archive = tar(&[("data", &vec![7; 300_000]), ("other", b"small")]);
         let digest = Digest::of(&archive);
         let server = Server::start(move |_| Answer::ok(archive.clone()));
@@ -33,7 +33,7 @@ impl Project {
     }
 
     /// A machine with an empty cache.
-    fn machine(&self) -> Machine<'_> {
+    pub(crate) fn machine(&self) -> Machine<'_> {
         let sandbox = Sandbox::new();
         sandbox.write("plan.json", &self.plan);
         sandbox.write("images.lock", Lock::default().to_text());
@@ -43,13 +43,13 @@ impl Project {
     }
 }
 
-struct Machine<'a> {
+pub(crate) struct Machine<'a> {
     project: &'a Project,
-    sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
 }
 
 impl Machine<'_> {
-    fn run(&self, words: &[&str], settings: &[(&str, &str)]) -> Outcome {
+    pub(crate) fn run(&self, words: &[&str], settings: &[(&str, &str)]) -> Outcome {
         let mut command = self.sandbox.command(["--catalogue", "plan.json", "--progress", "plain"]);
         command.args(words).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
         command.envs(settings.iter().copied());
@@ -57,7 +57,7 @@ impl Machine<'_> {
     }
 
     /// Builds into a layout, which must be right: the digests by name, what was said, and how often the server was asked.
-    fn build(&self, words: &[&str], settings: &[(&str, &str)]) -> (BTreeMap<String, String>, String, usize) {
+    pub(crate) fn build(&self, words: &[&str], settings: &[(&str, &str)]) -> (BTreeMap<String, String>, String, usize) {
         let before = self.project.server.asked().len();
         let _ = fs::remove_dir_all(self.sandbox.work().join("dist"));
         let done = self.run(&[&["build"], words].concat(), settings);
@@ -87,7 +87,7 @@ fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 const KEYS: &str = "IMGBUILD_CACHE_TRUSTED_KEYS";
-const STORES: &str = "IMGBUILD_CACHE_TRUSTED_STORES";
+pub(crate) const STORES: &str = "IMGBUILD_CACHE_TRUSTED_STORES";
 const SIGNING: &str = "IMGBUILD_CACHE_SIGNING_KEY";
 
 /// A key on disk, and what others trust.
