@@ -302,6 +302,8 @@ impl Client {
         let digest = descriptor.digest;
         let url = self.url(repository, &format!("{}/blobs/{digest}", repository.path)).await?;
         let mut failures = 0;
+        // Progress is what nobody had before: a server that breaks off and begins anew each time makes none.
+        let mut farthest = 0;
         loop {
             let (mut hasher, mut have) = sink.resume(digest.hasher())?;
             if have > descriptor.size || have == descriptor.size && have > 0 && hasher.clone().finish() != digest {
@@ -340,7 +342,7 @@ impl Client {
                 }
                 _ => return Err(self.failed(repository, "read a blob", answer).await),
             }
-            let before = have;
+            farthest = farthest.max(have);
             let broke = loop {
                 match self.piece(&mut answer).await {
                     Ok(Some(piece)) => {
@@ -367,7 +369,8 @@ impl Client {
                 sink.restart()?;
                 return Err(RegistryError::Mismatch { registry, digest, why: format!("its digest is {found}") });
             };
-            failures = if have > before { 1 } else { failures + 1 };
+            failures = if have > farthest { 1 } else { failures + 1 };
+            farthest = farthest.max(have);
             if failures >= self.config.patience.failures {
                 let what = format!("read blob {digest}");
                 return Err(RegistryError::Unreachable { what, url: repository.to_string(), why, failures });

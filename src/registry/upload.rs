@@ -78,11 +78,14 @@ impl Client {
         digest: &AnyDigest,
         scope: &str,
     ) -> Result<bool, RegistryError> {
-        let url = self.url(repository, &format!("{}/blobs/{digest}", repository.path)).await?;
-        let answer = self.ask(repository, &Ask::new("look for a blob", Method::HEAD, url, vec![scope.into()])).await?;
+        let home = self.url(repository, &format!("{}/blobs/{digest}", repository.path)).await?;
+        let ask = Ask::new("look for a blob", Method::HEAD, home.clone(), vec![scope.into()]);
+        let answer = self.ask(repository, &ask).await?;
         match answer.status.as_u16() {
             200 => Ok(true),
-            // Storage services answer a HEAD that they were redirected to with 403 where the signature is for GET.
+            // Storage services refuse a HEAD where the signature of the redirect is for GET. The registry sent us there, so it
+            // has the blob; if it has not, it says so when it is given the manifest.
+            403 | 405 if (home.host(), home.port()) != (answer.url.host(), answer.url.port()) => Ok(true),
             404 | 410 => Ok(false),
             _ => Err(self.failed(repository, "look for a blob", answer).await),
         }
@@ -183,6 +186,8 @@ impl Client {
     ) -> Result<(), RegistryError> {
         let mut session = session;
         let mut failures = 0;
+        // Progress is what the registry never had before: one that loses uploads again and again makes none.
+        let mut farthest = 0;
         let mut chunk = None;
         loop {
             let mut current = match session.take() {
@@ -195,13 +200,14 @@ impl Client {
             {
                 chunk = Some(CHUNK.max(smallest));
             }
-            let before = current.offset;
             let step = self.step(repository, source, &mut current, chunk, advanced).await;
             let (why, after, then) = match step {
                 Ok(Step::Done) => return Ok(()),
                 Ok(Step::More) => {
                     failpoint(Point::Chunk);
-                    failures = 0;
+                    if current.offset > farthest {
+                        (failures, farthest) = (0, current.offset);
+                    }
                     session = Some(current);
                     continue;
                 }
@@ -234,9 +240,10 @@ impl Client {
                 return Ok(());
             }
             if then != Then::Anew {
-                session = self.found_again(repository, current).await?;
-                if session.as_ref().is_some_and(|session| session.offset > before) {
-                    failures = 0;
+                // One that claims to have more than there is has something else.
+                session = self.found_again(repository, current).await?.filter(|found| found.offset <= source.size);
+                if let Some(found) = session.as_ref().filter(|found| found.offset > farthest) {
+                    (failures, farthest) = (0, found.offset);
                 }
             }
         }

@@ -168,6 +168,24 @@ fn answers_that_break_or_are_something_else() {
     }
 }
 
+#[test]
+fn a_blob_that_breaks_off_and_begins_anew_for_ever_is_given_up() {
+    let registry = registry(|kind| kind.ranges = false);
+    let images = Images::new();
+    let layer = vec![7; 100_000];
+    push(&registry, hurried(), &images, &[images.simple("app", &[&layer])]).unwrap();
+    registry.clear_log();
+    registry.fail("GET /v2/app/blobs", 0, 1000, Act::Cut(60_000));
+    let elsewhere = Images::new();
+    let registries = Registries::new(hurried());
+    let repository = Repository { registry: registry.host(), path: "app".into() };
+    let wanted = descriptor(&layer);
+    let read = registries.client().blob_to_store(&repository, &wanted, &elsewhere.store, &Silent);
+    let error = registries.wait(read).map_err(crate::registry::shown).unwrap_err();
+    assert!(error.contains("gave up after 4 failures in a row"), "{error}");
+    assert!(registry.requests("GET").len() < 10, "{}", registry.requests("GET").len());
+}
+
 fn descriptor(bytes: &[u8]) -> Descriptor {
     serde_json::from_value(json!({"mediaType": "x", "digest": Digest::of(bytes), "size": bytes.len()})).unwrap()
 }

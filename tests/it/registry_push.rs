@@ -238,6 +238,68 @@ fn a_broken_upload_goes_on_where_the_registry_says_that_it_is() {
 }
 
 #[test]
+fn a_registry_that_loses_uploads_for_ever_is_given_up() {
+    let layer: Vec<u8> = (0..1_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 12) as u8).collect();
+    let images = Images::new();
+    let image = images.simple("app", &[&layer]);
+    let registry = registry(|kind| kind.largest_body = Some(300_000));
+    // Every first chunk is taken, and every second one is of an upload that nobody knows.
+    let second = |it: &crate::support::registry::Request| {
+        it.method == "PATCH" && it.header("content-range").is_some_and(|range| !range.starts_with("0-"))
+    };
+    let unknown = Response::error(404, "BLOB_UPLOAD_UNKNOWN", "gone");
+    registry.fail_if(second, 0, 1000, Act::Answer(unknown));
+    let error = push(&registry, hurried(), &images, std::slice::from_ref(&image)).unwrap_err();
+    assert!(error.contains("gave up after 4 failures in a row"), "{error}");
+    assert!(registry.requests("").len() < 40, "{}", registry.requests("").len());
+    assert_eq!(registry.tag("app", "v1"), None);
+}
+
+#[test]
+fn a_registry_that_says_it_has_more_than_there_is_gets_a_new_upload() {
+    let layer: Vec<u8> = (0..1_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 12) as u8).collect();
+    for said in ["0-99999999", "0-18446744073709551614", "0-1000000"] {
+        let registry = registry(|_| {});
+        let images = Images::new();
+        let large = |it: &crate::support::registry::Request| {
+            it.method == "PUT" && it.header("content-length") == Some("1000000")
+        };
+        registry.fail_if(large, 0, 1, Act::Reset(200_000));
+        let headers = Act::Headers(vec![("Range", said.into())]);
+        registry.fail("GET /v2/app/blobs/uploads", 0, 9, headers);
+        push(&registry, hurried(), &images, &[images.simple("app", &[&layer])])
+            .unwrap_or_else(|error| panic!("{said}: {error}"));
+        assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())), "{said}");
+    }
+}
+
+#[test]
+fn a_blob_in_a_storage_that_refuses_head_is_not_sent_again() {
+    for status in [403, 405] {
+        let storage = registry(|_| {});
+        let to = format!("http://{}", storage.host());
+        let registry = registry(|kind| kind.blobs_at = Some(to));
+        let image = |images: &Images, own: &[u8]| images.simple("app", &[b"a layer that is shared", own]);
+        let first = Images::new();
+        push(&registry, hurried(), &first, &[image(&first, b"one")]).unwrap();
+        registry.state().uploaded.clear();
+        storage.fail("HEAD", 0, 99, Act::Answer(Response::new(status)));
+        // Another machine, which knows nothing of the first push.
+        let second = Images::new();
+        push(&registry, hurried(), &second, &[image(&second, b"two")]).unwrap();
+        assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+        let sent = registry.state().uploaded.clone();
+        assert_eq!(sent.len(), 2, "{status}: the new layer and the configuration: {sent:?}");
+        // What is elsewhere gets no credentials, and the registry's own refusal is one.
+        assert!(storage.requests("HEAD").iter().all(|it| it.authorization.is_none()));
+        assert!(!storage.requests("HEAD").is_empty());
+        registry.fail("HEAD /v2/app/blobs", 0, 99, Act::Answer(Response::new(403)));
+        let error = push(&registry, hurried(), &second, &[image(&second, b"three")]).unwrap_err();
+        assert!(error.contains("look for a blob") && error.contains("403"), "{error}");
+    }
+}
+
+#[test]
 fn faults_end_in_success_or_in_a_clear_error_and_never_in_a_wrong_tag() {
     let error = |status: u16| Response::error(status, "UNKNOWN", "out of order");
     let after = |status: u16, text: &str| Act::Answer(Response::new(status).with("Retry-After", text));
