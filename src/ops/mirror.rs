@@ -25,7 +25,7 @@ use crate::error::Failure;
 use crate::observe::Event;
 use crate::parallel::in_parallel;
 use crate::registry::document::{Descriptor, Document};
-use crate::registry::{Act, AnyDigest, Bundle, Delivery, Reference, Registries, Repository, Supply};
+use crate::registry::{Act, AnyDigest, Bundle, Delivery, Reference, Registries, RegistryError, Repository, Supply};
 
 /// What the index and its manifests are.
 pub const INPUTS: &str = "application/vnd.imgbuild.inputs.v1";
@@ -110,11 +110,20 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, to: &Reference) -> Resul
     supply.bytes.insert(empty.digest, empty.bytes);
     // Asked first, so that nothing is downloaded that the registry has.
     let planned = registries.plan_push(std::slice::from_ref(&delivery), &supply, bench.observer)?;
-    let lacking: BTreeSet<AnyDigest> =
-        planned.into_iter().filter(|it| it.act == Act::Send).map(|it| it.digest).collect();
-    let lacking: Vec<&Archive> = archives.iter().filter(|it| lacking.contains(&it.digest.into())).collect();
+    let of = |fits: &dyn Fn(&Act) -> bool| -> Vec<&Archive> {
+        let wanted: BTreeSet<AnyDigest> = planned.iter().filter(|it| fits(&it.act)).map(|it| it.digest).collect();
+        archives.iter().filter(|it| wanted.contains(&it.digest.into())).collect()
+    };
+    let (lacking, mounted) = (of(&|act| *act == Act::Send), of(&|act| matches!(act, Act::Mount(_))));
     in_parallel(DOWNLOADS, &lacking, |archive| mirrors.supply(archive).map(drop))?;
-    registries.push(&[delivery], &supply, bench.observer)?;
+    match registries.push(std::slice::from_ref(&delivery), &supply, bench.observer) {
+        // The registry did not take over what another of its repositories has, so it is sent after all.
+        Err(RegistryError::Lost(_)) if !mounted.is_empty() => {
+            in_parallel(DOWNLOADS, &mounted, |archive| mirrors.supply(archive).map(drop))?;
+            registries.push(&[delivery], &supply, bench.observer)?;
+        }
+        done => drop(done?),
+    }
     Ok(Mirrored {
         reference: to.repository.tagged(&tag),
         archives: archives.len(),

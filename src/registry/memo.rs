@@ -90,6 +90,16 @@ impl Memo {
         found.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
+    /// Forgets that a repository has a blob: it was asked for it, and did not give it.
+    pub fn lacks(&self, repository: &Repository, digest: &AnyDigest) -> Result<(), CacheError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let mut holders = self.holders(&repository.registry, digest);
+        let Some(at) = holders.iter().position(|path| *path == repository.path) else { return Ok(()) };
+        holders.remove(at);
+        let (key, text) = Memo::holders_of(&repository.registry, digest);
+        store.keep(&key, &text, &holders)
+    }
+
     /// Remembers that a repository has a blob.
     pub fn holds(&self, repository: &Repository, digest: &AnyDigest) -> Result<(), CacheError> {
         let Some(store) = &self.store else { return Ok(()) };
@@ -125,5 +135,13 @@ mod tests {
             memo.holds(&repository(name), &blob).expect("keeps");
         }
         assert_eq!(memo.holders("x.io", &blob), ["a", "b"]);
+        // A place among the few is for those that have it.
+        for name in ["x.io/c", "x.io/d", "x.io/e"] {
+            memo.holds(&repository(name), &blob).expect("keeps");
+        }
+        assert_eq!(memo.holders("x.io", &blob), ["a", "b", "c", "d"]);
+        memo.lacks(&repository("x.io/a"), &blob).expect("forgets");
+        memo.holds(&repository("x.io/e"), &blob).expect("keeps");
+        assert_eq!(memo.holders("x.io", &blob), ["b", "c", "d", "e"]);
     }
 }

@@ -655,6 +655,7 @@ impl<'a> Run<'a> {
                 Mount::Session(session) => left = Some(session),
                 Mount::No => {}
             }
+            self.memo.lacks(&from, &digest)?;
         }
         if self.dry.is_some() {
             self.planned(repository, digest, blob.size, Act::Send);

@@ -7,6 +7,7 @@ use layers::{Catalogue, Digest, Stage, debian, path};
 
 use crate::registry::registry;
 use crate::registry_real::Real;
+use crate::support::registry::Mounting;
 use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::tiny::{Packaged, now};
 
@@ -173,6 +174,33 @@ fn a_mirror_that_lacks_something_or_may_lose_it_is_told() {
         .failure(2, &["names a digest"]);
     outside.run(here, &["mirror", "push", "not a reference"], "").failure(2, &["is not an image reference"]);
     outside.build(here, "UPPER/case").failure(2, &["IMGBUILD_MIRROR_REGISTRIES"]);
+}
+
+#[test]
+fn archives_that_are_not_mounted_after_all_are_fetched_and_sent() {
+    let registry = registry(|_| {});
+    let outside = Outside::new();
+    let here = &outside.packaged.sandbox;
+    let (first, second) = (format!("{}/inputs", registry.host()), format!("{}/others", registry.host()));
+    outside.run(here, &["mirror", "push", &first], "").success();
+    // Here they are gone, and what is remembered is that the first repository has them.
+    let tidy = || {
+        for folder in std::fs::read_dir(here.cache().join("blobs-v1")).unwrap() {
+            for blob in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+                std::fs::remove_file(blob.unwrap().path()).unwrap();
+            }
+        }
+    };
+    tidy();
+    registry.clear_log();
+    let third = format!("{}/third", registry.host());
+    let said = outside.run(here, &["mirror", "push", &third], "").success();
+    assert!(said.ends_with(", 0 brought\n"), "all of them are mounted: {said}");
+    registry.state().kind.mounting = Mounting::Never;
+    tidy();
+    outside.run(here, &["mirror", "push", &second], "").success();
+    outside.run(here, &["mirror", "check", &second], "").success();
+    registry.assert_whole();
 }
 
 #[test]
