@@ -242,6 +242,94 @@ fn what_a_base_says_of_itself_is_inherited_and_its_layers_get_names_that_all_cli
     assert_eq!(config["history"].as_array().unwrap().len(), 2);
 }
 
+/// Makes `team/base:v1` an image for amd64 whose configuration nobody here would write like that; gives its text.
+fn written_oddly(registry: &Registry) -> String {
+    let mut state = registry.state();
+    let repo = &state.repos["team/base"];
+    let index: Value = serde_json::from_slice(&repo.manifests[&repo.tags["v1"]].1).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap();
+    let mut manifest: Value = serde_json::from_slice(&repo.manifests[digest].1).unwrap();
+    let config: Value = serde_json::from_slice(&state.blobs[manifest["config"]["digest"].as_str().unwrap()]).unwrap();
+    let text = serde_json::to_string_pretty(&config).unwrap();
+    let text = text.replacen('{', "{\n  \"zeal\" : 1.50E+1, \"author\":\"\\u0041nna\",", 1) + "\n";
+    let text = text.replace("\"comment\": \"imgbuild\"", "\"comment\"   :\"some\\u0062ody\", \"own\":[ 1e2 ]");
+    assert!(serde_json::from_str::<Value>(&text).is_ok_and(|it| it["history"][0]["own"][0] == 100.0), "{text}");
+    manifest["config"]["digest"] = layers::Digest::of(text.as_bytes()).to_string().into();
+    manifest["config"]["size"] = text.len().into();
+    let manifest = manifest.to_string().into_bytes();
+    let (config, digest) = (layers::Digest::of(text.as_bytes()).to_string(), layers::Digest::of(&manifest).to_string());
+    state.blobs.insert(config.clone(), Arc::new(text.clone().into_bytes()));
+    let repo = state.repos.get_mut("team/base").unwrap();
+    repo.blobs.insert(config);
+    repo.manifests.insert(digest.clone(), (layers::oci::MANIFEST.to_owned(), manifest));
+    repo.tags.insert("v1".into(), digest);
+    text
+}
+
+/// The manifest of a tag and the text of its configuration.
+fn documents(registry: &Registry, repository: &str, tag: &str) -> (Value, String) {
+    let state = registry.state();
+    let repo = &state.repos[repository];
+    let manifest: Value = serde_json::from_slice(&repo.manifests[&repo.tags[tag]].1).unwrap();
+    let config = &state.blobs[manifest["config"]["digest"].as_str().unwrap()];
+    (manifest, String::from_utf8(config.to_vec()).unwrap())
+}
+
+#[test]
+fn a_base_that_is_written_oddly_keeps_its_bytes_also_when_it_is_replaced() {
+    use layers::written::{Members, elements};
+    let registry = registry(|_| {});
+    base(&registry, "first");
+    let odd = written_oddly(&registry);
+    let sandbox = Sandbox::new();
+    sandbox.write("context/own/etc/own", "own");
+    let below = Stage::from(format!("{}/team/base:v1", registry.host()));
+    let catalogue = Catalogue::new("test").with("same", below.clone().image());
+    let catalogue = catalogue.with("app", below.layer(files("own", path!("/"))).image().env("A", "1"));
+    sandbox.write("plan.json", catalogue.plan().to_json());
+    imgbuild(&sandbox, &["lock"]).success();
+    let to = format!("{}/team", registry.host());
+    let push = |tag: &str| {
+        imgbuild(&sandbox, &["push", "--registry", &to, "--tag", tag, "--platform", "amd64"]).success();
+    };
+    push("v1");
+    // What adds nothing is the base: the same configuration, the same layers.
+    let (theirs, _) = documents(&registry, "team/base", "v1");
+    let (manifest, text) = documents(&registry, "team/same", "v1");
+    assert_eq!(text, odd);
+    assert_eq!((&manifest["config"], &manifest["layers"]), (&theirs["config"], &theirs["layers"]));
+    // What adds something keeps the rest.
+    let check = |odd: &str, tag: &str| {
+        let (_, text) = documents(&registry, "team/app", tag);
+        let (ours, theirs) = (Members::of(&text).unwrap(), Members::of(odd).unwrap());
+        for name in ["zeal", "author"] {
+            assert!(theirs.get(name).is_some() && ours.get(name) == theirs.get(name), "{text}");
+        }
+        let history = |of: &Members| elements(of.get("history").unwrap()).unwrap();
+        assert!(history(&ours).starts_with(&history(&theirs)) && history(&ours).len() == 2, "{text}");
+    };
+    check(&odd, "v1");
+    // Another base, as odd: a rebase makes what a build makes, of both images.
+    base(&registry, "second");
+    let other = written_oddly(&registry);
+    assert_ne!(other, odd);
+    let onto = format!("{to}/base:v1");
+    // The image that added nothing says of no base that it stands on it; it is its own.
+    let old = format!("{to}/same@{}", registry.tag("team/same", "v1").unwrap());
+    imgbuild(&sandbox, &["rebase", &format!("{to}/app:v1"), "--onto", &onto, "--to", &format!("{to}/app:rebased")])
+        .success();
+    let words =
+        ["rebase", &format!("{to}/same:v1"), "--from", &old, "--onto", &onto, "--to", &format!("{to}/same:rebased")];
+    imgbuild(&sandbox, &words).success();
+    imgbuild(&sandbox, &["lock", "--update"]).success();
+    push("built");
+    for name in ["team/app", "team/same"] {
+        assert_eq!(registry.tag(name, "rebased"), registry.tag(name, "built"), "{name}");
+    }
+    check(&other, "rebased");
+    assert_eq!(documents(&registry, "team/same", "rebased").1, other);
+}
+
 #[test]
 fn who_may_not_push_is_told_so_before_the_work() {
     let registry = registry(|kind| kind.auth = Auth::Basic);
