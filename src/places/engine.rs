@@ -93,7 +93,8 @@ fn load_docker(
         None => (0, format!("sent whole ({} layers), because the engine keeps images with containerd", layers.len())),
         Some(chains) => {
             let known = known_layers(&diff_ids(reach, image)?, chains);
-            (known, format!("sent {} of {} layers, the engine has the others", layers.len() - known, layers.len()))
+            let others = if known > 0 { ", the engine has the others" } else { "" };
+            (known, format!("sent {} of {} layers{others}", layers.len() - known, layers.len()))
         }
     };
     let skipped = left_out(&layers, known);

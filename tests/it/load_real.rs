@@ -123,12 +123,7 @@ fn real_docker_that_reads_no_zstd_gets_plain_layers() {
     sandbox.write("context/shared/data", large);
     let zstd = ["--compression", "zstd", "--tag", "z1"];
     let done = load(&sandbox, &zstd);
-    assert!(
-        done.stderr
-            .contains("load-one:z1: sent 2 of 2 layers, the engine has the others; unpacked, because Docker 20.10"),
-        "{}",
-        done.stderr
-    );
+    assert!(done.stderr.contains("load-one:z1: sent 2 of 2 layers; unpacked, because Docker 20.10"), "{}", done.stderr);
     // Its second image has nothing that has to be sent.
     assert!(done.stderr.contains("load-two:z1: sent 0 of 1 layers, the engine has the others\n"), "{}", done.stderr);
     let stdout = done.success();
