@@ -223,7 +223,7 @@ impl Local<'_> {
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         self.other_stage(subject, below, &mut view)?;
-        root::write(&view, to)?;
+        root::write(&view, to, self.jobs)?;
         let StageStep::Run { run, .. } = planned else {
             let all = ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             return Ok((all.collect(), "/".into()));
@@ -263,7 +263,7 @@ impl Local<'_> {
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         view.apply(&input.skeleton, &input.fragments)?;
-        root::write(&view, to)
+        root::write(&view, to, self.jobs)
     }
 
     /// Runs a command and keeps what it made.
@@ -301,7 +301,7 @@ impl Local<'_> {
             Ok(folder) => drop(folder.set_modified(SystemTime::now())),
             Err(_) => {
                 let scratch = Scratch::new(self.store)?;
-                root::write(job.view, &scratch.path().join("root"))?;
+                root::write(job.view, &scratch.path().join("root"), self.jobs)?;
                 // Another builder may have been faster; its folder is the same.
                 if let Err(error) = fs::rename(scratch.path(), &kept)
                     && !kept.is_dir()

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 
 use layers::encode::{Entry, Kind, MEMBER_SIZE, Member, TarReader};
 use layers::{Digest, ImagePath};
@@ -34,8 +35,8 @@ pub struct View<'a> {
     elf: HashMap<(u32, u32), u32>,
     linked: Linked,
     open: &'a OpenBlob<'a>,
-    /// The member that was inflated last: small files lie together, and who reads one of them reads its neighbours.
-    member: Mutex<Option<Inflated>>,
+    /// The member that each thread inflated last: small files lie together, and who reads one of them reads its neighbours.
+    members: Mutex<HashMap<ThreadId, Inflated>>,
     /// What stands for the layers below, where these were not applied.
     known: Option<Known>,
     /// Who writes down what is asked about the layers that were applied before.
@@ -113,7 +114,7 @@ impl<'a> View<'a> {
             elf: HashMap::new(),
             linked: Linked::default(),
             open,
-            member: Mutex::default(),
+            members: Mutex::default(),
             known: None,
             listener: None,
         }
@@ -384,8 +385,9 @@ impl<'a> View<'a> {
 
     /// The member of a fragment that starts at `start` in its tar and at `packed` in its blob, whole.
     fn inflated(&self, fragment: &Fragment, member: Member, start: u64, packed: u64) -> io::Result<Arc<[u8]>> {
-        let mut held = self.member.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((blob, at, bytes)) = &*held
+        let thread = std::thread::current().id();
+        let members = || self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((blob, at, bytes)) = members().get(&thread)
             && (*blob, *at) == (fragment.blob, start)
         {
             return Ok(bytes.clone());
@@ -395,7 +397,7 @@ impl<'a> View<'a> {
         let mut tar = Vec::with_capacity(member.tar as usize);
         TarReader::new(bytes, std::iter::once(member)).read_to_end(&mut tar)?;
         let tar: Arc<[u8]> = tar.into();
-        *held = Some((fragment.blob, start, tar.clone()));
+        members().insert(thread, (fragment.blob, start, tar.clone()));
         Ok(tar)
     }
 

@@ -77,9 +77,12 @@ pub struct TarReader<R, M> {
     bytes: R,
     members: M,
     decompressor: Decompressor,
+    /// As long as the longest so far: bytes that are overwritten need not be cleared.
     packed: Vec<u8>,
     tar: Vec<u8>,
+    /// What was inflated and not read yet is `tar[at..end]`.
     at: usize,
+    end: usize,
     large: Option<Large>,
 }
 
@@ -89,9 +92,18 @@ struct Large {
     crc: crc32fast::Hasher,
     /// Bytes of the deflate stream that were not read yet.
     unread: u64,
-    /// Where what was read and not inflated yet starts in `TarReader::packed`.
+    /// What was read and not inflated yet is `TarReader::packed[from..to]`.
     from: usize,
+    to: usize,
     tar: u64,
+}
+
+/// The first bytes of a buffer, which grows where it is shorter.
+fn first(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    &mut buffer[..length]
 }
 
 impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
@@ -104,6 +116,7 @@ impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
             packed: Vec::new(),
             tar: Vec::new(),
             at: 0,
+            end: 0,
             large: None,
         }
     }
@@ -118,43 +131,45 @@ impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
                 return Err(damaged("a member has no gzip header"));
             }
             let unread = u64::from(member.compressed).checked_sub(u64::from(AROUND));
-            self.packed.clear();
             self.large = Some(Large {
                 state: flate2::Decompress::new(false),
                 crc: crc32fast::Hasher::new(),
                 unread: unread.ok_or_else(|| damaged("a member is shorter than its header"))?,
                 from: 0,
+                to: 0,
                 tar: u64::from(member.tar),
             });
             return Ok(());
         }
-        self.packed.resize(packed, 0);
-        self.bytes.read_exact(&mut self.packed)?;
-        self.tar.resize(tar, 0);
-        let whole = match self.decompressor.gzip_decompress(&self.packed, &mut self.tar) {
+        let (packed, out) = (first(&mut self.packed, packed), first(&mut self.tar, tar));
+        self.bytes.read_exact(packed)?;
+        let whole = match self.decompressor.gzip_decompress(packed, out) {
             Ok(length) => length == tar,
             // The checked streams of others are inflated by another decoder as well before they count as damaged.
-            Err(_) => inflate_slowly(&self.packed, &mut self.tar).is_ok(),
+            Err(_) => inflate_slowly(packed, out).is_ok(),
         };
-        if whole { Ok(()) } else { Err(damaged("a gzip member does not inflate")) }
+        if !whole {
+            return Err(damaged("a gzip member does not inflate"));
+        }
+        self.end = tar;
+        Ok(())
     }
 
     /// Inflates the next piece of a large member; at its end, checks its trailer.
     fn piece(&mut self) -> io::Result<()> {
         let Some(large) = &mut self.large else { return Ok(()) };
-        self.tar.resize(PIECE, 0);
+        let out = first(&mut self.tar, PIECE);
         let mut length = 0;
         loop {
-            if large.from == self.packed.len() && large.unread > 0 {
+            if large.from == large.to && large.unread > 0 {
                 let next = large.unread.min(PIECE as u64);
-                self.packed.resize(next as usize, 0);
-                self.bytes.read_exact(&mut self.packed)?;
-                (large.unread, large.from) = (large.unread - next, 0);
+                self.bytes.read_exact(first(&mut self.packed, next as usize))?;
+                (large.unread, large.from, large.to) = (large.unread - next, 0, next as usize);
             }
             let (read, written) = (large.state.total_in(), large.state.total_out());
             let status = large
                 .state
-                .decompress(&self.packed[large.from..], &mut self.tar[length..], FlushDecompress::None)
+                .decompress(&self.packed[large.from..large.to], &mut out[length..], FlushDecompress::None)
                 .map_err(|_| damaged("a gzip member does not inflate"))?;
             let (read, written) = (large.state.total_in() - read, (large.state.total_out() - written) as usize);
             large.from += read as usize;
@@ -163,8 +178,8 @@ impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
                 break;
             }
             if length == PIECE {
-                self.tar.truncate(length);
-                large.crc.update(&self.tar);
+                self.end = length;
+                large.crc.update(out);
                 return if large.state.total_out() > large.tar {
                     Err(damaged("a gzip member is longer than its index says"))
                 } else {
@@ -175,9 +190,9 @@ impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
                 return Err(damaged("a gzip member has no end"));
             }
         }
-        self.tar.truncate(length);
-        large.crc.update(&self.tar);
-        if large.unread > 0 || large.from != self.packed.len() || large.state.total_out() != large.tar {
+        self.end = length;
+        large.crc.update(&out[..length]);
+        if large.unread > 0 || large.from != large.to || large.state.total_out() != large.tar {
             return Err(damaged("a gzip member is not as long as its index says"));
         }
         let mut found = [0; TRAILER];
@@ -202,9 +217,8 @@ fn inflate_slowly(member: &[u8], out: &mut [u8]) -> io::Result<()> {
 
 impl<R: Read, M: Iterator<Item = Member>> BufRead for TarReader<R, M> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.at == self.tar.len() {
-            self.at = 0;
-            self.tar.clear();
+        while self.at == self.end {
+            (self.at, self.end) = (0, 0);
             if self.large.is_some() {
                 self.piece()?;
             } else if let Some(member) = self.members.next() {
@@ -213,7 +227,7 @@ impl<R: Read, M: Iterator<Item = Member>> BufRead for TarReader<R, M> {
                 break;
             }
         }
-        Ok(&self.tar[self.at..])
+        Ok(&self.tar[self.at..self.end])
     }
 
     fn consume(&mut self, count: usize) {
