@@ -464,5 +464,6 @@ fn every_box_of_the_plan_is_answered() {
         }
         rows += 1;
     }
-    assert!(rows >= 40, "{rows} rows");
+    // The plan has 112 boxes, 12 steps of a migration and 15 next steps.
+    assert!(rows >= 139, "{rows} rows");
 }

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use deployments::compose::{Project, Settings};
 use serde_json::{Value, json};
 
 use crate::support::docker::{Engine, networked_engine};
@@ -457,6 +458,69 @@ fn real_what_goes_wrong_is_told() {
     stack.compose(&["--project-name", "unknown-image", "down", "--volumes"]);
     // Nobody was harmed.
     stack.well();
+}
+
+/// The scripts that start services of production, whose images are not here: run in another image, with something else in
+/// the service's place that says what it was given.
+#[test]
+fn real_start_scripts_hand_over_tokens_and_secrets() {
+    let stack = stack();
+    phase("start scripts");
+    let docker = stack.sandbox.work().join("deployments/docker");
+    let services = Project::open(&stack.entry(), &Settings::new()).unwrap().services();
+    let run = |mounts: &[(PathBuf, &str)], more: &[&str], command: &[&str]| {
+        let mut docker = stack.engine.command();
+        docker.args(["run", "--rm", "--read-only", "--tmpfs", "/tmp", "--network", "obelisk-test_app"]);
+        for (from, to) in mounts {
+            docker.arg("--volume").arg(format!("{}:{to}:ro", from.display()));
+        }
+        outcome(docker.args(more).args(["--entrypoint", "bash", "obelisk/init:test"]).args(command))
+    };
+    let secret = |name: &str| {
+        let path = docker.join("secrets/test").join(name);
+        (fs::read_to_string(&path).unwrap().trim().to_owned(), (path, format!("/run/secrets/{name}")))
+    };
+
+    // Open WebUI: each key opens the address that has its place in the list.
+    let asks = stack.sandbox.write(
+        "asks.sh",
+        "set -eu; IFS=';' read -ra urls <<< \"$OPENAI_API_BASE_URLS\"; IFS=';' read -ra keys <<< \"$OPENAI_API_KEYS\"\n\
+         echo \"${#urls[@]} ${#keys[@]} ${#WEBUI_SECRET_KEY}\"\n\
+         for it in \"${!urls[@]}\"; do curl -sS --fail -o /dev/null -H \"Authorization: Bearer ${keys[it]}\" \"${urls[it]}/models\"; done\n",
+    );
+    let script = "/etc/openwebui/start.sh";
+    let mounts = [(docker.join("config/openwebui/start.sh"), script), (asks, "/app/backend/start.sh")];
+    let urls = format!("OPENAI_API_BASE_URLS={}", services["open-webui"].environment["OPENAI_API_BASE_URLS"]);
+    let set = ["--env", &urls, "--env", "STATIC_DIR=/tmp/static"];
+    let tokens = ["--volume", "obelisk-test_init-tokens:/app/tokens:ro"];
+    let said = run(&mounts, &[&set[..], &tokens].concat(), &[script]).success();
+    let counts: Vec<usize> = said.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    assert!(counts[..2] == [2, 2] && counts[2] >= 32, "{said}");
+    run(&mounts, &set, &[script])
+        .failure(1, &["/app/tokens/webui_secret_key is missing or empty: has init completed?"]);
+
+    // LiteLLM and Milvus: secrets are variables of the program, and a missing one is named.
+    let says = stack
+        .sandbox
+        .write("litellm", "#!/bin/sh\necho \"$LITELLM_MASTER_KEY $DATABASE_PASSWORD ${OPENAI_API_KEY-none} $*\"\n");
+    tool("chmod", ["0755".as_ref(), says.as_os_str()]);
+    let (script, names) = ("/etc/litellm/start.sh", ["litellm_master_key", "litellm_salt_key", "postgres_password"]);
+    let secrets = names.map(secret);
+    let mut mounts = vec![(docker.join("config/litellm/start.sh"), script), (says, "/usr/local/bin/litellm")];
+    mounts.extend(secrets.iter().map(|(_, (path, place))| (path.clone(), place.as_str())));
+    let said = run(&mounts, &[], &[script, "--port", "4000"]).success();
+    assert_eq!(said, format!("{} {} none --port 4000\n", secrets[0].0, secrets[2].0));
+    mounts.pop();
+    run(&mounts, &[], &[script]).failure(1, &["DATABASE_PASSWORD is empty", "not readable for uid 10001"]);
+    let script = "/etc/milvus/start.sh";
+    let secrets = ["minio_root_user", "minio_root_password"].map(secret);
+    let mut mounts = vec![(docker.join("config/milvus/start.sh"), script)];
+    mounts.extend(secrets.iter().map(|(_, (path, place))| (path.clone(), place.as_str())));
+    let shows = [script, "bash", "-c", "echo \"$MINIO_ACCESS_KEY_ID $MINIO_SECRET_ACCESS_KEY\""];
+    let said = run(&mounts, &[], &shows).success();
+    assert_eq!(said, format!("{} {}\n", secrets[0].0, secrets[1].0));
+    mounts.pop();
+    run(&mounts, &[], &shows).failure(1, &["MINIO_SECRET_ACCESS_KEY: /run/secrets/minio_root_password is missing"]);
 }
 
 #[test]
