@@ -318,11 +318,19 @@ fn real_the_test_stack_comes_up() {
     assert!(text == fact && pieces > 3, "{pieces} pieces: {text}");
     // What is embedded means something: words that the page does not use find it.
     stack.until("another wording finds it", "Where do boats for Ostrel start?", quoted);
-    phase("restart of rag");
-    // The index is kept when the service ends.
+    phase("new tokens, restart of rag");
+    let tokens = "cat /app/tokens/rag_api_token; echo; cat /app/tokens/litellm_api_token";
+    let old = stack.client(tokens).success();
+    let rotated = stack.compose(&["run", "--rm", "-T", "--no-deps", "init", "--rotate"]);
+    assert!(rotated.contains("tokens rotated"), "{rotated}");
+    // The index is kept when the service ends, and new tokens are read when it starts.
     stack.compose(&["restart", "rag"]);
     stack.well();
     stack.until("the page is quoted after a restart", question, quoted);
+    for (token, url) in old.split_whitespace().zip(["http://rag:8000/v1/models", "http://litellm:4000/v1/models"]) {
+        let asked = format!("curl -s -o /dev/null -w '%{{http_code}}' -H 'Authorization: Bearer {token}' {url}");
+        assert!(token.len() >= 16 && stack.client(&asked).stdout == "401", "{url} takes the old token `{token}`");
+    }
     stack.client(&format!("rm {page}")).success();
     stack.until("the page is forgotten", question, |text, sources| {
         text != fact && !sources.iter().any(|it| it.ends_with("ferry.md"))
