@@ -331,9 +331,13 @@ fn real_the_test_stack_comes_up() {
         let asked = format!("curl -s -o /dev/null -w '%{{http_code}}' -H 'Authorization: Bearer {token}' {url}");
         assert!(token.len() >= 16 && stack.client(&asked).stdout == "401", "{url} takes the old token `{token}`");
     }
+    // What a page says now is quoted, and not what it said.
+    let now = "The ferry to Ostrel leaves from pier nine at dusk.";
+    stack.client(&format!("printf '# The ferry\\n\\n{now}\\n' > {page}")).success();
+    stack.until("the changed page is quoted", question, |text, _| text == now);
     stack.client(&format!("rm {page}")).success();
     stack.until("the page is forgotten", question, |text, sources| {
-        text != fact && !sources.iter().any(|it| it.ends_with("ferry.md"))
+        text != now && text != fact && !sources.iter().any(|it| it.ends_with("ferry.md"))
     });
     phase("LiteLLM, tokens, init again");
     // LiteLLM's real proxy answers through the stand-in, by the token that init registered.
