@@ -514,7 +514,7 @@ fn real_start_scripts_hand_over_tokens_and_secrets() {
     // LiteLLM and Milvus: secrets are variables of the program, and a missing one is named.
     let says = stack
         .sandbox
-        .write("litellm", "#!/bin/sh\necho \"$LITELLM_MASTER_KEY $DATABASE_PASSWORD ${OPENAI_API_KEY-none} $*\"\n");
+        .write("litellm", "#!/bin/bash\necho \"$LITELLM_MASTER_KEY $DATABASE_PASSWORD ${OPENAI_API_KEY-none} $*\"\n");
     tool("chmod", ["0755".as_ref(), says.as_os_str()]);
     let (script, names) = ("/etc/litellm/start.sh", ["litellm_master_key", "litellm_salt_key", "postgres_password"]);
     let secrets = names.map(secret);
