@@ -95,7 +95,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
         };
     }
     let pushed = push(&bench, &registries, &request)?;
-    let document = pushed_json(&pushed, &registries);
+    let document = || pushed_json(&pushed, &registries);
     setup.close();
     let printed = match args.format {
         Format::Text => {
@@ -106,11 +106,11 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
                     .collect::<String>(),
             )
         }
-        Format::Json => print_json(&document),
+        Format::Json => print_json(&document()),
     };
     // What was pushed is said even where the file cannot be written.
     if let Some(path) = &args.metadata_file {
-        write_whole(path, &format!("{document:#}\n"))?;
+        write_whole(path, &format!("{:#}\n", document()))?;
     }
     printed
 }
