@@ -125,7 +125,7 @@ fn fragment(criterion: &mut Criterion) {
                 elsewhere: &nowhere,
             });
             let walked = engine.walk(subject, &resolved, None).expect("walks");
-            let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>()).expect("assembles");
+            let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2).expect("assembles");
             assert_eq!(records.len(), 1);
             cache
         };

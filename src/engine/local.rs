@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::Store;
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, LayerWriter};
@@ -382,8 +382,8 @@ impl Local<'_> {
         Ok(())
     }
 
-    /// Finds or assembles the layers of all jobs; equal keys once.
-    pub fn assemble(&self, jobs: &[&LayerJob]) -> Result<HashMap<Key, LayerRecord>, EngineError> {
+    /// Finds or assembles the layers of all jobs with so many threads; equal keys once.
+    pub fn assemble(&self, jobs: &[&LayerJob], threads: usize) -> Result<HashMap<Key, LayerRecord>, EngineError> {
         let mut records = HashMap::new();
         let mut missing: BTreeMap<Key, &LayerJob> = BTreeMap::new();
         for job in jobs {
@@ -414,8 +414,15 @@ impl Local<'_> {
             (std::cmp::Reverse(job.fragments.iter().map(|fragment| fragment.layout.tar_size).sum::<u64>()), job.key)
         });
         let made = Mutex::new(&mut records);
-        in_parallel(self.jobs, &missing, |job| {
-            let record = self.assemble_one(job)?;
+        in_parallel(threads, &missing, |job| {
+            // Images that share layers may be at them at the same moment.
+            let turn =
+                self.making.lock().expect("no thread panics while it holds this").entry(job.key).or_default().clone();
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let record = match self.find_layer(&job.key)? {
+                Some(record) => record,
+                None => self.assemble_one(job)?,
+            };
             made.lock().expect("no thread panics while it holds this").insert(job.key, record);
             Ok::<(), EngineError>(())
         })?;

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cache::Blob;
 use layers::encode::EPOCH;
@@ -340,26 +341,26 @@ fn make_layers(
     let stages: Vec<&Resolved> = whole.iter().map(|it| &wanted[it.at].resolved).collect();
     engine.fragments(&stages).map_err(Trouble::Engine)?;
     let walked = Mutex::new(walked);
+    let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
     in_parallel(bench.jobs, &whole, |Missing { at, cut }| {
         let (at, it) = (*at, &wanted[*at]);
         let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
         let done = engine.walk(subject, &it.resolved, cut.as_ref())?;
+        within_budget(it, &done)?;
+        // Another image may still be waiting for a command.
+        if left.fetch_sub(1, Ordering::Relaxed) > 1 {
+            engine.assemble(&done.jobs.iter().collect::<Vec<_>>(), threads)?;
+        }
         walked.lock().expect("no thread panics while it holds this").insert(at, done);
         Ok(())
     })
     .map_err(Trouble::Engine)?;
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
     for &Missing { at, .. } in missing {
-        let it = &wanted[at];
-        let base = walked[&at].base.as_ref().map_or(0, |base| base.parts.layers.len());
-        let layers = base + walked[&at].jobs.len();
-        if layers > usize::from(it.image.layer_budget) {
-            let image = it.name.to_owned();
-            return Err(Trouble::Engine(EngineError::Budget { image, layers, budget: it.image.layer_budget }));
-        }
+        within_budget(&wanted[at], &walked[&at]).map_err(Trouble::Engine)?;
     }
     let jobs: Vec<_> = missing.iter().flat_map(|it| &walked[&it.at].jobs).collect();
-    let records = engine.assemble(&jobs).map_err(Trouble::Engine)?;
+    let records = engine.assemble(&jobs, bench.jobs).map_err(Trouble::Engine)?;
     for Missing { at, cut } in missing {
         let walked = walked.remove(at).expect("it was walked");
         let it = &mut wanted[*at];
@@ -387,6 +388,15 @@ fn make_layers(
         it.record = Some(record);
     }
     Ok(())
+}
+
+fn within_budget(wanted: &Wanted<'_>, walked: &Walked) -> Result<(), EngineError> {
+    let layers = walked.base.as_ref().map_or(0, |base| base.parts.layers.len()) + walked.jobs.len();
+    let budget = wanted.image.layer_budget;
+    if layers <= usize::from(budget) {
+        return Ok(());
+    }
+    Err(EngineError::Budget { image: wanted.name.to_owned(), layers, budget })
 }
 
 /// Walks those of the missing images whose lower layers are remembered well enough.
