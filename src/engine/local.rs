@@ -298,6 +298,9 @@ impl Local<'_> {
     /// Remembers what the tail of a walked stage stands on. `layers` are the outcomes of all its layers.
     pub fn remember_foundation(&self, cut: &Cut, walked: &Walked, layers: &[LayerRecord]) -> Result<(), EngineError> {
         let Some(below) = &walked.below else { return Ok(()) };
+        if walked.is_on_foundation() && self.store.record_path(&cut.key).exists() {
+            return Ok(());
+        }
         let head = walked.jobs.iter().zip(layers).take(cut.at);
         let foundation = Foundation {
             layers: head
