@@ -6,7 +6,8 @@ use super::{Config, ConfigError, Found, apt, python};
 use crate::fetch::{Credential, HttpConfig, Proxies, Url};
 
 /// Variables by which other tools are told of certificates.
-const CA_VARIABLES: [&str; 5] = ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "UV_CA_BUNDLE"];
+const CA_VARIABLES: [&str; 6] =
+    ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "UV_CA_BUNDLE", "AWS_CA_BUNDLE"];
 
 impl Config {
     /// How to reach the network: extra certificates, credentials (from URLs, netrc and apt's auth.conf) and proxies.

@@ -43,8 +43,8 @@ pub fn cut(resolved: &Resolved) -> Option<usize> {
     let from_context = |op: &Op| matches!(op, Op::Copy(_) | Op::Take(_) | Op::Run(_));
     let at = resolved.layers.iter().position(|layer| layer.ops.iter().any(from_context))?;
     let modest = |op: &Op| matches!(op, Op::Copy(_) | Op::Take(_) | Op::Dir(_) | Op::Link(_) | Op::Inline(_));
-    let tail = resolved.layers[at..].iter().flat_map(|layer| &layer.ops);
-    (at > 0 && tail.into_iter().all(modest)).then_some(at)
+    let is_modest = resolved.layers[at..].iter().flat_map(|layer| &layer.ops).all(modest);
+    (at > 0 && is_modest).then_some(at)
 }
 
 /// What is remembered of a head.
@@ -119,13 +119,18 @@ impl Answers {
         self.0.insert(path.clone(), found.cloned());
     }
 
+    /// Whether they are few enough to be worth keeping.
+    pub fn are_few(&self) -> bool {
+        self.0.len() <= 10_000
+    }
+
     /// What is at a path; the outer `None` where that is not known.
     pub fn of(&self, path: &ImagePath) -> Option<Option<&Entry>> {
         if let Some(found) = self.0.get(path) {
             return Some(found.as_ref());
         }
-        let above = path.ancestors().filter_map(|above| self.0.get(&above));
-        above.into_iter().any(|found| found.as_ref().is_none_or(|entry| !entry.is_dir())).then_some(None)
+        let mut above = path.ancestors().filter_map(|above| self.0.get(&above));
+        above.any(|found| found.as_ref().is_none_or(|entry| !entry.is_dir())).then_some(None)
     }
 }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::base::BaseImage;
 use super::bytecode::Interpreters;
 use super::convert::{self, Converted, Drops};
-use super::foundation::{Below, Cut, Foundation, Laid, Linked};
+use super::foundation::{Answers, Below, Cut, Foundation, Laid, Linked};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::made::{Content, Made};
@@ -238,7 +238,7 @@ impl Local<'_> {
         let mut view = View::new(&open);
         let mut listener = cut.map(|cut| (cut.at, Linked::default()));
         let mut walked = self.walk_onto(subject, resolved, &mut view, listener.as_mut())?;
-        let answers = view.heard();
+        let answers = view.heard().filter(Answers::are_few);
         let (gate, text) = gate_key(subject, resolved, view.linked());
         self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
         walked.below = answers.zip(listener).map(|(answers, (_, linked))| Below { answers, linked, gate });
