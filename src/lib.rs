@@ -9,6 +9,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod failpoint;
 pub mod fetch;
+mod hide;
 pub mod names;
 pub mod observe;
 pub mod ops;

@@ -279,10 +279,11 @@ impl Invocation {
     }
 }
 
-/// The engine of Docker that the environment names.
-pub(crate) fn docker(config: &Config) -> Result<Docker, Stop> {
+/// The engine of Docker that the environment names. What is wrong there concerns nobody who does not need it.
+pub(crate) fn docker(config: &Config) -> Docker {
     let environment = config.environment();
-    Ok(Docker::from_environment(|name| environment.variable(name).map(ToOwned::to_owned))?)
+    let found = Docker::from_environment(|name| environment.variable(name).map(ToOwned::to_owned));
+    found.unwrap_or_else(|error| Docker::unknown(&error))
 }
 
 /// Works on images wherever they are: with everything of the project where `catalogue` is true, else without it.
@@ -295,7 +296,7 @@ pub(crate) fn with_places<T>(
     if catalogue {
         let setup = invocation.setup()?;
         let registries = invocation.registries(&setup.config, insecure, None)?;
-        let docker = docker(&setup.config)?;
+        let docker = docker(&setup.config);
         let bench = setup.bench();
         let reach = Reach { registries: &registries, docker: &docker, store: bench.store, observer: bench.observer };
         let done = work(Some(&bench), &reach)?;
@@ -304,7 +305,7 @@ pub(crate) fn with_places<T>(
     }
     let tools = invocation.tools()?;
     let registries = invocation.registries(&tools.config, insecure, None)?;
-    let docker = docker(&tools.config)?;
+    let docker = docker(&tools.config);
     let observer = tools.observer.as_ref();
     work(None, &Reach { registries: &registries, docker: &docker, store: &tools.store, observer })
 }

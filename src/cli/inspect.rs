@@ -91,14 +91,19 @@ fn document(portrait: &Portrait) -> Value {
     document
 }
 
+/// What others wrote, on one line and without what could steer a terminal.
+fn tame(text: &str) -> String {
+    crate::report::clean(text).replace('\n', "\u{fffd}")
+}
+
 fn portrait_text(portrait: &Portrait) -> String {
     let mut out = format!("{} {}\n", portrait.place, portrait.digest);
-    let _ = writeln!(out, "{}, {} bytes", portrait.media_type, portrait.size);
+    let _ = writeln!(out, "{}, {} bytes", tame(&portrait.media_type), portrait.size);
     if let Some(kind) = &portrait.artifact_type {
-        let _ = writeln!(out, "artifact {kind}");
+        let _ = writeln!(out, "artifact {}", tame(kind));
     }
     for (name, value) in &portrait.annotations {
-        let _ = writeln!(out, "annotation {name}={value}");
+        let _ = writeln!(out, "annotation {}={}", tame(name), tame(value));
     }
     portrait.platforms.iter().for_each(|member| member_text(&mut out, member));
     out
@@ -114,25 +119,27 @@ fn member_text(out: &mut String, member: &Member) {
         member.digest
     );
     if let Some(created) = &member.created {
-        let _ = writeln!(out, "  created {created}");
+        let _ = writeln!(out, "  created {}", tame(created));
     }
     for (name, value) in member.run.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
         let _ = match value {
-            Value::Object(map) => map.iter().try_for_each(|(key, value)| writeln!(out, "  {name} {key}: {value}")),
+            Value::Object(map) => {
+                map.iter().try_for_each(|(key, value)| writeln!(out, "  {name} {}: {value}", tame(key)))
+            }
             Value::Array(list) if name == "Env" => {
-                list.iter().filter_map(Value::as_str).try_for_each(|line| writeln!(out, "  Env {line}"))
+                list.iter().filter_map(Value::as_str).try_for_each(|line| writeln!(out, "  Env {}", tame(line)))
             }
             other => writeln!(out, "  {name}: {other}"),
         };
     }
     for layer in &member.layers {
-        let _ = writeln!(out, "  {}", layer.line());
+        let _ = writeln!(out, "  {}", tame(&layer.line()));
     }
     let mut list = |what: &str, packages: &Option<Vec<Package>>| {
         let Some(packages) = packages.as_ref().filter(|it| !it.is_empty()) else { return };
         let _ = writeln!(out, "  {} {what}:", packages.len());
         for it in packages {
-            let _ = writeln!(out, "    {} {}", it.name, it.version);
+            let _ = writeln!(out, "    {} {}", tame(&it.name), tame(&it.version));
         }
     };
     list("packages", &member.packages);

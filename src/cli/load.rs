@@ -91,7 +91,7 @@ pub(crate) fn load(invocation: &Invocation, args: LoadArgs) -> Result<(), Stop> 
     };
     let setup = invocation.setup_with(&args.caches, &args.commands)?;
     let registries = invocation.registries(&setup.config, &[], None)?;
-    let docker = common::docker(&setup.config)?;
+    let docker = common::docker(&setup.config);
     let bench = setup.bench();
     let reach = Reach { registries: &registries, docker: &docker, store: bench.store, observer: bench.observer };
     let loaded = load_images(&bench, &reach, &request, &args.tag, into)?;
@@ -102,7 +102,7 @@ pub(crate) fn load(invocation: &Invocation, args: LoadArgs) -> Result<(), Stop> 
 pub(crate) fn run_copy(invocation: &Invocation, args: CopyArgs) -> Result<(), Stop> {
     let tools = invocation.tools()?;
     let registries = invocation.registries(&tools.config, &args.insecure, None)?;
-    let docker = common::docker(&tools.config)?;
+    let docker = common::docker(&tools.config);
     let reach =
         Reach { registries: &registries, docker: &docker, store: &tools.store, observer: tools.observer.as_ref() };
     let digest = copy(&reach, &args.from, &args.to, args.platform)?;

@@ -106,8 +106,18 @@ pub(crate) fn logout(invocation: &Invocation, args: LogoutArgs) -> Result<(), St
     let registry = host(&args.registry)?;
     let config = invocation.config()?;
     let registries = invocation.registries(&config, &[], None)?;
-    let place = registries.client().keyring().forget(&registry)?;
-    print(&format!("logged out of {registry}; removed from {place}\n"))
+    let keyring = registries.client().keyring();
+    let done = match keyring.forget(&registry)? {
+        Some(place) => format!("logged out of {registry}; removed from {place}\n"),
+        None => format!("not logged in to {registry} by `imgbuild login` or `docker login`\n"),
+    };
+    print(&done)?;
+    // Another source may still have one, podman's file for instance.
+    let left = registries.explain(&Repository { registry: registry.clone(), path: String::new() })?;
+    match left.credential {
+        Credential::Anonymous => Ok(()),
+        _ => print(&format!("another credential is still used: see `imgbuild auth explain {registry}`\n")),
+    }
 }
 
 pub(crate) fn auth(invocation: &Invocation, args: AuthArgs) -> Result<(), Stop> {
@@ -125,7 +135,7 @@ pub(crate) fn auth(invocation: &Invocation, args: AuthArgs) -> Result<(), Stop> 
         false => format!("{repository}\n"),
     };
     for asked in &found.asked {
-        text += &format!("  {}: {}\n", asked.source, asked.answer);
+        text += &format!("  {}: {}\n", asked.source, crate::hide::hidden(&asked.answer));
     }
     for warning in &found.warnings {
         text += &format!("  warning: {warning}\n");

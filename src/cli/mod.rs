@@ -68,7 +68,13 @@ impl Program {
             Err(error) => {
                 // Help and version are results, mistakes are not.
                 let status = error.exit_code();
-                let _ = error.print();
+                if error.use_stderr() {
+                    // A mistyped reference may hold a password.
+                    let text = crate::hide::hidden(&error.render().ansi().to_string());
+                    let _ = write!(anstream::AutoStream::auto(io::stderr()), "{text}");
+                } else {
+                    let _ = error.print();
+                }
                 return ExitCode::from(u8::try_from(status).unwrap_or(2));
             }
         };
@@ -223,7 +229,7 @@ pub(crate) fn print_json(value: &serde_json::Value) -> Result<(), Stop> {
 
 fn show(failure: &Failure) {
     use anstream::AutoStream;
-    let text = failure.to_string();
+    let text = crate::hide::hidden(&failure.to_string());
     let text = text.strip_prefix("error:").map_or_else(
         || text.clone(),
         |rest| format!("\x1b[1;31merror:\x1b[0m{}", rest.replace("\nhint:", "\n\x1b[1;36mhint:\x1b[0m")),

@@ -16,6 +16,7 @@ use layers::encode::EPOCH;
 use layers::lock::Lock;
 use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
+use layers::op::Op;
 use layers::source::Python;
 use layers::{ImageConfig, PlannedImage, Platform, StageId};
 use serde::Serialize;
@@ -312,7 +313,7 @@ fn make_layers(
     checked: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<(), Trouble> {
     let mut walked: HashMap<usize, Walked> = HashMap::new();
-    on_foundations(bench, lock, wanted, missing, engine, &mut walked)?;
+    on_foundations(bench, lock, wanted, missing, engine, &mut walked, checked)?;
     if !bench.elsewhere.is_empty() && walked.len() < missing.len() {
         let bundles: Mutex<HashMap<usize, Blob>> = Mutex::default();
         let rest = |walked: &HashMap<usize, Walked>| -> Vec<&Missing> {
@@ -324,7 +325,7 @@ fn make_layers(
             }
             Ok::<(), Failure>(())
         })?;
-        on_foundations(bench, lock, wanted, missing, engine, &mut walked)?;
+        on_foundations(bench, lock, wanted, missing, engine, &mut walked, checked)?;
         let bundles = bundles.into_inner().expect("no thread panics while it holds this");
         in_parallel(TRANSFERS, &rest(&walked), |it| {
             bundles.get(&it.at).map_or(Ok(()), |bundle| super::remote::unpack(bench, bundle))
@@ -399,6 +400,22 @@ fn within_budget(wanted: &Wanted<'_>, walked: &Walked) -> Result<(), EngineError
     Err(EngineError::Budget { image: wanted.name.to_owned(), layers, budget })
 }
 
+/// Bytes that are put into a layer in no time.
+const QUICK: u64 = 4 << 20;
+
+/// Whether the layers above the cut are made in no time: of few bytes, and without a command.
+fn is_quick(bench: &Bench<'_>, resolved: &Resolved, cut: &Cut) -> Result<bool, Failure> {
+    let mut bytes = 0;
+    for op in resolved.layers[cut.at..].iter().flat_map(|layer| &layer.ops) {
+        match op {
+            Op::Copy(files) => bytes += bench.context.select(files)?.size(),
+            Op::Take(_) => return Ok(false),
+            _ => {}
+        }
+    }
+    Ok(bytes <= QUICK)
+}
+
 /// Walks those of the missing images whose lower layers are remembered well enough.
 fn on_foundations(
     bench: &Bench<'_>,
@@ -407,6 +424,7 @@ fn on_foundations(
     missing: &[Missing],
     engine: &Local<'_>,
     walked: &mut HashMap<usize, Walked>,
+    checked: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<(), Trouble> {
     for Missing { at, cut } in missing {
         let Some(cut) = cut.as_ref().filter(|_| !walked.contains_key(at)) else { continue };
@@ -416,6 +434,9 @@ fn on_foundations(
             continue;
         }
         let it = &wanted[*at];
+        if !is_quick(bench, &it.resolved, cut)? {
+            checked()?;
+        }
         let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
         if let Some(done) = engine.walk_on_foundation(subject, &it.resolved, cut).map_err(Trouble::Engine)? {
             walked.insert(*at, done);

@@ -129,6 +129,14 @@ pub struct Selection {
     pub digest: Digest,
 }
 
+impl Selection {
+    /// The length of all files, bytes.
+    pub fn size(&self) -> u64 {
+        let size = |entry: &Selected| if let SelectedKind::File { size, .. } = entry.kind { size } else { 0 };
+        self.entries.iter().map(size).sum()
+    }
+}
+
 /// A folder that definitions select files from.
 pub struct Context {
     root: PathBuf,

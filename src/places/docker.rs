@@ -26,12 +26,19 @@ pub struct Docker {
     pub host: String,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem` for TCP with TLS.
     pub certificates: Option<PathBuf>,
+    /// Why it is not known, which is told once it is needed.
+    pub unknown: Option<String>,
 }
 
 /// Answers are not longer than this, images apart.
 const LARGEST: usize = 32 << 20;
 
 impl Docker {
+    /// An engine that is not known, because of this.
+    pub fn unknown(error: &PlaceError) -> Docker {
+        Docker { host: String::new(), certificates: None, unknown: Some(error.to_string()) }
+    }
+
     /// The engine that Docker's own client would use: DOCKER_HOST, else the context, else the usual socket.
     pub fn from_environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Docker, PlaceError> {
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok()).filter(|it| !it.is_empty());
@@ -41,16 +48,16 @@ impl Docker {
             // As Docker's client: the variable asks for TLS, and the files have a usual place.
             let wants_tls = text("DOCKER_TLS_VERIFY").is_some() || host.starts_with("https://");
             if !wants_tls || host.starts_with("unix://") {
-                return Ok(Docker { host, certificates: None });
+                return Ok(Docker { host, certificates: None, unknown: None });
             }
             let certificates = text("DOCKER_CERT_PATH").map(PathBuf::from).or(folder);
             if certificates.is_none() {
                 let why = "it is to be reached by TLS, and neither DOCKER_CERT_PATH nor HOME says where `ca.pem`, `cert.pem` and `key.pem` are";
                 return Err(PlaceError::Engine { engine: format!("docker at {host}"), why: why.into() });
             }
-            return Ok(Docker { host, certificates });
+            return Ok(Docker { host, certificates, unknown: None });
         }
-        let usual = Docker { host: "unix:///var/run/docker.sock".into(), certificates: None };
+        let usual = Docker { host: "unix:///var/run/docker.sock".into(), certificates: None, unknown: None };
         let Some(folder) = folder else { return Ok(usual) };
         let configured = || {
             let bytes = std::fs::read(folder.join("config.json")).ok()?;
@@ -71,7 +78,7 @@ impl Docker {
         let host = meta.pointer("/Endpoints/docker/Host").and_then(Value::as_str);
         let host = host.ok_or_else(|| wrong("it names no host".into()))?.to_owned();
         let tls = folder.join("contexts/tls").join(&id).join("docker");
-        Ok(Docker { host, certificates: tls.is_dir().then_some(tls) })
+        Ok(Docker { host, certificates: tls.is_dir().then_some(tls), unknown: None })
     }
 
     fn failed(&self, why: impl Into<String>) -> PlaceError {
@@ -79,6 +86,9 @@ impl Docker {
     }
 
     fn client(&self) -> Result<(reqwest::Client, String), PlaceError> {
+        if let Some(why) = &self.unknown {
+            return Err(PlaceError::Engine { engine: "docker".into(), why: why.clone() });
+        }
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(10)).no_gzip();
         let built = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| self.failed(chain(&error)));

@@ -70,7 +70,10 @@ pub(super) fn documents(top: &Descriptor, place: &str, find: &mut Find<'_>) -> R
     let mut found: Vec<Document> = Vec::new();
     let mut todo = vec![top.clone()];
     let mut at = 0;
-    while at < todo.len() && at < 1000 {
+    while at < todo.len() {
+        if at == 10_000 {
+            return Err(wrong("it leads to more than 10,000 manifests".into()));
+        }
         let descriptor = todo[at].clone();
         at += 1;
         let Some(bytes) = find(&descriptor.digest)? else {

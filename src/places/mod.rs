@@ -196,7 +196,14 @@ impl Reach<'_> {
                 let what = documents[at].digest.to_string();
                 let said = documents[at].read().map_err(|why| RegistryError::Document { what, why })?;
                 for child in said.manifests {
-                    if seen.insert(child.digest) && seen.len() < 1000 {
+                    if documents.len() >= 10_000 {
+                        let (what, why) = (reference.to_string(), "it leads to more than 10,000 manifests".into());
+                        return Err(RegistryError::Document { what, why });
+                    }
+                    // Once more behind whoever else refers to it, so that it comes before all of them in the end.
+                    if let Some(known) = documents.iter().find(|known| known.digest == child.digest) {
+                        documents.push(known.clone());
+                    } else if seen.insert(child.digest) {
                         match client.child(&repository, &child).await {
                             Ok(found) => documents.push(found),
                             // A sparse index names platforms that nobody copied here.

@@ -294,6 +294,7 @@ impl Client {
 
     /// Keeps a secret from being shown, should a server repeat it in a message.
     pub(super) fn guard_secret(&self, secret: &Secret) {
+        crate::hide::remember(secret.reveal());
         if secret.reveal().len() > 3 {
             let mut secrets = lock(&self.secrets);
             if !secrets.contains(secret) {
@@ -592,7 +593,9 @@ impl Client {
     /// What an answer says about why it is no success: the codes and messages of the distribution specification.
     pub(super) async fn reason(&self, mut answer: Answer) -> String {
         let status = answer.status;
-        let body = self.body(&mut answer, 64 << 10).await.ok().flatten().unwrap_or_default();
+        // Who says a byte now and then would never end.
+        let body = tokio::time::timeout(self.config.patience.idle, self.body(&mut answer, 64 << 10));
+        let body = body.await.ok().and_then(Result::ok).flatten().unwrap_or_default();
         let said = said(&body);
         match said.is_empty() {
             true => format!("it answered {status}"),

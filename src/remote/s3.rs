@@ -104,7 +104,12 @@ impl Objects {
         };
         let bucket = Bucket::new(endpoint, style, place.bucket.clone(), settings.region)
             .map_err(|error| format!("the endpoint cannot be used: {error}"))?;
-        let credentials = settings.credentials.map(|(key, secret, token)| match token {
+        let credentials = settings.credentials.map(|(key, secret, token)| {
+            crate::hide::remember(&secret);
+            token.iter().for_each(|token| crate::hide::remember(token));
+            (key, secret, token)
+        });
+        let credentials = credentials.map(|(key, secret, token)| match token {
             Some(token) => Credentials::new_with_token(key, secret, token),
             None => Credentials::new(key, secret),
         });

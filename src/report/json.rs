@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
+use crate::hide::hidden;
 use crate::observe::{Event, Observer};
 
 /// Bytes of one download or upload that are told together: events by the network's packet would drown the others.
@@ -92,7 +93,7 @@ fn object(event: &Event<'_>) -> Value {
         Event::Mounted { name, from } => json!({ "event": "mounted", "name": name, "from": from }),
         Event::Present { name } => json!({ "event": "present", "name": name }),
         Event::Tagged { reference, digest } => json!({ "event": "tagged", "reference": reference, "digest": digest }),
-        Event::Warning(text) => json!({ "event": "warning", "text": text }),
-        Event::Note(text) => json!({ "event": "note", "text": text }),
+        Event::Warning(text) => json!({ "event": "warning", "text": hidden(text) }),
+        Event::Note(text) => json!({ "event": "note", "text": hidden(text) }),
     }
 }

@@ -12,6 +12,7 @@ use std::io::Write;
 use std::str::FromStr;
 
 use crate::config::{ConfigError, Environment};
+use crate::hide::hidden;
 use crate::observe::{Event, Observer};
 
 pub use fancy::Fancy;
@@ -85,7 +86,7 @@ impl<W: Write + Send> Observer for Quiet<W> {
 }
 
 /// Text without what could steer a terminal: some of it comes from servers and archives.
-fn clean(text: &str) -> Cow<'_, str> {
+pub(crate) fn clean(text: &str) -> Cow<'_, str> {
     if text.chars().any(char::is_control) {
         Cow::Owned(text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect())
     } else {
@@ -147,8 +148,10 @@ fn line(event: &Event<'_>, colour: bool) -> Option<String> {
         Event::Uploaded { name } => done("uploaded", clean(name).into_owned()),
         Event::Mounted { name, from } => done("mounted", format!("{} from {}", clean(name), clean(from))),
         Event::Tagged { reference, digest } => done("tagged", format!("{}: {digest}", clean(reference))),
-        Event::Warning(text) => Some(format!("{}: {}", painted("warning", Tone::Warning, colour), clean(text))),
-        Event::Note(text) => Some(clean(text).into_owned()),
+        Event::Warning(text) => {
+            Some(format!("{}: {}", painted("warning", Tone::Warning, colour), clean(&hidden(text))))
+        }
+        Event::Note(text) => Some(clean(&hidden(text)).into_owned()),
         Event::DownloadStarted { .. }
         | Event::DownloadAdvanced { .. }
         | Event::ConversionStarted { .. }

@@ -20,7 +20,7 @@ const INDEX: &str = layers::oci::INDEX;
 /// Copies from one place to another.
 fn copy(config: ClientConfig, images: &Images, from: &str, to: &str) -> Result<(), String> {
     let registries = Registries::new(config);
-    let docker = Docker { host: "unix:///nonexistent".into(), certificates: None };
+    let docker = Docker { host: "unix:///nonexistent".into(), certificates: None, unknown: None };
     let reach = Reach { registries: &registries, docker: &docker, store: &images.store, observer: &Silent };
     let place = |text: &str| text.parse::<Place>().map_err(|error| error.to_string());
     let held = reach.read(&place(from)?).map_err(|error| error.to_string())?;

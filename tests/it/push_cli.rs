@@ -9,7 +9,7 @@ use layers::{Catalogue, Stage, path};
 
 use crate::registry::{assert_secret, files_below, registry};
 use crate::support::random::{Random, seed};
-use crate::support::registry::{Auth, CANARY_PASSWORD, Registry};
+use crate::support::registry::{Act, Auth, CANARY_PASSWORD, Registry, Response};
 use crate::support::run::{Outcome, Sandbox, outcome};
 
 /// A project of images that share a layer and have one of their own.
@@ -353,4 +353,123 @@ fn after_a_change_of_one_file_its_layer_is_sent_and_hardly_anything_else() {
     assert!(sent >= changed && sent < changed + (64 << 10), "{sent} bytes for a layer of {changed}");
     assert_eq!(registry.state().uploaded.len(), 2, "the layer and the configuration");
     registry.assert_whole();
+}
+
+#[test]
+fn no_password_that_was_typed_or_that_a_server_repeats_is_shown() {
+    let sandbox = project(&["one"]);
+    for words in [
+        &["push", "--tag", "me:GEHEIM@127.0.0.1:1/x:1"][..],
+        &["inspect", "me:GEHEIM@127.0.0.1:1/x:1"],
+        &["copy", "me:GEHEIM@127.0.0.1:1/x:1", "oci:x"],
+        &["load", "--tag", "me:GEHEIM@127.0.0.1:1/x:1"],
+        &["mirror", "push", "me:GEHEIM@127.0.0.1:1/x:1"],
+        &["build", "--cache-from", "registry:me:GEHEIM@127.0.0.1:1/x"],
+        &["login", "me:GEHEIM@127.0.0.1:1"],
+        &["logout", "me:GEHEIM@127.0.0.1:1"],
+        &["auth", "explain", "me:GEHEIM@127.0.0.1:1/x"],
+    ] {
+        let done = run(&sandbox, words);
+        assert_ne!(done.status, 0, "{words:?}");
+        let said = format!("{}{}", done.stdout, done.stderr).to_lowercase();
+        assert!(!said.contains("geheim") && !said.contains("panicked"), "{words:?}: {said}");
+    }
+    let done = outcome(imgbuild(&sandbox, &["load"]).env("DOCKER_HOST", "tcp://me:GEHEIM@127.0.0.1:1"));
+    assert!(done.status == 1 && !done.stderr.contains("GEHEIM"), "{}", done.stderr);
+    // A server that has got the password may put it anywhere.
+    let leaks: [(&str, &str, Response); 4] = [
+        (
+            "/blobs/uploads/",
+            "push",
+            Response::new(202).with("Location", format!("http://evil.example/{CANARY_PASSWORD}/u")),
+        ),
+        ("/manifests/", "push", Response::new(307).with("Location", format!("http://evil.example/{CANARY_PASSWORD}"))),
+        ("/manifests/", "inspect", Response::new(200).with("Content-Type", format!("application/x-{CANARY_PASSWORD}"))),
+        (
+            "/manifests/",
+            "inspect",
+            Response::new(401)
+                .with("WWW-Authenticate", format!("Bearer realm=\"http://evil.example/{CANARY_PASSWORD}\"")),
+        ),
+    ];
+    for (path, command, answer) in leaks {
+        let registry = registry(|kind| kind.auth = Auth::Basic);
+        registry.fail_if(
+            move |request| request.line().contains(path) && request.header("authorization").is_some(),
+            0,
+            100,
+            Act::Answer(answer),
+        );
+        let place = format!("{}/team/one:v1", registry.host());
+        let words = match command {
+            "push" => vec!["push", "one", "--tag", &place],
+            _ => vec!["inspect", &place],
+        };
+        let mut words = imgbuild(&sandbox, &words);
+        words.env("IMGBUILD_REGISTRY", registry.host()).env("IMGBUILD_REGISTRY_USER", "user");
+        let done = outcome(words.env("IMGBUILD_REGISTRY_PASSWORD", CANARY_PASSWORD));
+        assert_ne!(done.status, 0, "{path} {command}: {}", done.stdout);
+        assert_secret(&format!("{}{}", done.stdout, done.stderr));
+        assert!(!registry.requests(path).is_empty(), "{path} {command}: {}", done.stderr);
+    }
+}
+
+#[test]
+fn a_context_of_docker_that_is_broken_concerns_nobody_who_does_not_need_docker() {
+    let sandbox = project(&["one"]);
+    run(&sandbox, &["build"]).success();
+    std::fs::create_dir_all(sandbox.home().join(".docker")).unwrap();
+    std::fs::write(sandbox.home().join(".docker/config.json"), r#"{"currentContext":"gone"}"#).unwrap();
+    run(&sandbox, &["inspect", "oci:dist:one"]).success();
+    run(&sandbox, &["copy", "oci:dist:one", "oci:other:one"]).success();
+    run(&sandbox, &["load", "one"]).failure(1, &["docker's context `gone`"]);
+}
+
+#[test]
+fn an_index_that_is_referred_to_by_another_is_copied_whatever_the_order() {
+    let (from, to) = (registry(|_| {}), registry(|_| {}));
+    let sandbox = project(&["one", "two"]);
+    push_all(&sandbox, &from).success();
+    let index = |children: &[(&str, &str)]| {
+        let children: Vec<_> = children
+            .iter()
+            .map(|(kind, digest)| serde_json::json!({ "mediaType": kind, "digest": digest, "size": 2 }))
+            .collect();
+        let document =
+            serde_json::json!({ "schemaVersion": 2, "mediaType": layers::oci::INDEX, "manifests": children });
+        document.to_string().into_bytes()
+    };
+    let mut state = from.state();
+    let repo = state.repos.get_mut("team/one").unwrap();
+    let image = repo.tags["v1"].clone();
+    let sized = |repo: &crate::support::registry::Repo, bytes: Vec<u8>| {
+        let mut document: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        for child in document["manifests"].as_array_mut().unwrap() {
+            child["size"] = repo.manifests[child["digest"].as_str().unwrap()].1.len().into();
+        }
+        document.to_string().into_bytes()
+    };
+    let inner = sized(repo, index(&[(layers::oci::MANIFEST, &image)]));
+    let name = layers::Digest::of(&inner).to_string();
+    repo.manifests.insert(name.clone(), (layers::oci::INDEX.into(), inner));
+    // The image stands before the index that refers to it, too.
+    let outer = sized(repo, index(&[(layers::oci::MANIFEST, &image), (layers::oci::INDEX, &name)]));
+    let top = layers::Digest::of(&outer).to_string();
+    repo.manifests.insert(top.clone(), (layers::oci::INDEX.into(), outer));
+    repo.tags.insert("nested".into(), top.clone());
+    drop(state);
+    let (source, target) = (format!("{}/team/one:nested", from.host()), format!("{}/x/nested:v1", to.host()));
+    run(&sandbox, &["copy", &source, &target]).success();
+    to.assert_whole();
+    assert_eq!(to.tag("x/nested", "v1"), Some(top));
+}
+
+#[test]
+fn what_an_image_says_cannot_steer_a_terminal() {
+    let registry = registry(|_| {});
+    let sandbox = project(&["one"]);
+    let place = format!("{}/team/one:v1", registry.host());
+    run(&sandbox, &["push", "one", "--tag", &place, "--annotation", "a=\u{1b}[31mred\nlayer forged"]).success();
+    let told = run(&sandbox, &["inspect", &place]).success();
+    assert!(told.contains("annotation a=\u{fffd}[31mred\u{fffd}layer forged\n"), "{told}");
 }

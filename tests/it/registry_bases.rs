@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use layers::source::files;
+use layers::source::{files, inline};
 use layers::{Catalogue, Stage, path};
 use serde_json::Value;
 
@@ -342,4 +342,11 @@ fn who_may_not_push_is_told_so_before_the_work() {
     let push = || imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--progress", "plain"]);
     let refused = push().failure(1, &["refuses to push in team/app as anonymous"]);
     assert!(!refused.stderr.contains("built app"), "{}", refused.stderr);
+    // Also where what is below the files is known already, and the files alone would take their time.
+    let image = Stage::scratch().layer(inline("below", path!("/below"))).layer(files("own", path!("/"))).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("app", image).plan().to_json());
+    imgbuild(&sandbox, &["build"]).success();
+    sandbox.write("context/own/large", vec![b'x'; 6 << 20]);
+    let refused = push().failure(1, &["refuses to push in team/app as anonymous"]);
+    assert!(!refused.stderr.contains("layer "), "{}", refused.stderr);
 }

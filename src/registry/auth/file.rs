@@ -73,20 +73,18 @@ impl AuthFile {
         }
         let names = names_of(registry);
         let exact = names.iter().find_map(|name| self.auths.get(name));
-        let found = exact.or_else(|| {
-            let host_of = |key: &str| {
-                let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-                let (host, rest) = bare.split_once('/').unwrap_or((bare, ""));
-                // A key with a path of its own is podman's, for part of the registry only.
-                matches!(rest.trim_end_matches('/'), "" | "v1" | "v2").then(|| host.to_owned())
-            };
-            self.auths
-                .iter()
-                .find(|(key, _)| host_of(key).is_some_and(|host| names.contains(&host)))
-                .map(|(_, entry)| entry)
-        });
+        let found = exact.or_else(|| self.auths.iter().find(|(key, _)| is_for(key, &names)).map(|(_, entry)| entry));
         found.map_or(Ok(None), Entry::credential)
     }
+}
+
+/// Whether an entry is for a whole registry of one of these names, however old the client that wrote it.
+fn is_for(key: &str, names: &[String]) -> bool {
+    let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let (host, rest) = bare.split_once('/').unwrap_or((bare, ""));
+    // A key with a path of its own is podman's, for part of the registry only.
+    names.iter().any(|name| name == key)
+        || matches!(rest.trim_end_matches('/'), "" | "v1" | "v2") && names.iter().any(|name| name == host)
 }
 
 /// The names under which a registry's credentials are kept, Docker's own first.
@@ -137,8 +135,8 @@ fn base64_any() -> GeneralPurpose {
 }
 
 /// Changes one registry's entry of a file and nothing else in it; `None` removes it. The file is replaced as a whole
-/// and readable by its owner only.
-pub fn edit(path: &Path, registry: &str, credential: Option<&Credential>) -> std::io::Result<()> {
+/// and readable by its owner only. Says whether there was an entry.
+pub fn edit(path: &Path, registry: &str, credential: Option<&Credential>) -> std::io::Result<bool> {
     use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt as _;
     // Docker's configuration is often a symbolic link into a repository of dot files: the link stays.
@@ -153,10 +151,12 @@ pub fn edit(path: &Path, registry: &str, credential: Option<&Credential>) -> std
     let auths = root.entry("auths").or_insert_with(|| serde_json::json!({}));
     let auths = auths.as_object_mut().ok_or_else(|| std::io::Error::other("its `auths` is not an object"))?;
     let names = names_of(registry);
-    auths.retain(|key, _| {
-        let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-        !names.iter().any(|name| name == key || name == bare.trim_end_matches('/'))
-    });
+    let before = auths.len();
+    auths.retain(|key, _| !is_for(key, &names));
+    let removed = auths.len() < before;
+    if credential.is_none() && !removed {
+        return Ok(false);
+    }
     match credential {
         Some(Credential::Password { user, password }) => {
             let auth = base64_any().encode(format!("{user}:{}", password.reveal()));
@@ -178,7 +178,7 @@ pub fn edit(path: &Path, registry: &str, credential: Option<&Credential>) -> std
     file.write_all(serde_json::to_string_pretty(&document)?.as_bytes())?;
     file.write_all(b"\n")?;
     file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    Ok(removed)
 }
 
 #[cfg(test)]
@@ -259,6 +259,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_found_is_what_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("config.json");
+        for key in ["ghcr.io", "https://ghcr.io", "http://ghcr.io/", "https://ghcr.io/v1/", "ghcr.io/v2"] {
+            let text = format!(r#"{{"auths":{{"{key}":{{"auth":"dTpw"}},"ghcr.io/team":{{"auth":"dTpw"}}}}}}"#);
+            std::fs::write(&path, text).expect("writes");
+            let found = || {
+                let file = AuthFile::parse(&std::fs::read(&path).expect("reads")).expect("parses");
+                file.find("ghcr.io", "other/x").expect("reads").is_some()
+            };
+            assert!(found(), "{key}");
+            assert!(edit(&path, "ghcr.io", None).expect("edits"), "{key}");
+            assert!(!found(), "{key}");
+            let left = std::fs::read_to_string(&path).expect("reads");
+            assert!(left.contains("ghcr.io/team"), "{left}");
+        }
+    }
+
+    #[test]
     fn editing_keeps_everything_else() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().expect("a folder");
@@ -277,7 +296,8 @@ mod tests {
         assert_eq!(shown(&file, "ghcr.io", "a/b"), "identity it");
         assert!(String::from_utf8_lossy(&bytes).contains("proxies"));
         assert_eq!(std::fs::metadata(&path).expect("is there").permissions().mode() & 0o777, 0o600);
-        edit(&path, "docker.io", None).expect("edits");
+        assert!(edit(&path, "docker.io", None).expect("edits"));
+        assert!(!edit(&path, "docker.io", None).expect("finds nothing"));
         let file = AuthFile::parse(&std::fs::read(&path).expect("reads")).expect("parses");
         assert_eq!(shown(&file, "docker.io", "a/b"), "nothing");
         assert_eq!(shown(&file, "ghcr.io", "a/b"), "identity it");

@@ -310,6 +310,11 @@ impl Keyring {
         let (path, file) = self.home()?;
         if let (Some((helper, name)), Credential::Password { user, password }) = (file.helper(registry), credential) {
             self.sources.helpers.store(helper, &name, user, password.reveal())?;
+            // An older one in clear text would stay.
+            if path.exists() {
+                file::edit(&path, registry, None)
+                    .map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })?;
+            }
             return Ok(format!("the credential helper `{helper}`"));
         }
         file::edit(&path, registry, Some(credential))
@@ -317,20 +322,19 @@ impl Keyring {
         Ok(format!("`{}`, readable by you alone but not encrypted", path.display()))
     }
 
-    /// Forgets what [`Keyring::keep`] kept. Returns the place.
-    pub fn forget(&self, registry: &str) -> Result<String, AuthError> {
+    /// Forgets what [`Keyring::keep`] kept. Returns the places; `None` where there was nothing.
+    pub fn forget(&self, registry: &str) -> Result<Option<String>, AuthError> {
         let (path, file) = self.home()?;
         let mut places = Vec::new();
         if let Some((helper, name)) = file.helper(registry) {
             self.sources.helpers.erase(helper, &name)?;
             places.push(format!("the credential helper `{helper}`"));
         }
-        if path.exists() {
-            file::edit(&path, registry, None)
-                .map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })?;
+        let edited = path.exists().then(|| file::edit(&path, registry, None)).transpose();
+        if edited.map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })? == Some(true) {
+            places.push(format!("`{}`", path.display()));
         }
-        places.push(format!("`{}`", path.display()));
-        Ok(places.join(" and "))
+        Ok((!places.is_empty()).then(|| places.join(" and ")))
     }
 
     /// The file that logins are kept in, and what is in it.
