@@ -10,7 +10,7 @@ use layers::{Catalogue, Stage, path};
 use crate::registry::{assert_secret, files_below, registry};
 use crate::support::random::{Random, seed};
 use crate::support::registry::{Act, Auth, CANARY_PASSWORD, Registry, Response};
-use crate::support::run::{Outcome, Sandbox, outcome};
+use crate::support::run::{Outcome, Sandbox, interruptible, outcome};
 
 /// A project of images that share a layer and have one of their own.
 pub fn project(names: &[&str]) -> Sandbox {
@@ -264,7 +264,7 @@ fn a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends_the_
                 let registry = registry();
                 let mut ended = push(&registry);
                 ended.env("IMGBUILD_FAILPOINT", format!("{}:{count}", point.name()));
-                let ended = outcome(ended.env("IMGBUILD_FAILPOINT_SIGNAL", signal));
+                let ended = outcome(&mut interruptible(ended.env("IMGBUILD_FAILPOINT_SIGNAL", signal)));
                 if count > 1 && ended.status == 0 {
                     break;
                 }
@@ -316,7 +316,7 @@ fn a_push_that_is_stopped_at_a_hundred_random_moments_leaves_no_wrong_tag_and_no
         let signal = if round % 2 == 0 { Signal::KILL } else { Signal::INT };
         let moment = Duration::from_micros(random.below((takes + takes / 10) as usize) as u64);
         let words = words(&registry);
-        let mut command = imgbuild(&sandbox, &words.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut command = interruptible(&imgbuild(&sandbox, &words.iter().map(String::as_str).collect::<Vec<_>>()));
         command.process_group(0).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let mut child = command.spawn().unwrap();
         // The moment is what is tested, nothing is waited for.

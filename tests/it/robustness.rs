@@ -13,7 +13,7 @@ use layers::{Catalogue, Digest, Stage, path};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::{Answer, Server};
-use crate::support::run::{Outcome, Sandbox, binary, outcome};
+use crate::support::run::{Outcome, Sandbox, binary, interruptible, outcome};
 
 const CONTENT: &[u8] = b"what takes its time";
 
@@ -30,7 +30,7 @@ fn plan(sandbox: &Sandbox, server: &Server, unpack: Option<Unpack>, content: &[u
 }
 
 fn build(sandbox: &Sandbox, plan: &str) -> Command {
-    sandbox.command(["--catalogue", plan, "build", "--output", "oci:out", "--progress", "plain"])
+    interruptible(&sandbox.command(["--catalogue", plan, "build", "--output", "oci:out", "--progress", "plain"]))
 }
 
 /// A server whose first answer waits until it is let go, and a word for each request.

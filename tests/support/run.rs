@@ -46,6 +46,22 @@ impl Outcome {
     }
 }
 
+/// The command, open to SIGINT: who started the tests in the background of a script has made them deaf to it.
+pub fn interruptible(command: &Command) -> Command {
+    let mut wrapped = Command::new("env");
+    wrapped.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        wrapped.current_dir(folder);
+    }
+    wrapped
+}
+
 /// Runs a command to its end.
 #[track_caller]
 pub fn outcome(command: &mut Command) -> Outcome {
