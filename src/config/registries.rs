@@ -40,6 +40,16 @@ impl Config {
         }
         let mut mirrors = std::collections::BTreeMap::new();
         for (name, value) in self.file.iter().flat_map(|file| file.named(&["registries", "mirrors"])) {
+            for text in &value.texts {
+                // A host, or a host and the beginning of a path.
+                let host = text.split('/').next().unwrap_or_default();
+                if !is_host(host) || Repository::parse(&format!("{text}/x")).is_err() {
+                    return Err(ConfigError::Value {
+                        place: format!("`registries.mirrors.{name}`"),
+                        why: format!("`{text}` is no mirror, as in `mirror.example:5000` or `mirror.example/docker`"),
+                    });
+                }
+            }
             mirrors.insert(name.to_owned(), value.texts.clone());
         }
         let environment = &self.environment;

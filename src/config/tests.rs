@@ -459,3 +459,27 @@ fn certificates_come_from_the_file_and_from_what_other_tools_are_told() {
         "`network.ca` in `ROOT/project/imgbuild.toml`, line 2: there is no file `ROOT/project/absent.pem`"
     );
 }
+
+#[test]
+fn mirrors_of_registries_are_hosts_with_or_without_the_beginning_of_a_path() {
+    for (text, good) in [
+        ("mirror.example", true),
+        ("mirror.example:5000", true),
+        ("mirror.example/docker/io", true),
+        ("localhost:5000", true),
+        ("", false),
+        ("https://mirror.example", false),
+        ("mirror.example/UPPER", false),
+        ("mirror.example//x", false),
+        ("user:password@mirror.example", false),
+    ] {
+        let file = format!("[registries.mirrors]\n\"docker.io\" = [\"{text}\"]\n");
+        let machine = Machine::new().file("project/imgbuild.toml", &file);
+        let config = machine.config();
+        let found = config.registries(&[], None).map(|it| it.mirrors.len()).map_err(|error| error.to_string());
+        match good {
+            true => assert_eq!(found, Ok(1), "{text}"),
+            false => assert!(found.unwrap_err().contains("registries.mirrors.docker.io"), "{text}"),
+        }
+    }
+}

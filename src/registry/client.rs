@@ -560,6 +560,14 @@ impl Client {
                 Outgoing::Part(part) => Err(RegistryError::Damaged(part.digest).into()),
                 _ => Err(Failure::Broken { why: "the request failed".into(), after: None }),
             },
+            // What rustls says where the other side speaks something else; to ask again changes nothing.
+            Err(why) if url.scheme() == "https" && why.contains("InvalidContentType") => {
+                let host = url.authority();
+                let why = format!(
+                    "it does not speak TLS; if it speaks plain HTTP and may do so, allow it with `--insecure {host}` or `registries.insecure`"
+                );
+                Err(RegistryError::Unreachable { what: ask.what.into(), url: shown(url), why, failures: 1 }.into())
+            }
             Err(why) => Err(Failure::Broken { why: self.clean(&why), after: None }),
         }
     }
