@@ -51,7 +51,11 @@ pub fn load_images(
 pub fn copy(reach: &Reach<'_>, from: &Place, to: &Place, platform: Option<Platform>) -> Result<String, Failure> {
     let mut held = reach.read(from)?;
     if let Some(platform) = platform {
+        let is_single = held.bundle.documents.len() == 1;
         held = held.for_platform(platform)?;
+        if is_single {
+            reach.check_platform(&held, platform)?;
+        }
     }
     let digest = held.top().digest.to_string();
     reach.write(held, to)?;

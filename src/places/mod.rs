@@ -18,7 +18,7 @@ use cache::Store;
 use layers::Platform;
 use serde_json::Value;
 
-use crate::observe::Observer;
+use crate::observe::{Event, Observer};
 use crate::registry::document::{self, Choice, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Delivery, InvalidReference, Reference, Registries, RegistryError, Supply};
 
@@ -181,7 +181,34 @@ impl Reach<'_> {
             }
         };
         held.supply.store = Some(self.store.clone());
+        for document in &held.bundle.documents {
+            let what = document.digest.to_string();
+            let said = document.read().map_err(|why| RegistryError::Document { what: what.clone(), why })?;
+            let here = |child: &&Descriptor| held.bundle.documents.iter().any(|it| it.digest == child.digest);
+            let missing = said.manifests.len() - said.manifests.iter().filter(here).count();
+            if missing > 0 {
+                let all = said.manifests.len();
+                let text = format!(
+                    "{missing} of the {all} manifests of {what} are not there, and so not in what is made of it"
+                );
+                self.observer.on(Event::Warning(&text));
+            }
+        }
         Ok(held)
+    }
+
+    /// Whether an image without an index is for this platform, as its configuration says.
+    pub fn check_platform(&self, held: &Held, platform: Platform) -> Result<(), PlaceError> {
+        let layers = held.bundle.blobs.iter().flatten().skip(1).map(|blob| blob.digest).collect();
+        self.fetch(held, &layers)?;
+        let config = held.config()?;
+        let said = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default();
+        let (os, architecture) = (said("os"), said("architecture"));
+        if architecture.is_empty() || (os, architecture) == ("linux", platform.architecture()) {
+            return Ok(());
+        }
+        let why = format!("it is for {os}/{architecture}, not for {platform}");
+        Err(PlaceError::Content { place: held.bundle.top().digest.to_string(), why })
     }
 
     fn read_registry(&self, reference: &Reference) -> Result<Held, PlaceError> {

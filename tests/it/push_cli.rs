@@ -473,3 +473,29 @@ fn what_an_image_says_cannot_steer_a_terminal() {
     let told = run(&sandbox, &["inspect", &place]).success();
     assert!(told.contains("annotation a=\u{fffd}[31mred\u{fffd}layer forged\n"), "{told}");
 }
+
+#[test]
+fn a_copy_for_a_platform_is_for_it_and_one_that_lacks_some_says_so() {
+    let registry = registry(|_| {});
+    let sandbox = project(&["one"]);
+    run(&sandbox, &["build", "one", "--platform", "amd64", "--output", "oci:single"]).success();
+    run(&sandbox, &["build", "one", "--platform", "amd64,arm64", "--output", "oci:both"]).success();
+    let place = |name: &str| format!("{}/x/{name}:v1", registry.host());
+    run(&sandbox, &["copy", "oci:single:one", &place("single")]).success();
+    for from in ["oci:single:one".to_owned(), place("single")] {
+        run(&sandbox, &["copy", "--platform", "amd64", &from, "oci:other:one"]).success();
+        run(&sandbox, &["copy", "--platform", "arm64", &from, "oci:other:two"])
+            .failure(1, &["it is for linux/amd64, not for linux/arm64"]);
+    }
+    // A manifest that an index names is lost.
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(sandbox.work().join("both/index.json")).unwrap()).unwrap();
+    let blob = |digest: &serde_json::Value| {
+        sandbox.work().join("both/blobs/sha256").join(digest.as_str().unwrap().trim_start_matches("sha256:"))
+    };
+    let top: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(blob(&index["manifests"][0]["digest"])).unwrap()).unwrap();
+    std::fs::remove_file(blob(&top["manifests"][1]["digest"])).unwrap();
+    let said = run(&sandbox, &["copy", "oci:both:one", "oci:rest:one"]);
+    assert!(said.stderr.contains("1 of the 2 manifests"), "{}", said.stderr);
+}
