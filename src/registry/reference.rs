@@ -287,6 +287,11 @@ impl TagRequest {
             (TagRequest::Tag(tag), None) => {
                 return Err(invalid(tag, "a bare tag needs a registry: `--registry HOST/PREFIX`"));
             }
+            (TagRequest::Reference(text), Some(_)) if !text.contains(['/', ':', '@']) => {
+                let why =
+                    "it is neither a tag nor a full reference: write `HOST/{image}:TAG`, or a tag without `{image}`";
+                return Err(invalid(text, why));
+            }
             (TagRequest::Reference(text), _) => text.replace("{image}", image),
         };
         let reference: Reference = text.parse()?;
@@ -389,6 +394,8 @@ mod tests {
         assert_eq!(place("v1", Some("ghcr.io/o/")), "ghcr.io/o/rag:v1");
         assert_eq!(place("v1", None), "a bare tag needs a registry: `--registry HOST/PREFIX`");
         assert_eq!(place("ghcr.io/o/{image}:v1", None), "ghcr.io/o/rag:v1");
+        let unclear: TagRequest = "v{image}".parse().expect("a name of an engine's");
+        assert!(unclear.resolve("rag", None).is_ok() && unclear.resolve("rag", Some("ghcr.io/o")).is_err());
         assert_eq!(place("ghcr.io/o/one", Some("x.io")), "ghcr.io/o/one:latest");
         assert!("ghcr.io/o/one:v1".parse::<TagRequest>().is_ok_and(|it| !it.serves_all()));
         assert!("ghcr.io/o/a:{image}".parse::<TagRequest>().is_ok_and(|it| it.serves_all()));
