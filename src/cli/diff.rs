@@ -70,7 +70,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     let difference = common::with_places(invocation, &args.insecure, catalogue, work)?;
     match args.format {
         Format::Json => print_json(&document(&difference))?,
-        Format::Text => print(&text(&difference))?,
+        Format::Text => print(&crate::report::clean(&text(&difference)))?,
     }
     match args.exit_code && !difference.is_empty() {
         true => Err(Failure::work(format!("`{}` and `{}` differ", args.a, args.b)).into()),
