@@ -9,6 +9,10 @@ use crate::Problem;
 use crate::compose::{Project, Service};
 use crate::yaml::{self, YamlError};
 
+/// Variables that only Kubernetes needs, by workload: a claim's file system has `lost+found` in its root, where initdb wants
+/// an empty folder; a volume of Docker's has not.
+const ONLY_HERE: [(&str, &str); 1] = [("postgres", "PGDATA")];
+
 /// Rendered manifests, as `kubectl kustomize` prints them.
 #[derive(Debug, Clone)]
 pub struct Manifests {
@@ -362,7 +366,8 @@ fn environment(
             Some(_) => {}
         }
     }
-    for name in here.keys().filter(|name| !service.environment.contains_key(*name)) {
+    let only_here = |name: &str| ONLY_HERE.contains(&(workload.name, name));
+    for name in here.keys().filter(|name| !service.environment.contains_key(*name) && !only_here(name)) {
         problems.push(Problem::new(workload.at(), format!("sees `{name}`, which compose does not set")));
     }
 }
@@ -406,6 +411,20 @@ fn container(workload: &Workload<'_>, container: &Value, problems: &mut Vec<Prob
         container.get("image").and_then(Value::as_str).unwrap_or_default().split('@').next().unwrap_or_default();
     let tag = image.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
     rule(tag.is_some_and(|tag| !tag.is_empty() && tag != "latest"), "its image has no tag, or `latest`");
+    // The kubelet makes the folder of a subPath as root (kubernetes/kubernetes#104291): nobody else may write there.
+    let claims: BTreeSet<&str> = items(workload.object.pointer("/spec/volumeClaimTemplates"))
+        .map(self::name)
+        .chain(
+            items(workload.template.pointer("/spec/volumes"))
+                .filter(|volume| volume.get("persistentVolumeClaim").is_some() || volume.get("emptyDir").is_some())
+                .map(name_of),
+        )
+        .collect();
+    let below = |mount: &Value| mount.get("subPath").is_some() || mount.get("subPathExpr").is_some();
+    for mount in items(container.get("volumeMounts")).filter(|mount| below(mount) && claims.contains(name_of(mount))) {
+        let what = format!("mounts a subPath of `{}`, which the kubelet makes as root", name_of(mount));
+        rule(mount.get("readOnly").and_then(Value::as_bool) == Some(true), &what);
+    }
     let main = workload.containers().any(|it| name_of(it) == name_of(container));
     if workload.runs_on() && main {
         rule(container.get("readinessProbe").is_some(), "has no readiness probe");

@@ -184,7 +184,8 @@ fn ports(services: &BTreeMap<String, Service>, environment: &str) -> Vec<Problem
     problems
 }
 
-/// Rules for each service; a label `obelisk.exception` of `root: REASON` or `read-only: REASON` lifts one.
+/// Rules for each service; a label `obelisk.exception` of `root: REASON`, `read-only: REASON` or `net-bind-service: REASON`
+/// lifts one: the last allows exactly that capability.
 fn hardening(service: &Service) -> Vec<Problem> {
     let mut problems = Vec::new();
     let exception = service.labels.get("obelisk.exception").map(String::as_str).unwrap_or_default();
@@ -203,8 +204,10 @@ fn hardening(service: &Service) -> Vec<Problem> {
     rule(numeric, "its user is not numeric (`uid:gid`)");
     rule(!user.starts_with("0:") && user != "0" || excused("root"), "runs as root");
     rule(service.read_only || excused("read-only"), "its root file system is writable");
+    rule(!(service.read_only && service.synced), "is read-only, and `develop.watch` copies files into it");
     rule(service.cap_drop.contains("ALL"), "keeps capabilities (cap_drop: [ALL])");
-    rule(service.cap_add.is_empty() || excused("root"), "is given capabilities");
+    let binds = excused("net-bind-service") && service.cap_add.iter().eq(["NET_BIND_SERVICE"]);
+    rule(service.cap_add.is_empty() || excused("root") || binds, "is given capabilities");
     rule(service.no_new_privileges, "may gain privileges (security_opt: no-new-privileges:true)");
     for limit in ["cpus", "memory", "pids"] {
         rule(service.limits.contains_key(limit), &format!("has no limit of {limit}"));

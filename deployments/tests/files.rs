@@ -6,6 +6,7 @@ mod common;
 
 use common::{entry, project, root, schema};
 use deployments::compose::{Project, Settings};
+use deployments::kubernetes::Manifests;
 use deployments::schema::JsonSchema;
 use deployments::{ENVIRONMENTS, backup, config, env, graph, render, validate};
 use serde_json::{Value, json};
@@ -128,6 +129,9 @@ fn every_mistake_has_a_message_that_names_it() {
         ("prod", "services: {tika: {user: \"0:0\"}}", "runs as root"),
         ("prod", "services: {tika: {read_only: false}}", "its root file system is writable"),
         ("prod", "services: {tika: {cap_add: [NET_ADMIN]}}", "is given capabilities"),
+        ("prod", "services: {tika: {cap_add: [NET_BIND_SERVICE]}}", "service `tika`: is given capabilities"),
+        ("prod", "services: {proxy: {cap_add: [NET_ADMIN]}}", "service `proxy`: is given capabilities"),
+        ("dev", "services: {core: {read_only: true}}", "service `core`: is read-only, and `develop.watch` copies"),
         (
             "prod",
             "services: {tika: {environment: {NO_SUCH: x}}}",
@@ -161,6 +165,122 @@ fn every_mistake_has_a_message_that_names_it() {
     ] {
         let said = with(environment, over);
         assert!(said.contains(message), "{over}\nsaid: {said}\nwanted: {message}");
+    }
+}
+
+#[test]
+fn what_a_service_of_ours_is_told_is_what_it_reads() {
+    let read = |path: &str| std::fs::read_to_string(root().join("../images").join(path)).unwrap();
+    let all = |paths: &[&str]| paths.iter().map(|path| read(path)).collect::<String>();
+    let config = read("obelisk/src/obelisk/rag/config.py");
+    let init = ["common", "init-sequence", "generate-tokens", "download-models", "configure-services"];
+    let init = all(&init.map(|name| format!("init/{name}.sh")).each_ref().map(String::as_str));
+    let core = all(&["core/entrypoint.sh", "core/serve.py", "obelisk/mkdocs.yml"]);
+    let word = |text: &str, name: &str| {
+        text.lines().filter(|line| !line.trim_start().starts_with('#')).any(|line| {
+            line.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').any(|it| it == name)
+        })
+    };
+    let reads = |service: &str, name: &str| match service {
+        // Each setting is a line of one table; a secret may be told as a file.
+        "rag" => [name, name.strip_suffix("_FILE").unwrap_or(name)].iter().enumerate().any(|(at, it)| {
+            config.lines().skip_while(|line| !line.starts_with("class Settings")).any(|line| {
+                line.starts_with(&format!(
+                    "    {}: {}",
+                    it.to_lowercase(),
+                    if at == 1 && *it != name { "Secret" } else { "" }
+                ))
+            })
+        }),
+        "init" => {
+            let secret = name.strip_suffix("_FILE").is_some_and(|it| init.contains(&format!("secret {it}\n")));
+            secret || word(&init, name)
+        }
+        // The C library reads TZ.
+        "core" => name == "TZ" || word(&core, name),
+        other => panic!("{other}"),
+    };
+    assert!(!reads("init", "WAIT_TIMEOUTS") && !reads("rag", "CHUNK") && !reads("rag", "OLLAMA_URL_FILE"));
+    let mut seen = 0;
+    for environment in ENVIRONMENTS {
+        let services = project(environment).services();
+        for service in ["rag", "init", "core"] {
+            for name in services[service].environment.keys() {
+                assert!(reads(service, name), "{environment}: `{service}` is told `{name}` and does not read it");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 100, "{seen}");
+}
+
+/// Manifests of one workload that keep every rule.
+const MANIFESTS: &str = r#"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: store}
+spec:
+  serviceName: store
+  selector: {matchLabels: {app.kubernetes.io/name: store}}
+  template:
+    metadata: {labels: {app.kubernetes.io/name: store, obelisk.network/data: "true"}}
+    spec:
+      automountServiceAccountToken: false
+      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      containers:
+        - name: store
+          image: example/store:1.0
+          ports: [{name: store, containerPort: 5432}]
+          readinessProbe: {tcpSocket: {port: store}}
+          livenessProbe: {tcpSocket: {port: store}}
+          resources: {requests: {cpu: 1m, memory: 1Mi}, limits: {memory: 1Mi}}
+          securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+          volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates: [{metadata: {name: data}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: store}
+spec: {clusterIP: None, selector: {app.kubernetes.io/name: store}, ports: [{port: 5432}]}
+---
+kind: NetworkPolicy
+metadata: {name: default-deny}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+---
+kind: NetworkPolicy
+metadata: {name: dns}
+spec:
+  podSelector: {}
+  policyTypes: [Egress]
+  egress:
+    - to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]
+      ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
+---
+kind: NetworkPolicy
+metadata: {name: network-data}
+spec:
+  podSelector: {matchLabels: {obelisk.network/data: "true"}}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{podSelector: {matchLabels: {obelisk.network/data: "true"}}}]}]
+  egress: [{to: [{podSelector: {matchLabels: {obelisk.network/data: "true"}}}]}]
+"#;
+
+#[test]
+fn every_mistake_in_manifests_has_a_message_that_names_it() {
+    let problems = |text: &str| listed(&Manifests::parse(text).unwrap().problems(&Default::default()));
+    assert_eq!(problems(MANIFESTS), "");
+    for (from, to, message) in [
+        (
+            "mountPath: /data}",
+            "mountPath: /data, subPath: x}",
+            "StatefulSet `store`, container `store`: mounts a subPath of `data`, which the kubelet makes as root",
+        ),
+        ("serviceName: store", "serviceName: other", "serviceName `other` is not a headless Service"),
+        ("drop: [ALL]", "drop: []", "keeps capabilities"),
+    ] {
+        assert!(MANIFESTS.contains(from), "{from}");
+        let said = problems(&MANIFESTS.replacen(from, to, 1));
+        assert!(said.contains(message), "{from} -> {to}\nsaid: {said}\nwanted: {message}");
     }
 }
 

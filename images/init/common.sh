@@ -136,7 +136,7 @@ settings() {
   : "${USE_OPENAI:=false}" "${OPENAI_COMPLETION_MODEL:=gpt-4o}" "${OPENAI_EMBEDDING_MODEL:=text-embedding-3-large}"
   : "${TOKENS_DIR:=/app/tokens}" "${CONFIG_DIR:=/app/config}" "${TOKENS_GID:=}"
   : "${TOKEN_TPM_LIMIT:=100000}" "${TOKEN_RPM_LIMIT:=5000}"
-  : "${INIT_DEADLINE_SECONDS:=600}" "${PULL_TIMEOUT:=7200}" "${HTTP_TIMEOUT:=30}"
+  : "${WAIT_TIMEOUT:=600}" "${INIT_DEADLINE_SECONDS:=$WAIT_TIMEOUT}" "${PULL_TIMEOUT:=7200}" "${HTTP_TIMEOUT:=30}"
   : "${STALL_TIMEOUT:=$INIT_DEADLINE_SECONDS}" "${OPENAI_ORG_ID:=}"
   LOG_LEVEL=${LOG_LEVEL,,} USE_OPENAI=${USE_OPENAI,,}
 
@@ -151,9 +151,11 @@ settings() {
   check_url LITELLM_API_URL
   check_url RAG_API_URL
   check_url MILVUS_URI
-  check_number INIT_DEADLINE_SECONDS 1 86400
+  # Said twice, one mistake would be reported twice.
+  check_number WAIT_TIMEOUT 1 86400
+  [ "$INIT_DEADLINE_SECONDS" = "$WAIT_TIMEOUT" ] || check_number INIT_DEADLINE_SECONDS 1 86400
   check_number PULL_TIMEOUT 1 604800
-  check_number STALL_TIMEOUT 1 86400
+  [ "$STALL_TIMEOUT" = "$INIT_DEADLINE_SECONDS" ] || check_number STALL_TIMEOUT 1 86400
   check_number HTTP_TIMEOUT 1 3600
   check_number TOKEN_TPM_LIMIT 1 999999999
   check_number TOKEN_RPM_LIMIT 1 999999999

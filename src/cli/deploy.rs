@@ -207,7 +207,13 @@ fn render(invocation: &Invocation, args: RenderArgs) -> Result<(), Stop> {
         Rendering::Json => render::json(&pins).map_err(Failure::from)?,
     };
     match &args.output {
-        Some(path) => Ok(write_whole(path, &text)?),
+        Some(path) => {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)
+                    .map_err(|error| Failure::work(format!("`{}` cannot be made: {error}", folder.display())))?;
+            }
+            Ok(write_whole(path, &text)?)
+        }
         None => print(&text),
     }
 }

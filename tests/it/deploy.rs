@@ -106,9 +106,10 @@ fn what_was_built_or_pushed_is_pinned() {
     let document: Value = serde_json::from_str(&document).unwrap();
     assert_eq!(document["images"][2]["reference"], format!("ghcr.io/acme/o/rag:v7@{}", digest("b")));
 
-    let tagged = copy.run(&["deploy", "render", "--tag", "v8", "--repository", "r.example/x", "-o", "pins.yaml"], &[]);
+    let tagged =
+        copy.run(&["deploy", "render", "--tag", "v8", "--repository", "r.example/x", "-o", "new/pins.yaml"], &[]);
     assert_eq!(tagged.success(), "");
-    let written = fs::read_to_string(copy.sandbox.work().join("pins.yaml")).unwrap();
+    let written = fs::read_to_string(copy.sandbox.work().join("new/pins.yaml")).unwrap();
     assert!(written.contains("  core:\n    image: r.example/x/core:v8\n"), "{written}");
     // The settings name the repository and the tag, too.
     let set = [("OBELISK_IMAGES", "ghcr.io/me"), ("OBELISK_TAG", "9")];

@@ -78,6 +78,8 @@ pub struct Service {
     pub health: Vec<String>,
     /// Whether its root file system cannot be written.
     pub read_only: bool,
+    /// Whether `compose watch` copies files into its container.
+    pub synced: bool,
     /// Capabilities that are taken away.
     pub cap_drop: BTreeSet<String>,
     /// Capabilities that are given.
@@ -139,6 +141,9 @@ impl Service {
                 other => items(other).into_iter().map(scalar).collect(),
             },
             read_only: value.get("read_only").and_then(Value::as_bool) == Some(true),
+            synced: items(value.pointer("/develop/watch"))
+                .into_iter()
+                .any(|rule| rule.get("action").map(scalar).is_some_and(|action| action.starts_with("sync"))),
             cap_drop: items(value.get("cap_drop")).into_iter().map(scalar).collect(),
             cap_add: items(value.get("cap_add")).into_iter().map(scalar).collect(),
             no_new_privileges: items(value.get("security_opt"))

@@ -315,6 +315,11 @@ fn each_phase_has_a_status_of_its_own() {
     job.run(&[]).ends(30).says("reaching Ollama").says("did not succeed in 1 s");
     let job = Job::new().set("LITELLM_API_URL", gone).set("INIT_DEADLINE_SECONDS", "1");
     job.run(&[]).ends(40).says("reaching LiteLLM");
+    // The name that the compose files set.
+    let job = Job::new().set("OLLAMA_API_URL", gone).unset("INIT_DEADLINE_SECONDS").set("WAIT_TIMEOUT", "1");
+    job.run(&[]).ends(30).says("reaching Ollama").says("did not succeed in 1 s");
+    let job = Job::new().set("WAIT_TIMEOUT", "soon");
+    job.run(&["--check"]).ends(10).says("WAIT_TIMEOUT must be a whole number from 1 to 86400");
     let job = Job::new();
     job.services.with(|state| state.refuse_writes = Some(403));
     job.run(&[]).ends(40).says("storing model").says("status 403: no writes today");
