@@ -38,6 +38,9 @@ class ModelServer:
         self.refusal: tuple[int, str] | None = None
         self.break_after: int | None = None  # pieces of an answer after which the connection ends
         self.dimensions = DIMENSIONS
+        self.forbidden: str | None = None  # a word that is not embedded
+        self.malformed: str | None = None  # a line in place of the answer's second piece
+        self.finish = "stop"
         models = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -83,6 +86,8 @@ class ModelServer:
         if self.refusal is not None:
             return self.whole(http, self.refusal[0], {"error": self.refusal[1]})
         path = http.path.partition("?")[0]
+        if path.endswith(("/embed", "/embeddings")) and any((self.forbidden or "\0") in text for text in body["input"]):
+            return self.whole(http, 400, {"error": "the input length exceeds the context length"})
         if path == "/api/version":
             return self.whole(http, 200, {"version": "0.6.5"})
         if path == "/api/tags":
@@ -120,12 +125,18 @@ class ModelServer:
             if at == self.break_after:
                 http.close_connection = True
                 return None
-            if ollama:
+            if at == 1 and self.malformed is not None:
+                line = self.malformed if ollama else f"data: {self.malformed}\n"
+            elif ollama:
                 line = json.dumps({"message": {"role": "assistant", "content": word}, "done": False})
             else:
                 line = "data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": word}}]}) + "\n"
             http.wfile.write(line.encode() + b"\n")
-        http.wfile.write(b'{"done": true}\n' if ollama else b"data: [DONE]\n\n")
+        if ollama:
+            http.wfile.write(json.dumps({"done": True, "done_reason": self.finish}).encode() + b"\n")
+        else:
+            last = {"choices": [{"index": 0, "delta": {}, "finish_reason": self.finish}]}
+            http.wfile.write(f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode())
         http.close_connection = True
         return None
 

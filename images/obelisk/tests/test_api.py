@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import struct
 import threading
 import time
@@ -164,8 +165,65 @@ def test_a_model_that_refuses_is_a_bad_gateway_streamed_or_not(client, models):
 def test_a_stream_that_breaks_says_so(client, models):
     models.break_after = 3
     response = client.post("/v1/chat/completions", json=asked("Which?", stream=True))
-    last = response.text.strip().split("\n\n")[-1]
-    assert response.status_code == 200 and "error" in json.loads(last.removeprefix("data: "))
+    last, done = response.text.strip().split("\n\n")[-2:]
+    assert response.status_code == 200 and "error" in json.loads(last.removeprefix("data: ")) and done == "data: [DONE]"
+
+
+@pytest.mark.parametrize("provider", ["ollama", "openai"])
+@pytest.mark.parametrize("line", ['{"choices": [5], "message": "x"}', '{"choices": 5, "message": [1]}', "[]", "{",
+                                  '{"choices": [{"delta": {"content": [1]}}], "message": {"content": {}}}'])
+def test_a_malformed_piece_is_an_error_of_the_model(serve, settings, models, provider, line):
+    client = serve(replace(settings, completion_provider=provider, openai_api_base=f"{models.url}/v1"))
+    wait(lambda: client.get("/readyz").status_code == 200)
+    models.malformed = line
+    whole = client.post("/v1/chat/completions", json=asked("Which?"))
+    assert whole.status_code == 502 and "answered with" in whole.json()["detail"]
+    last, done = client.post("/v1/chat/completions", json=asked("Which?", stream=True)).text.strip().split("\n\n")[-2:]
+    assert "answered with" in json.loads(last.removeprefix("data: "))["error"]["message"] and done == "data: [DONE]"
+
+
+@pytest.mark.parametrize("provider", ["ollama", "openai"])
+def test_why_an_answer_ended_is_passed_on(serve, settings, models, provider):
+    client = serve(replace(settings, completion_provider=provider, openai_api_base=f"{models.url}/v1"))
+    wait(lambda: client.get("/readyz").status_code == 200)
+    models.finish = "length"
+    assert client.post("/v1/chat/completions", json=asked("Which?")).json()["choices"][0]["finish_reason"] == "length"
+    events = client.post("/v1/chat/completions", json=asked("Which?", stream=True)).text
+    assert '"finish_reason": "length"' in events and '"finish_reason": "stop"' not in events
+
+
+@pytest.mark.parametrize("body", [
+    '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    '{"messages": [{"role": "user", "content": [{"type": "text", "text": "\\ud800"}]}]}',
+    '{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+    '{"messages": [{"role": "user", "content": "x"}], "temperature": Infinity}',
+])
+def test_what_no_model_can_be_told_is_refused(client, body):
+    response = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422 and response.json()["detail"][0]["msg"], response.text
+
+
+def test_null_is_unset_and_a_longer_name_is_another_model(client, models):
+    response = client.post("/v1/chat/completions", json={**asked("Which?"), "stream": None})
+    assert response.status_code == 200 and response.json()["choices"]
+    body = {"input": "caracal", "encoding_format": None}
+    assert isinstance(client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"], list)
+    for name, sent in [("obelisk-rag", "llama3"), ("obelisk-rag/x", "x"), ("obelisk-ragtime", "obelisk-ragtime")]:
+        client.post("/v1/chat/completions", json={**asked("Which?"), "model": name})
+        chats = [body for _, path, body in models.requests if path == "/api/chat"]
+        assert chats[-1]["model"] == sent
+
+
+def test_pages_that_cannot_be_indexed_are_told(serve, settings, vault, models):
+    models.forbidden = "hoopoe"
+    (vault / os.fsdecode(b"\xff.md")).write_text("# Odd\n")
+    client = serve(settings)
+    wait(lambda: client.get("/readyz").status_code == 200)
+    skipped = client.get("/stats").json()["skipped_pages"]
+    assert sorted(skipped) == ["\\udcff.md", "animals/birds.markdown"], skipped
+    assert "exceeds the context length" in skipped["animals/birds.markdown"]
+    assert "obelisk_rag_skipped_pages 2\n" in client.get("/metrics").text
+    assert client.post("/v1/search", json={"query": "caracal wildcat"}).json()["hits"][0]["source"] == "animals/cats.md"
 
 
 def test_models_and_embeddings_are_as_clients_expect(client):

@@ -79,6 +79,23 @@ def test_the_vault_is_indexed_once(settings, models):
     run(work())
 
 
+def test_a_refused_page_holds_up_nobody_and_is_tried_again_when_it_changes(settings, vault, models):
+    async def work():
+        models.forbidden = "hoopoe"
+        rag = Rag(settings, CountingStore())
+        first = await rag.sync()
+        assert (first.pages, first.embedded, first.skipped) == (3, 2, 1) and rag.indexed
+        asked = len(models.requests)
+        assert (await rag.sync()).skipped == 0 and len(models.requests) == asked, "not every two seconds"
+        assert list(rag.skipped()) == ["animals/birds.markdown"]
+        (vault / "animals/birds.markdown").write_text("# Birds\n\nThe wren is small and loud.\n")
+        again = await rag.sync()
+        assert (again.embedded, again.skipped, rag.skipped()) == (1, 0, {})
+        await rag.close()
+
+    run(work())
+
+
 def test_edits_renames_and_deletions_are_followed(settings, vault):
     async def work():
         rag = Rag(settings)

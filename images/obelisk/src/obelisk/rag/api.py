@@ -26,13 +26,14 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import obelisk
 from obelisk.rag import proxy
 from obelisk.rag.metrics import Metrics
-from obelisk.rag.models import Ask, ModelError
+from obelisk.rag.models import Ask, Finish, ModelError
 from obelisk.rag.service import Found, Rag
 from obelisk.rag.store import StoreError
 
@@ -58,6 +59,13 @@ class Message(BaseModel):
             return "\n".join(str(part.get("text", "")) for part in self.content if part.get("type") == "text")
         return self.content or ""
 
+    @model_validator(mode="after")
+    def _is_text(self) -> "Message":
+        # Half a surrogate pair, which JSON can say, is no character; of parts nobody else has looked at the text.
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in self.text()):
+            raise ValueError("the text holds half a surrogate pair")
+        return self
+
 
 class StreamOptions(BaseModel):
     """What a stream tells besides the answer."""
@@ -72,10 +80,10 @@ class ChatRequest(BaseModel):
 
     model: str = MODEL
     messages: list[Message]
-    temperature: float | None = Field(default=0.7, ge=0, le=2)
+    temperature: float | None = Field(default=0.7, ge=0, le=2, allow_inf_nan=False)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
 
 
@@ -86,7 +94,7 @@ class EmbeddingRequest(BaseModel):
 
     model: str = ""
     input: str | list[str]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = "float"
 
 
 class SearchRequest(BaseModel):
@@ -120,6 +128,12 @@ def create_app(rag: Rag) -> FastAPI:
     @app.exception_handler(ModelError)
     async def model_failed(_: Request, error: ModelError) -> JSONResponse:
         return _failed(502, "model", error)
+
+    @app.exception_handler(RequestValidationError)
+    async def misfit(_: Request, error: RequestValidationError) -> Response:
+        # What was sent is not repeated: it may hold what JSON or UTF-8 cannot say.
+        detail = [{key: it[key] for key in ("type", "loc", "msg")} for it in error.errors()]
+        return Response(json.dumps({"detail": detail}), status_code=422, media_type="application/json")
 
     def _failed(status: int, part: str, error: Exception) -> JSONResponse:
         rag.counters.failed(part)
@@ -193,7 +207,7 @@ def create_app(rag: Rag) -> FastAPI:
         found = await rag.find(question)
         ask = _ask(request)
         pieces = rag.answer(question, found, ask)
-        reply = Reply(request, found)
+        reply = Reply(request, found, ask.finish)
         if request.stream:
             # The first piece is awaited, so that a model that refuses is a status and not a broken stream.
             first = await anext(pieces, None)
@@ -209,8 +223,8 @@ def _report(task: asyncio.Task[None]) -> None:
         log.error("the index is no longer kept", exc_info=error)
 
 
-def _encoded(vector: list[float], how: str) -> list[float] | str:
-    if how == "float":
+def _encoded(vector: list[float], how: str | None) -> list[float] | str:
+    if how != "base64":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
 
@@ -226,17 +240,17 @@ def _ask(request: ChatRequest) -> Ask:
     """The conversation up to the question, which comes last."""
     last = max(at for at, message in enumerate(request.messages) if message.role == "user" and message.text().strip())
     messages = [{"role": message.role, "content": message.text()} for message in request.messages[: last + 1]]
-    name = request.model.removeprefix(MODEL).removeprefix("/") if request.model.startswith(MODEL) else request.model
+    name = "" if request.model == MODEL else request.model.removeprefix(f"{MODEL}/")
     return Ask(messages, request.temperature, request.max_completion_tokens or request.max_tokens, name or None)
 
 
 class Reply:
     """An answer in OpenAI's shape. Tokens are counted as words: no tokenizer is at hand that fits every model."""
 
-    def __init__(self, request: ChatRequest, found: Found) -> None:
+    def __init__(self, request: ChatRequest, found: Found, finish: Finish) -> None:
         self._id = f"rag-chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._request = request
+        self._request, self._finish = request, finish
         self._sources = found.sources() or None
         self._asked = sum(len(message.text().split()) for message in request.messages)
 
@@ -251,7 +265,7 @@ class Reply:
         message = {"role": "assistant", "content": text}
         return {
             **self._head("chat.completion"),
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "finish_reason": self._finish.reason}],
             "usage": self._usage(len(text.split())),
             "sources": self._sources,
         }
@@ -272,8 +286,9 @@ class Reply:
         except ModelError as error:
             log.warning("an answer broke off: %s", error)
             yield _event({"error": {"message": str(error), "type": "model_error"}})
+            yield "data: [DONE]\n\n"
             return
-        yield event({}, "stop", sources=self._sources)
+        yield event({}, self._finish.reason, sources=self._sources)
         if self._request.stream_options and self._request.stream_options.include_usage:
             head = self._head("chat.completion.chunk")
             yield _event({**head, "choices": [], "usage": self._usage(len(text.split()))})

@@ -33,6 +33,8 @@ class Metrics:
 
         family("obelisk_info", "gauge", "Version.", [(f'{{version="{obelisk.__version__}"}}', 1)])
         family("obelisk_rag_chunks", "gauge", "Chunks in the store.", [("", self._rag.chunks)])
+        skipped = len(self._rag.skipped())
+        family("obelisk_rag_skipped_pages", "gauge", "Pages that could not be indexed.", [("", skipped)])
         family("obelisk_rag_indexed", "gauge", "Whether the vault was indexed.", [("", int(self._rag.indexed))])
         family("obelisk_rag_embedded_total", "counter", "Chunks embedded.", [("", counters.embedded)])
         family("obelisk_rag_removed_total", "counter", "Chunks removed.", [("", counters.removed)])

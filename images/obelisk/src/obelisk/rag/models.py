@@ -7,7 +7,7 @@ silence is limited, never the whole answer.
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
@@ -26,6 +26,17 @@ class ModelError(Exception):
     """A model did not do what it was asked; the message says which, where and why, without secrets."""
 
 
+class Refused(ModelError):
+    """A model does not take what it was given and never will: the same request need not be sent again."""
+
+
+@dataclass
+class Finish:
+    """Why an answer ended, as OpenAI's API calls it; known when it has."""
+
+    reason: str = "stop"
+
+
 @dataclass(frozen=True)
 class Ask:
     """What a model is asked to write."""
@@ -34,6 +45,7 @@ class Ask:
     temperature: float | None = None
     max_tokens: int | None = None
     model: str | None = None
+    finish: Finish = field(default_factory=Finish)
 
 
 class Models(Protocol):
@@ -105,9 +117,10 @@ class Ollama:
             part = _parsed(line, self._url)
             if error := part.get("error"):
                 raise ModelError(f"{self._url}: {error}")
-            if piece := (part.get("message") or {}).get("content"):
+            if piece := _content(part.get("message"), self._url):
                 yield piece
             if part.get("done"):
+                ask.finish.reason = "length" if part.get("done_reason") == "length" else "stop"
                 return
         raise ModelError(f"{self._url} ended in the middle of its answer")
 
@@ -132,6 +145,8 @@ class OpenAI:
             if not isinstance(data, list) or not all(isinstance(it, dict) for it in data):
                 raise ModelError(f"{self._base} answered without embeddings")
             # The order of the list is not promised, the index is.
+            if not all(isinstance(it.get("index", 0), int) for it in data):
+                raise ModelError(f"{self._base} answered with embeddings whose index is no number")
             data = sorted(data, key=lambda it: it.get("index", 0))
             vectors.extend(_vectors([it.get("embedding") for it in data], len(batch), self._base))
         return vectors
@@ -155,13 +170,28 @@ class OpenAI:
             part = _parsed(data, self._base)
             if error := part.get("error"):
                 raise ModelError(f"{self._base}: {error.get('message', error) if isinstance(error, dict) else error}")
-            for choice in part.get("choices") or []:
-                if piece := (choice.get("delta") or {}).get("content"):
+            choices = part.get("choices") or []
+            if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+                raise ModelError(f"{self._base} answered with choices that are none")
+            for choice in choices:
+                if piece := _content(choice.get("delta"), self._base):
                     yield piece
+                if isinstance(reason := choice.get("finish_reason"), str):
+                    ask.finish.reason = reason
         raise ModelError(f"{self._base} ended in the middle of its answer")
 
     async def check(self) -> None:
         await _get(self._client, f"{self._base}/models", self._headers)
+
+
+def _content(message: Any, place: str) -> str:
+    """The text of a piece of an answer; a piece may have none."""
+    if message is None:
+        return ""
+    content = message.get("content") if isinstance(message, dict) else 0
+    if content is not None and not isinstance(content, str):
+        raise ModelError(f"{place} answered with a piece that is not text")
+    return content or ""
 
 
 def _vectors(found: Any, wanted: int, place: str) -> list[list[float]]:
@@ -169,6 +199,8 @@ def _vectors(found: Any, wanted: int, place: str) -> list[list[float]]:
         raise ModelError(f"{place} did not answer with {wanted} vectors")
     if len({len(vector) for vector in found}) > 1:
         raise ModelError(f"{place} answered with vectors of different lengths")
+    if not all(isinstance(number, (int, float)) for vector in found for number in vector):
+        raise ModelError(f"{place} answered with vectors that are not numbers")
     return [[float(number) for number in vector] for vector in found]
 
 
@@ -209,7 +241,8 @@ async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any], heade
             if response.is_success:
                 return _parsed(response.text, url)
             if last or not _again(response):
-                raise ModelError(f"{url}: {_reason(response, response.text)}")
+                kind = Refused if response.status_code in (400, 413, 422) else ModelError
+                raise kind(f"{url}: {_reason(response, response.text)}")
         await asyncio.sleep(PAUSE * 2**attempt)
     raise AssertionError("the last try returns or raises")
 

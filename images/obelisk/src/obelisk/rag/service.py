@@ -2,7 +2,8 @@
 
 One task owns the index: it compares the vault with what it has indexed, embeds only chunks that the store lacks, removes
 those that are gone, and after a failure compares everything again. So a page that was written, renamed or deleted while
-Milvus or the model was away is right once both are back, and a second run changes nothing.
+Milvus or the model was away is right once both are back, and a second run changes nothing. A page that the model refuses
+is left as it was and out of the way of the others; it is tried again when it changes and whenever everything is compared.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import httpx
 
 from obelisk.rag import models, split
 from obelisk.rag.config import Settings
-from obelisk.rag.models import Ask, ModelError
+from obelisk.rag.models import Ask, ModelError, Refused
 from obelisk.rag.store import Hit, Store, StoreError, open_store
 from obelisk.rag.vault import Stamp, Vault
 
@@ -46,6 +47,7 @@ class Changes:
     embedded: int = 0
     removed: int = 0
     unchanged: int = 0
+    skipped: int = 0
 
 
 @dataclass
@@ -103,6 +105,7 @@ class Rag:
         self.counters = Counters()
         self.chunks = 0
         self.indexed = False
+        self._refused: dict[str, str] = {}
         self._known: dict[str, Stamp] = {}
         self._checked: float | None = None
         self._lock = asyncio.Lock()
@@ -132,8 +135,18 @@ class Rag:
             for source, stamp in pages.items():
                 if known.get(source) == stamp:
                     changes.unchanged += 1
-                else:
+                    continue
+                self._refused.pop(source, None)
+                try:
                     await self._index(source, changes)
+                except Refused as error:
+                    # A model that refuses a single word refuses everything: that is no fault of the page.
+                    await self.embedder.embed(["page"])
+                    self._refused[source] = str(error)
+                    changes.skipped += 1
+                    self.counters.failed("page")
+                    log.warning("page %s is skipped: its embedding was refused: %s", source, error)
+            self._refused = {source: why for source, why in self._refused.items() if source in pages}
             self.chunks = await asyncio.to_thread(self.store.count)
             self._known, self._checked, self.indexed = pages, time.monotonic(), True
             self.counters.embedded += changes.embedded
@@ -220,7 +233,7 @@ class Rag:
         """Pieces of the answer to the last message of `ask`, which is replaced by the instruction."""
         self.counters.questions += 1
         messages = [*ask.messages[:-1], {"role": "user", "content": self.instruct(question, found)}]
-        return self.writer.write(Ask(messages, ask.temperature, ask.max_tokens, ask.model))
+        return self.writer.write(Ask(messages, ask.temperature, ask.max_tokens, ask.model, ask.finish))
 
     async def problems(self) -> dict[str, str]:
         """What keeps the service from answering, by part; empty if nothing does."""
@@ -248,12 +261,17 @@ class Rag:
             found["index"] = "the vault is being indexed for the first time"
         return found
 
+    def skipped(self) -> dict[str, str]:
+        """Pages that are not indexed as they are now, with the reason."""
+        return {**self._refused, **dict.fromkeys(sorted(self.vault.unnamed), "its name is not UTF-8")}
+
     def stats(self) -> dict[str, object]:
         """Facts about the index, without asking anyone."""
         settings = self.settings
         return {
             "document_count": self.chunks,
             "page_count": len(self._known),
+            "skipped_pages": self.skipped(),
             "indexed": self.indexed,
             "vector_db": settings.vector_db,
             "vector_db_path": self.store.place,

@@ -40,6 +40,8 @@ class Vault:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        #: Files and folders whose names are not UTF-8, in escaped form: no answer could name them as a source.
+        self.unnamed: set[str] = set()
 
     def scan(self) -> dict[str, Stamp]:
         """All pages with their stamps.
@@ -48,6 +50,7 @@ class Vault:
         taking it for one would delete every page from the store.
         """
         found: dict[str, Stamp] = {}
+        unnamed: set[str] = set()
         pending = [self.root]
         while pending:
             folder = pending.pop()
@@ -60,6 +63,10 @@ class Vault:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
+                if not _is_utf8(entry.name):
+                    path = Path(entry.path).relative_to(self.root).as_posix()
+                    unnamed.add(path.encode("utf-8", "backslashreplace").decode())
+                    continue
                 try:
                     # Links are not followed: they may lead out of the vault or back into it.
                     if entry.is_dir(follow_symlinks=False):
@@ -70,6 +77,9 @@ class Vault:
                         found[Path(entry.path).relative_to(self.root).as_posix()] = stamp
                 except OSError:
                     continue
+        for name in sorted(unnamed - self.unnamed):
+            log.warning("%s is skipped: its name is not UTF-8", name)
+        self.unnamed = unnamed
         return dict(sorted(found.items()))
 
     def read(self, source: str) -> Page | None:
@@ -83,6 +93,14 @@ class Vault:
         except FileNotFoundError:
             return None
         return parse(source, text)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse(source: str, text: str) -> Page:
