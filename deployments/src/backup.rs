@@ -230,7 +230,7 @@ impl Plan {
         out.push_str(&self.while_nobody_writes(|volume, service, file, method| match method {
             Method::EtcdSnapshot => format!(
                 "say '{volume}: a new data folder from the snapshot'\ncompose stop {service}\nempty {volume}\n\
-                 inside {service} etcdutl snapshot restore /backup/{file} --data-dir /etcd/data\n\
+                 inside {service} {file} etcdutl snapshot restore /backup/{file} --data-dir /etcd/data\n\
                  running {service}\n\n"
             ),
             Method::Mirror => format!(
@@ -277,6 +277,12 @@ folder=${{1:?usage: {name}.sh FOLDER}}
 entry=${{COMPOSE_ENTRY:-{entry}}}
 say() {{ echo "$(date -u +%H:%M:%S) $*" >&2; }}
 compose() {{ docker compose -f "$entry" "$@"; }}
+# Volumes are called after the project, and COMPOSE_PROJECT_NAME or `.env` may name another one than the file does.
+project=$(compose config | sed -n 's/^name: //p')
+# volume NAME: the volume of the project; one that is not there would be made, empty, by whoever mounts it.
+volume() {{
+  docker volume inspect "${{project}}_$1" > /dev/null || {{ echo "error: there is no volume ${{project}}_$1" >&2; exit 1; }}
+}}
 # running SERVICE...: these containers, as they are, until they are healthy; none of the jobs that they once waited for.
 running() {{ compose up --detach --wait --no-deps --no-recreate "$@"; }}
 
@@ -285,17 +291,21 @@ beside() {{
   local service=$1 program=$2; shift 2
   compose run --rm -T --no-deps --user "$(id -u):$(id -g)" -v "$folder:/backup" --entrypoint "$program" "$service" "$@"
 }}
-# inside SERVICE COMMAND...: the same as the service's own user, with its volumes, the backup read-only.
+# inside SERVICE FILE COMMAND...: the same as the service's own user, with its volumes and one file of the backup. That user
+# must be able to read the file; nobody else passes the folder.
 inside() {{
-  local service=$1 program=$2; shift 2
-  chmod -R a+rX "$folder"
-  compose run --rm -T --no-deps -v "$folder:/backup:ro" --entrypoint "$program" "$service" "$@"
-  chmod -R go-rwx "$folder"
+  local service=$1 file=$2 program=$3 status=0; shift 3
+  chmod 0700 "$folder"
+  chmod a+r "$folder/$file"
+  compose run --rm -T --no-deps -v "$folder/$file:/backup/$file:ro" --entrypoint "$program" "$service" "$@" || status=$?
+  chmod go-rwx "$folder/$file"
+  return "$status"
 }}
 # A container that is never started lends Docker a place to copy from and to; no image needs tar for that.
 with_volume() {{
   local volume=$1 helper; shift
-  helper=$(docker create --network none -v "{project}_$volume:/volume" {image} true)
+  volume "$volume"
+  helper=$(docker create --network none -v "${{project}}_$volume:/volume" {image} true)
   local status=0
   "$@" "$helper" || status=$?
   docker rm "$helper" > /dev/null
@@ -307,7 +317,8 @@ load() {{ loading=$2 with_volume "$1" load_into; }}
 load_into() {{ docker cp - "$1:/" < "$loading"; }}
 # empty VOLUME: as root in a container without network, because files belong to the services' users.
 empty() {{
-  docker run --rm --network none --user 0:0 --cap-drop ALL --cap-add DAC_OVERRIDE -v "{project}_$1:/volume" \
+  volume "$1"
+  docker run --rm --network none --user 0:0 --cap-drop ALL --cap-add DAC_OVERRIDE -v "${{project}}_$1:/volume" \
     --entrypoint /bin/bash {image} -c 'shopt -s dotglob nullglob; rm -rf -- /volume/*'
 }}
 

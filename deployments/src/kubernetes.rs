@@ -13,6 +13,9 @@ use crate::yaml::{self, YamlError};
 /// an empty folder; a volume of Docker's has not.
 const ONLY_HERE: [(&str, &str); 1] = [("postgres", "PGDATA")];
 
+/// Addresses that are not the internet.
+const PRIVATE: [&str; 3] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
+
 /// Rendered manifests, as `kubectl kustomize` prints them.
 #[derive(Debug, Clone)]
 pub struct Manifests {
@@ -106,8 +109,52 @@ impl Manifests {
             problems
                 .push(Problem::new("NetworkPolicy", "none denies by default: an empty podSelector, both directions"));
         }
+        self.policies(&mut problems);
         problems.sort();
         problems
+    }
+
+    /// Policies that let through more than a network does: everybody, everything, every namespace.
+    fn policies(&self, problems: &mut Vec<Problem>) {
+        let all = self.of("NetworkPolicy");
+        for (name, policy) in &all {
+            let at = format!("NetworkPolicy `{name}`");
+            for (rules, peers, who) in [("ingress", "from", "source"), ("egress", "to", "destination")] {
+                for rule in items(policy.pointer(&format!("/spec/{rules}"))) {
+                    if items(rule.get(peers)).next().is_none() {
+                        problems.push(Problem::new(&at, format!("{rules}: a rule without `{peers}` is every {who}")));
+                    }
+                    for peer in items(rule.get(peers)) {
+                        let spaces = peer.get("namespaceSelector").and_then(Value::as_object);
+                        if spaces.is_some_and(serde_json::Map::is_empty) {
+                            problems.push(Problem::new(
+                                &at,
+                                format!("{rules}: `namespaceSelector: {{}}` is every namespace"),
+                            ));
+                        }
+                        let cidr = peer.pointer("/ipBlock/cidr").and_then(Value::as_str).unwrap_or_default();
+                        let excepted: BTreeSet<&str> =
+                            items(peer.pointer("/ipBlock/except")).filter_map(Value::as_str).collect();
+                        let outside = PRIVATE.iter().all(|it| excepted.contains(it));
+                        // Out to the internet is what a network that is not internal has; pods and nodes are not part of it.
+                        if cidr.ends_with("/0") && (rules == "ingress" || !outside) {
+                            problems
+                                .push(Problem::new(&at, format!("{rules}: `{cidr}` is every {who}, pods included")));
+                        }
+                    }
+                }
+            }
+        }
+        let looks_up = |policy: &&Value| {
+            let everybody =
+                policy.pointer("/spec/podSelector").and_then(Value::as_object).is_some_and(serde_json::Map::is_empty);
+            let ports = items(policy.pointer("/spec/egress")).flat_map(|rule| items(rule.get("ports")));
+            let mut udp = ports.filter(|port| port.get("protocol").and_then(Value::as_str) == Some("UDP"));
+            everybody && udp.any(|port| port.get("port").and_then(Value::as_u64) == Some(53))
+        };
+        if !all.values().any(looks_up) {
+            problems.push(Problem::new("NetworkPolicy", "none lets every pod look up names: egress to port 53, UDP"));
+        }
     }
 
     fn selection(&self, workload: &Workload<'_>, problems: &mut Vec<Problem>) {

@@ -199,6 +199,12 @@ fn hardening(service: &Service) -> Vec<Problem> {
     let image = service.image.split('@').next().unwrap_or_default();
     let tag = image.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
     rule(tag.is_some_and(|tag| !tag.is_empty() && tag != "latest"), "its image has no tag, or `latest`");
+    let digest = service.image.split_once('@').map(|(_, digest)| digest.strip_prefix("sha256:").unwrap_or_default());
+    let is_digest = |it: &str| it.len() == 64 && it.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    rule(digest.is_none_or(is_digest), "its image's digest is none (sha256: and 64 hexadecimal digits)");
+    let engine = service.mounts.iter().any(|mount| mount.source.ends_with("/docker.sock"));
+    rule(!engine, "mounts the engine's socket, which is root on the machine");
+    rule(service.retries != Some(0), "its health check has no retries: the first failure counts");
     let user = service.user.as_deref().unwrap_or_default();
     let numeric = user.split(':').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
     rule(numeric, "its user is not numeric (`uid:gid`)");

@@ -33,7 +33,12 @@ pub(crate) const RESET: &str = "!reset";
 
 /// The text of a file.
 pub(crate) fn read(path: &Path) -> Result<String, YamlError> {
-    std::fs::read_to_string(path).map_err(|source| YamlError::Read { path: path.to_owned(), source })
+    let failed = |source| YamlError::Read { path: path.to_owned(), source };
+    // Reading a pipe or a device might never end.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(std::io::Error::other("it is not a regular file")));
+    }
+    std::fs::read_to_string(path).map_err(failed)
 }
 
 /// Parses one document; tags are dropped. `path` is for messages only.

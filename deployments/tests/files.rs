@@ -60,6 +60,9 @@ fn every_volume_with_state_is_backed_up() {
     assert_eq!(plan.writers, ["open-webui", "rag", "milvus"]);
     let text = plan.text(false);
     let (stop, etcd) = (text.find("stop open-webui").unwrap(), text.find("vector-etcd-data").unwrap());
+    let script = plan.restore_script();
+    assert!(script.contains(r#"-v "${project}_$1:/volume""#) && !script.contains("obelisk_"), "{script}");
+    assert!(!script.contains("chmod -R") && script.matches("  volume \"$").count() == 2, "{script}");
     assert!(stop < etcd, "Milvus' stores must be read while nobody writes:\n{text}");
     // There the chat is in a profile and has volumes that others have, too.
     let plan = backup::plan(&project("test")).unwrap();
@@ -131,6 +134,9 @@ fn every_mistake_has_a_message_that_names_it() {
         ("prod", "services: {tika: {cap_add: [NET_ADMIN]}}", "is given capabilities"),
         ("prod", "services: {tika: {cap_add: [NET_BIND_SERVICE]}}", "service `tika`: is given capabilities"),
         ("prod", "services: {proxy: {cap_add: [NET_ADMIN]}}", "service `proxy`: is given capabilities"),
+        ("prod", "services: {tika: {volumes: [\"/var/run/docker.sock:/x:ro\"]}}", "mounts the engine's socket"),
+        ("prod", "services: {tika: {healthcheck: {retries: 0}}}", "`tika`: its health check has no retries"),
+        ("prod", "services: {tika: {image: \"apache/tika:3.1@sha256:0\"}}", "`tika`: its image's digest is none"),
         ("dev", "services: {core: {read_only: true}}", "service `core`: is read-only, and `develop.watch` copies"),
         (
             "prod",
@@ -277,6 +283,28 @@ fn every_mistake_in_manifests_has_a_message_that_names_it() {
         ),
         ("serviceName: store", "serviceName: other", "serviceName `other` is not a headless Service"),
         ("drop: [ALL]", "drop: []", "keeps capabilities"),
+        ("{protocol: UDP, port: 53}, ", "", "NetworkPolicy: none lets every pod look up names"),
+        ("egress: [{to: [", "egress: [{}, {to: [", "`network-data`: egress: a rule without `to` is every destination"),
+        (
+            "ingress: [{from: [",
+            "ingress: [{}, {from: [",
+            "`network-data`: ingress: a rule without `from` is every source",
+        ),
+        (
+            "ingress: [{from: [",
+            "ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}, ",
+            "`network-data`: ingress: `0.0.0.0/0` is every source, pods included",
+        ),
+        (
+            "egress: [{to: [",
+            "egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}, ",
+            "`network-data`: egress: `0.0.0.0/0` is every destination, pods included",
+        ),
+        (
+            "ingress: [{from: [",
+            "ingress: [{from: [{namespaceSelector: {}}, ",
+            "`network-data`: ingress: `namespaceSelector: {}` is every namespace",
+        ),
     ] {
         assert!(MANIFESTS.contains(from), "{from}");
         let said = problems(&MANIFESTS.replacen(from, to, 1));

@@ -84,7 +84,12 @@ impl Project {
             }
             for file in paths {
                 let path = folder.join(file);
-                parts.push((path.clone(), yaml::marked(&path, &yaml::read(&path)?)?));
+                let part = yaml::marked(&path, &yaml::read(&path)?)?;
+                if part.get("include").is_some() {
+                    let what = "is included and has an `include` of its own".into();
+                    return Err(ComposeError::Unfit { path, what });
+                }
+                parts.push((path.clone(), part));
                 files.push(path);
             }
         }
@@ -216,6 +221,19 @@ mod tests {
         std::fs::write(&entry, "name: x\ninclude:\n  - path: [a.yaml]\n").unwrap();
         let error = Project::open(&entry, &Settings::new()).unwrap_err().to_string();
         assert!(error.contains("project_directory"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_includes_itself_or_is_no_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = folder.path().join("x.yaml");
+        let error = |included: &str| {
+            let text = format!("name: x\ninclude:\n  - {{path: [{included}], project_directory: .}}\n");
+            std::fs::write(&entry, text).unwrap();
+            Project::open(&entry, &Settings::new()).unwrap_err().to_string()
+        };
+        assert!(error("x.yaml").contains("is included and has an `include` of its own"), "{}", error("x.yaml"));
+        assert!(error("/dev/zero").contains("it is not a regular file"), "{}", error("/dev/zero"));
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub struct Service {
     pub restart: Option<String>,
     /// The health check's command; empty: none.
     pub health: Vec<String>,
+    /// How often a health check may fail, where it is written.
+    pub retries: Option<u64>,
     /// Whether its root file system cannot be written.
     pub read_only: bool,
     /// Whether `compose watch` copies files into its container.
@@ -140,6 +142,7 @@ impl Service {
                 Some(Value::String(line)) => vec![line.clone()],
                 other => items(other).into_iter().map(scalar).collect(),
             },
+            retries: value.pointer("/healthcheck/retries").map(scalar).and_then(|text| text.parse().ok()),
             read_only: value.get("read_only").and_then(Value::as_bool) == Some(true),
             synced: items(value.pointer("/develop/watch"))
                 .into_iter()
