@@ -115,15 +115,28 @@ check_model() {
   [[ $value =~ ^[A-Za-z0-9][A-Za-z0-9._/:-]{0,200}$ ]] || problem "$what must be the name of a model, not \`$value\`"
 }
 
-# check_key NAME: keys that LiteLLM takes begin with sk-; in production the well-known and the short are refused.
+# guessable TEXT: fewer than 8 different characters, counting up or down, or the word password.
+guessable() {
+  local text=$1 at code last='' seen=' ' steps=0 different=0
+  for ((at = 0; at < ${#text}; at++)); do
+    printf -v code %d "'${text:at:1}"
+    if [[ $seen != *" $code "* ]]; then seen+="$code " different=$((different + 1)); fi
+    if [ -n "$last" ] && [ "$((code - last))" -ge -1 ] && [ "$((code - last))" -le 1 ]; then steps=$((steps + 1)); fi
+    last=$code
+  done
+  [ "$different" -lt 8 ] || [ "$((steps * 2))" -gt "${#text}" ] || [[ ${text,,} == *password* ]]
+}
+
+# check_key NAME: keys that LiteLLM takes begin with sk-; in production those that are well known, short or can be guessed
+# are refused, as `imgbuild env check` refuses them.
 check_key() {
   local name=$1 value=${!1}
   if [[ $value != sk-* ]]; then
     problem "$name must begin with sk-"
   elif [[ $value =~ [[:space:]\"\\] ]]; then
     problem "$name must hold no spaces, quotes or backslashes"
-  elif [ "$ENVIRONMENT" = prod ] && { [ "${#value}" -lt 32 ] || [[ $value == *goes-here* ]]; }; then
-    problem "$name is a default or has fewer than 32 characters, which production does not allow"
+  elif [ "$ENVIRONMENT" = prod ] && { [ "${#value}" -lt 32 ] || [[ $value == *goes-here* ]] || guessable "${value#sk-}"; }; then
+    problem "$name is a default, has fewer than 32 characters or can be guessed, which production does not allow"
   fi
 }
 

@@ -26,8 +26,24 @@ const KNOWN: [&str; 14] = [
     "sk-openai-key-goes-here",
 ];
 
-/// Fewest characters of a made secret in production.
+/// Fewest characters in production: of a key, which begins with `sk-`, and of any other secret. Init asks the same of keys
+/// (`check_key` of images/init/common.sh); `tests/fixtures/keys.txt` is judged by both.
+const LEAST_KEY: usize = 32;
 const LEAST: usize = 16;
+
+/// Why a secret could be guessed, whatever its length.
+fn guessable(bare: &str) -> Option<&'static str> {
+    let bytes = bare.as_bytes();
+    let different = bytes.iter().collect::<std::collections::BTreeSet<_>>().len();
+    let steps = bytes.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) <= 1).count();
+    if different < 8 {
+        return Some("the secret has fewer than 8 different characters");
+    }
+    if steps * 2 > bytes.len() {
+        return Some("the secret counts up or down");
+    }
+    bare.to_ascii_lowercase().contains("password").then_some("the secret holds the word password")
+}
 
 /// Checks settings for an environment: names, types, ranges and the rules between them. `given` is what somebody set;
 /// `effective` is what counts with the environment's own file below it.
@@ -148,9 +164,18 @@ pub fn check_secrets(schema: &Schema, environment: &str, folder: &Path, effectiv
         if environment == "prod" && known {
             let mend = format!("delete the file, then {make}");
             problems.push(Problem::new(&at, "the secret is a default that everybody knows").hint(mend));
-        } else if environment == "prod" && value.len() < LEAST {
-            let what = format!("the secret has {} characters; production wants {LEAST}", value.len());
-            problems.push(Problem::new(&at, what));
+        } else if environment == "prod" {
+            let least = if secret.prefix == "sk-" { LEAST_KEY } else { LEAST };
+            if value.len() < least {
+                let what = format!("the secret has {} characters; production wants {least}", value.len());
+                problems.push(Problem::new(&at, what));
+            } else if let Some(why) = guessable(bare).filter(|_| !(1..16).contains(&secret.bytes)) {
+                // What is made of fewer bytes is a name, and chance alone may repeat its few characters.
+                problems.push(Problem::new(&at, why).hint(&make));
+            }
+        }
+        if secret.prefix == "sk-" && value.contains(['"', '\\']) {
+            problems.push(Problem::new(&at, "the secret holds a quote or a backslash"));
         }
         if !value.starts_with(&secret.prefix) && secret.prefix == "sk-" {
             problems.push(Problem::new(&at, "the secret does not begin with `sk-`, which LiteLLM and OpenAI expect"));
@@ -373,7 +398,7 @@ mod tests {
         assert!(missing[0].to_string().contains("secrets/make prod"), "{}", missing[0]);
 
         for secret in &schema.secrets {
-            let value = format!("{}{}", secret.prefix, "0123456789abcdef0123");
+            let value = format!("{}{}", secret.prefix, "7f3a9c1e5b2d8046f1c7e93a5d0b8246");
             let value = if secret.bytes == 0 { String::new() } else { value };
             std::fs::write(folder.path().join(&secret.name), value).unwrap();
         }
@@ -382,10 +407,13 @@ mod tests {
             ("postgres_password", "postgres", "everybody knows"),
             ("minio_root_password", "minioadmin", "everybody knows"),
             ("litellm_master_key", "sk-1234", "everybody knows"),
-            ("litellm_master_key", "0123456789abcdef0123", "does not begin with `sk-`"),
+            ("litellm_master_key", "7f3a9c1e5b2d8046f1c7e93a5d0b8246", "does not begin with `sk-`"),
             ("postgres_password", "short", "has 5 characters"),
             ("postgres_password", "", "is empty"),
-            ("postgres_password", "0123456789 abcdef 0123", "white space"),
+            ("postgres_password", "7f3a9c1e 5b2d8046 f1c7", "white space"),
+            ("postgres_password", "aaaaaaaaaaaaaaaaaaaaaaaa", "fewer than 8 different"),
+            ("postgres_password", "0123456789abcdef0123", "counts up or down"),
+            ("litellm_master_key", "sk-7f3a9c1e5b2d8046", "production wants 32"),
         ] {
             let path = folder.path().join(name);
             let before = std::fs::read(&path).unwrap();
@@ -395,6 +423,16 @@ mod tests {
             assert!(value.is_empty() || !problems[0].what.contains(value), "a value was printed: {problems:?}");
             std::fs::write(&path, before).unwrap();
         }
+        let path = folder.path().join("litellm_master_key");
+        let before = std::fs::read(&path).unwrap();
+        let keys = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/keys.txt");
+        let keys = std::fs::read_to_string(keys).unwrap();
+        for (judged, key) in keys.lines().filter_map(|line| line.split_once(' ')).filter(|(judged, _)| *judged != "#") {
+            std::fs::write(&path, key).unwrap();
+            let problems = check_secrets(&schema, "prod", folder.path(), &none);
+            assert_eq!(problems.is_empty(), judged == "good", "{key}: {problems:?}");
+        }
+        std::fs::write(&path, before).unwrap();
         let openai = Settings::from([("USE_OPENAI".to_owned(), "true".to_owned())]);
         let problems = check_secrets(&schema, "prod", folder.path(), &openai);
         let names: Vec<&str> = problems.iter().map(|problem| problem.at.as_str()).collect();
