@@ -186,8 +186,10 @@ pub fn check_secrets(schema: &Schema, environment: &str, folder: &Path, effectiv
         effective.get(name).map(String::as_str).or(default).unwrap_or_default().eq_ignore_ascii_case(wanted)
     };
     let key = std::fs::read_to_string(folder.join("openai_api_key")).unwrap_or_default();
-    if uses("USE_OPENAI", "true") && !uses("OPENAI_API_KEY_FILE", "/run/secrets/openai_api_key") {
-        let what = "must be /run/secrets/openai_api_key because USE_OPENAI is true: init reads the key there";
+    let asked =
+        uses("USE_OPENAI", "true") || uses("EMBEDDING_PROVIDER", "openai") || uses("COMPLETION_PROVIDER", "openai");
+    if asked && !uses("OPENAI_API_KEY_FILE", "/run/secrets/openai_api_key") {
+        let what = "must be /run/secrets/openai_api_key because OpenAI is used: init and rag read the key there";
         problems.push(Problem::new("OPENAI_API_KEY_FILE", what));
     }
     for (name, wanted) in [("USE_OPENAI", "true"), ("EMBEDDING_PROVIDER", "openai"), ("COMPLETION_PROVIDER", "openai")]
@@ -437,5 +439,9 @@ mod tests {
         let problems = check_secrets(&schema, "prod", folder.path(), &openai);
         let names: Vec<&str> = problems.iter().map(|problem| problem.at.as_str()).collect();
         assert_eq!(names, ["OPENAI_API_KEY_FILE", "USE_OPENAI"], "{problems:?}");
+        let openai = Settings::from([("EMBEDDING_PROVIDER".to_owned(), "openai".to_owned())]);
+        let problems = check_secrets(&schema, "prod", folder.path(), &openai);
+        let names: Vec<&str> = problems.iter().map(|problem| problem.at.as_str()).collect();
+        assert_eq!(names, ["EMBEDDING_PROVIDER", "OPENAI_API_KEY_FILE"], "{problems:?}");
     }
 }
