@@ -438,7 +438,7 @@ fn real_what_goes_wrong_is_told() {
             &[("SECRETS_DIR", "../secrets/none")],
             [&run[..], &["litellm-proxy"]].concat(),
             None,
-            &["bind source path does not exist", "secrets/none/litellm_master_key"],
+            &["bind source path does not exist", "secrets/none/litellm_"],
         ),
         (
             &[("SECRETS_DIR", "../secrets/unreadable")],
