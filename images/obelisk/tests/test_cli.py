@@ -39,7 +39,7 @@ def obelisk(environ, *arguments, status=0):
 
 def test_index_tells_what_it_did(environ, vault):
     assert json.loads(obelisk(environ, "index", "--json").stdout) == {
-        "pages": 3, "embedded": 3, "removed": 0, "unchanged": 0,
+        "pages": 3, "embedded": 3, "removed": 0, "unchanged": 0, "skipped": 0,
     }
     one = obelisk(environ, "index", "--vault", str(vault / "index.md"))
     assert one.stdout == "1 pages: 1 chunks embedded, 0 removed\n"
