@@ -168,7 +168,7 @@ impl BaseParts {
     pub fn new(config: String, layers: Vec<Descriptor>) -> Result<BaseParts, String> {
         let base = BaseParts { config, layers };
         let value: Map<String, Value> = serde_json::from_str(&base.config).map_err(|error| error.to_string())?;
-        Members::of(&base.config)?;
+        let members = Members::of(&base.config)?;
         for (name, fits) in [
             ("config", value.get("config").is_none_or(|it| it.is_object() || it.is_null())),
             ("history", value.get("history").is_none_or(|it| it.is_array() || it.is_null())),
@@ -178,7 +178,7 @@ impl BaseParts {
                 return Err(format!("its `{name}` is something else than the specification says"));
             }
         }
-        if let Some(run) = Members::of(&base.config)?.get("config").filter(|text| *text != "null") {
+        if let Some(run) = members.get("config").filter(|text| *text != "null") {
             Members::of(run)?;
         }
         Ok(base)

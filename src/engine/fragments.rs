@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::CacheError;
 use layers::encode::LAYER_FORMAT;
@@ -97,12 +97,17 @@ impl Local<'_> {
             return Ok(found);
         }
         // Images that share packages ask for the same set-up at the same moment.
-        let turn = self.making.lock().expect("no thread panics while it holds this").entry(key).or_default().clone();
+        let turn = self.turn(&key);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         match self.find_fragment(&key)? {
             Some(found) => Ok(found),
             None => self.keep(&key, text, make()?),
         }
+    }
+
+    /// What is held by who makes what a key stands for: others in this process wait, and then find it.
+    pub(super) fn turn(&self, key: &Key) -> Arc<Mutex<()>> {
+        self.making.lock().expect("no thread panics while it holds this").entry(*key).or_default().clone()
     }
 
     pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::base::BaseImage;
 use super::bytecode::Interpreters;
 use super::convert::{self, Converted, Drops};
-use super::foundation::{Answers, Below, Cut, Foundation, Laid, Linked};
+use super::foundation::{Below, Cut, Foundation, Laid, Linked};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::made::{Content, Made};
@@ -78,6 +78,17 @@ pub struct LayerJob {
     pub ran: Vec<Ran>,
     /// Its outcome, where that is known without its fragments.
     made: Option<LayerRecord>,
+}
+
+/// What is found out for all layers of a stage at once.
+#[derive(Default)]
+pub(super) struct Together {
+    /// The archives as fragments, by key.
+    pub unpacked: FragmentMap,
+    /// Attributes of directories that several packages hold.
+    pub shared: BTreeMap<ImagePath, Entry>,
+    /// Paths that archives leave to others.
+    pub drops: BTreeMap<Digest, Drops>,
 }
 
 /// A stage after its walk.
@@ -236,12 +247,11 @@ impl Local<'_> {
         }
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
-        let mut listener = cut.map(|cut| (cut.at, Linked::default()));
-        let mut walked = self.walk_onto(subject, resolved, &mut view, listener.as_mut())?;
-        let answers = view.heard().filter(Answers::are_few);
+        let mut walked = self.walk_onto(subject, resolved, &mut view, cut.map(|cut| cut.at))?;
+        let heard = view.heard().filter(|(answers, _)| answers.are_few());
         let (gate, text) = gate_key(subject, resolved, view.linked());
         self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
-        walked.below = answers.zip(listener).map(|(answers, (_, linked))| Below { answers, linked, gate });
+        walked.below = heard.map(|(answers, linked)| Below { answers, linked, gate });
         Ok(walked)
     }
 
@@ -280,9 +290,9 @@ impl Local<'_> {
         if let Some(base) = &resolved.base {
             walked.base = Some(self.base(subject, base)?);
         }
-        let nothing = (FragmentMap::new(), BTreeMap::new(), BTreeMap::new());
+        let nothing = Together::default();
         for layer in &resolved.layers[cut.at..] {
-            match self.lay(subject, layer, (&nothing.0, &nothing.1, &nothing.2), &mut view, &mut walked) {
+            match self.lay(subject, layer, &nothing, &mut view, &mut walked) {
                 Ok(()) => {}
                 // It would fail once more, and take as long.
                 Err(error) if error.is_of_a_command() => return Err(located(error, layer)),
@@ -324,7 +334,7 @@ impl Local<'_> {
         subject: Subject<'_>,
         resolved: &Resolved,
         view: &mut View<'v>,
-        mut listener: Option<&mut (usize, Linked)>,
+        cut: Option<usize>,
     ) -> Result<Walked, EngineError> {
         self.interpreters.learn(resolved);
         let mut walked = Walked::default();
@@ -344,21 +354,17 @@ impl Local<'_> {
             let run = &resolved.layers[at..end];
             let unpacked = self.unpacked(run, &drops)?;
             let all: Vec<Arc<Fragment>> = unpacked.values().cloned().collect();
-            let shared = shared_dirs(&all);
+            let together = Together { unpacked, shared: shared_dirs(&all), drops: drops.clone() };
             walked.packages.extend(
                 all.iter()
                     .filter_map(|fragment| fragment.package.as_ref())
                     .map(|package| (package.name.clone(), package.version.clone(), package.architecture.clone())),
             );
             for layer in run {
-                if let Some((cut, linked)) = &mut listener
-                    && *cut == walked.jobs.len()
-                {
-                    *linked = view.linked();
+                if cut == Some(walked.jobs.len()) {
                     view.listen();
                 }
-                self.lay(subject, layer, (&unpacked, &shared, &drops), view, &mut walked)
-                    .map_err(|error| located(error, layer))?;
+                self.lay(subject, layer, &together, view, &mut walked).map_err(|error| located(error, layer))?;
             }
             at = end;
         }
@@ -370,11 +376,11 @@ impl Local<'_> {
         &self,
         subject: Subject<'_>,
         layer: &LayerPlan,
-        (unpacked, shared, drops): (&FragmentMap, &BTreeMap<ImagePath, Entry>, &BTreeMap<Digest, Drops>),
+        together: &Together,
         view: &mut View<'_>,
         walked: &mut Walked,
     ) -> Result<(), EngineError> {
-        let job = self.layer(subject, layer, unpacked, shared, drops, view, walked)?;
+        let job = self.layer(subject, layer, together, view, walked)?;
         if let [Op::Run(_)] = layer.ops.as_slice() {
             job.fragments.iter().for_each(|outcome| view.apply_base(outcome));
         } else {
@@ -419,8 +425,7 @@ impl Local<'_> {
         let made = Mutex::new(&mut records);
         in_parallel(threads, &missing, |job| {
             // Images that share layers may be at them at the same moment.
-            let turn =
-                self.making.lock().expect("no thread panics while it holds this").entry(job.key).or_default().clone();
+            let turn = self.turn(&job.key);
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             let record = match self.find_layer(&job.key)? {
                 Some(record) => record,
@@ -471,14 +476,11 @@ impl Local<'_> {
         Ok(record)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the state of one walk, used here alone")]
     pub(super) fn layer(
         &self,
         subject: Subject<'_>,
         layer: &LayerPlan,
-        unpacked: &FragmentMap,
-        shared: &BTreeMap<ImagePath, Entry>,
-        drops: &BTreeMap<Digest, Drops>,
+        together: &Together,
         view: &View<'_>,
         below: &Walked,
     ) -> Result<LayerJob, EngineError> {
@@ -488,8 +490,11 @@ impl Local<'_> {
         for op in &layer.ops {
             match op {
                 Op::Unpack { archive, conversion } => {
-                    let key = unpack_key(archive, conversion, drops.get(&archive.digest).unwrap_or(&Drops::new())).0;
-                    let fragment = unpacked.get(&key).expect("a run's archives are unpacked before its layers");
+                    let none = Drops::new();
+                    let drops = together.drops.get(&archive.digest).unwrap_or(&none);
+                    let key = unpack_key(archive, conversion, drops).0;
+                    let fragment =
+                        together.unpacked.get(&key).expect("a run's archives are unpacked before its layers");
                     fragments.push(fragment.clone());
                     ran.extend(self.runs.that_built(&archive.digest));
                 }
@@ -545,7 +550,7 @@ impl Local<'_> {
             let (key, text) = hasher.finish();
             fragments.push(self.kept(key, &text, || Ok(plain))?);
         }
-        let skeleton = skeleton(&fragments, shared, view);
+        let skeleton = skeleton(&fragments, &together.shared, view);
         let mut hasher = KeyHasher::new("layer", LAYER_FORMAT);
         if self.compression != Compression::Gzip {
             hasher.field("compression", self.compression);

@@ -25,7 +25,7 @@ use layers::{Digest, ImagePath, Key, KeyHasher, Network, Platform, Run, StageId,
 use serde::{Deserialize, Serialize};
 
 use super::index::{Fragment, INDEX_FORMAT};
-use super::local::{LayerJob, Local, Subject, Walked};
+use super::local::{LayerJob, Local, Subject, Together, Walked};
 use super::log::Log;
 use super::view::View;
 use super::{EngineError, outcome, root};
@@ -179,8 +179,7 @@ impl Local<'_> {
         let (fragment, last) = match find()? {
             Some(found) => found,
             None => {
-                let turn =
-                    self.making.lock().expect("no thread panics while it holds this").entry(key).or_default().clone();
+                let turn = self.turn(&key);
                 let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
                 let _among_builders = self.store.lock_build(&key)?;
                 match find()? {
@@ -254,8 +253,8 @@ impl Local<'_> {
         let plan = LayerPlan { ops: vec![op.clone()], ..layer.clone() };
         let open = |digest: &Digest| self.open(digest);
         let unpacked = self.unpacked(std::slice::from_ref(&plan), &BTreeMap::new())?;
-        let (nothing, below) = (View::new(&open), Walked::default());
-        self.layer(subject, &plan, &unpacked, &BTreeMap::new(), &BTreeMap::new(), &nothing, &below)
+        let together = Together { unpacked, ..Together::default() };
+        self.layer(subject, &plan, &together, &View::new(&open), &Walked::default())
     }
 
     /// Writes an input as the new folder `to`.

@@ -47,6 +47,7 @@ pub struct View<'a> {
 struct Listener {
     dirs: u32,
     fragments: u32,
+    linked: Linked,
     heard: Mutex<Answers>,
 }
 
@@ -133,13 +134,13 @@ impl<'a> View<'a> {
     /// Writes down from now on what is asked about the layers that have been applied.
     pub fn listen(&mut self) {
         let (dirs, fragments) = (self.dirs.len() as u32, self.fragments.len() as u32);
-        self.listener = Some(Listener { dirs, fragments, heard: Mutex::default() });
+        self.listener = Some(Listener { dirs, fragments, linked: self.linked, heard: Mutex::default() });
     }
 
-    /// What was asked since [`View::listen`], with the answers.
-    pub fn heard(&mut self) -> Option<Answers> {
+    /// What was asked since [`View::listen`], with the answers, and what was linked until then.
+    pub fn heard(&mut self) -> Option<(Answers, Linked)> {
         let listener = self.listener.take()?;
-        Some(listener.heard.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Some((listener.heard.into_inner().unwrap_or_else(PoisonError::into_inner), listener.linked))
     }
 
     /// `place` is what the layers so far have at `path`.

@@ -16,7 +16,6 @@ use layers::encode::EPOCH;
 use layers::lock::Lock;
 use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
-use layers::op::Op;
 use layers::source::Python;
 use layers::{ImageConfig, PlannedImage, Platform, StageId};
 use serde::Serialize;
@@ -133,6 +132,8 @@ struct Missing {
     at: usize,
     /// Where its stage is cut.
     cut: Option<Cut>,
+    /// Whether the layers above the cut are made in no time: of few bytes, and without a command.
+    quick: bool,
 }
 
 enum Trouble {
@@ -267,7 +268,10 @@ fn make(
 ) -> Result<(), Trouble> {
     let mut missing: Vec<Missing> = Vec::new();
     for (at, it) in wanted.iter().enumerate().filter(|(_, it)| it.record.is_none()) {
-        missing.push(Missing { at, cut: keys.cut(it.platform, &it.resolved)? });
+        let cut = keys.cut(it.platform, &it.resolved)?;
+        let copied = cut.as_ref().and_then(|cut| keys.bytes_copied(&it.resolved.layers[cut.at..]));
+        let quick = copied.is_some_and(|bytes| bytes <= QUICK);
+        missing.push(Missing { at, cut, quick });
     }
     if missing.is_empty() {
         return Ok(());
@@ -343,7 +347,7 @@ fn make_layers(
     engine.fragments(&stages).map_err(Trouble::Engine)?;
     let walked = Mutex::new(walked);
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
-    in_parallel(bench.jobs, &whole, |Missing { at, cut }| {
+    in_parallel(bench.jobs, &whole, |Missing { at, cut, .. }| {
         let (at, it) = (*at, &wanted[*at]);
         let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
         let done = engine.walk(subject, &it.resolved, cut.as_ref())?;
@@ -362,7 +366,7 @@ fn make_layers(
     }
     let jobs: Vec<_> = missing.iter().flat_map(|it| &walked[&it.at].jobs).collect();
     let records = engine.assemble(&jobs, bench.jobs).map_err(Trouble::Engine)?;
-    for Missing { at, cut } in missing {
+    for Missing { at, cut, .. } in missing {
         let walked = walked.remove(at).expect("it was walked");
         let it = &mut wanted[*at];
         let record = ImageRecord {
@@ -403,19 +407,6 @@ fn within_budget(wanted: &Wanted<'_>, walked: &Walked) -> Result<(), EngineError
 /// Bytes that are put into a layer in no time.
 const QUICK: u64 = 4 << 20;
 
-/// Whether the layers above the cut are made in no time: of few bytes, and without a command.
-fn is_quick(bench: &Bench<'_>, resolved: &Resolved, cut: &Cut) -> Result<bool, Failure> {
-    let mut bytes = 0;
-    for op in resolved.layers[cut.at..].iter().flat_map(|layer| &layer.ops) {
-        match op {
-            Op::Copy(files) => bytes += bench.context.select(files)?.size(),
-            Op::Take(_) => return Ok(false),
-            _ => {}
-        }
-    }
-    Ok(bytes <= QUICK)
-}
-
 /// Walks those of the missing images whose lower layers are remembered well enough.
 fn on_foundations(
     bench: &Bench<'_>,
@@ -426,7 +417,7 @@ fn on_foundations(
     walked: &mut HashMap<usize, Walked>,
     checked: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<(), Trouble> {
-    for Missing { at, cut } in missing {
+    for Missing { at, cut, quick } in missing {
         let Some(cut) = cut.as_ref().filter(|_| !walked.contains_key(at)) else { continue };
         // A comparison wants every command to be run, and a cache elsewhere is told of all fragments.
         let told = bench.targets.is_none() || bench.elsewhere.bundle(&cut.key).is_some();
@@ -434,7 +425,7 @@ fn on_foundations(
             continue;
         }
         let it = &wanted[*at];
-        if !is_quick(bench, &it.resolved, cut)? {
+        if !quick {
             checked()?;
         }
         let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };

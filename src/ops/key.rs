@@ -124,12 +124,14 @@ pub struct Keys<'a> {
     taken: HashMap<(StageId, Platform), Key>,
     /// The conversion that was last written: neighbours have it in common.
     conversion: Option<(Conversion, String)>,
+    /// The bytes that copies select, by what is copied.
+    copied: HashMap<String, u64>,
 }
 
 impl<'a> Keys<'a> {
     /// Of images that stand on this lock.
     pub fn new(bench: &'a Bench<'a>, lock: &'a Lock) -> Keys<'a> {
-        Keys { bench, lock, stages: HashMap::new(), taken: HashMap::new(), conversion: None }
+        Keys { bench, lock, stages: HashMap::new(), taken: HashMap::new(), conversion: None, copied: HashMap::new() }
     }
 
     /// The key of a resolved stage.
@@ -165,6 +167,17 @@ impl<'a> Keys<'a> {
         }
         let (key, text) = hasher.finish();
         Ok(Some(Cut { at, key, text }))
+    }
+
+    /// The bytes of the context that layers hold whose key was worked out here; `None` where a command may have to run for them.
+    pub fn bytes_copied(&self, layers: &[LayerPlan]) -> Option<u64> {
+        let ops = layers.iter().flat_map(|layer| &layer.ops);
+        ops.map(|op| match op {
+            Op::Copy(files) => self.copied.get(&files.to_json()).copied(),
+            Op::Take(_) => None,
+            _ => Some(0),
+        })
+        .sum()
     }
 
     /// What all layers of an image depend on.
@@ -205,7 +218,9 @@ impl<'a> Keys<'a> {
             }
             Op::Copy(files) => {
                 let selection = self.bench.context.select(files)?;
-                hasher.field("copy", files.to_json()).field("selection", selection.digest);
+                let text = files.to_json();
+                hasher.field("copy", &text).field("selection", selection.digest);
+                self.copied.insert(text, selection.size());
             }
             Op::Take(take) => {
                 let key = self.taken(take.stage, run::platform_of(take, platform))?;

@@ -181,11 +181,11 @@ impl Reach<'_> {
             }
         };
         held.supply.store = Some(self.store.clone());
+        let here: BTreeSet<AnyDigest> = held.bundle.documents.iter().map(|it| it.digest).collect();
         for document in &held.bundle.documents {
             let what = document.digest.to_string();
             let said = document.read().map_err(|why| RegistryError::Document { what: what.clone(), why })?;
-            let here = |child: &&Descriptor| held.bundle.documents.iter().any(|it| it.digest == child.digest);
-            let missing = said.manifests.len() - said.manifests.iter().filter(here).count();
+            let missing = said.manifests.iter().filter(|child| !here.contains(&child.digest)).count();
             if missing > 0 {
                 let all = said.manifests.len();
                 let text = format!(

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 
-use super::auth::{Credential, Keyring, Secret, Sources};
+use super::auth::{Credential, Keyring, Sources};
 use super::body::{Outgoing, Progress};
 use super::error::RegistryError;
 use super::guard::{self, PublicOnly};
@@ -22,6 +22,7 @@ use super::reference::Repository;
 use super::token::Session;
 use super::{retry, transport};
 use crate::fetch::{Proxies, chain, shown};
+use crate::hide::hidden;
 
 /// How to speak to registries.
 #[derive(Debug, Clone)]
@@ -121,7 +122,6 @@ pub struct Client {
     origins: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Contact>>>>,
     standings: tokio::sync::Mutex<HashMap<String, bool>>,
     sessions: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Session>>>>,
-    secrets: Mutex<Vec<Secret>>,
 }
 
 /// How a host is reached.
@@ -201,7 +201,6 @@ impl Client {
             origins: Mutex::default(),
             standings: tokio::sync::Mutex::default(),
             sessions: Mutex::default(),
-            secrets: Mutex::default(),
             config,
         }
     }
@@ -290,26 +289,6 @@ impl Client {
 
     pub(super) fn session(&self, host: &str) -> Arc<tokio::sync::Mutex<Session>> {
         lock(&self.sessions).entry(host.to_owned()).or_default().clone()
-    }
-
-    /// Keeps a secret from being shown, should a server repeat it in a message.
-    pub(super) fn guard_secret(&self, secret: &Secret) {
-        crate::hide::remember(secret.reveal());
-        if secret.reveal().len() > 3 {
-            let mut secrets = lock(&self.secrets);
-            if !secrets.contains(secret) {
-                secrets.push(secret.clone());
-            }
-        }
-    }
-
-    /// A server's text, fit to be shown: short, printable, without secrets.
-    pub(super) fn clean(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for secret in lock(&self.secrets).iter() {
-            text = text.replace(secret.reveal(), "***");
-        }
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
     }
 
     /// Sends a request, again and again if need be, and returns the answer.
@@ -568,7 +547,7 @@ impl Client {
                 );
                 Err(RegistryError::Unreachable { what: ask.what.into(), url: shown(url), why, failures: 1 }.into())
             }
-            Err(why) => Err(Failure::Broken { why: self.clean(&why), after: None }),
+            Err(why) => Err(Failure::Broken { why: clean(&why), after: None }),
         }
     }
 
@@ -607,7 +586,7 @@ impl Client {
         let said = said(&body);
         match said.is_empty() {
             true => format!("it answered {status}"),
-            false => format!("it answered {status}: {}", self.clean(&said)),
+            false => format!("it answered {status}: {}", clean(&said)),
         }
     }
 
@@ -638,6 +617,11 @@ impl Client {
             why: why + &hint,
         }
     }
+}
+
+/// A server's text, fit to be shown: short, printable, without secrets.
+fn clean(text: &str) -> String {
+    hidden(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }
 
 /// The messages of an error answer.

@@ -13,14 +13,15 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValu
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
+use super::auth::Credential;
 use super::auth::challenge::{self, Challenge};
-use super::auth::{Credential, Secret};
 use super::body::{Outgoing, Progress};
 use super::client::{Answer, Ask, Client, Failure};
 use super::error::RegistryError;
 use super::reference::Repository;
 use super::retry;
 use crate::fetch::shown;
+use crate::hide;
 
 /// What is known about how a registry wants to be spoken to.
 #[derive(Debug, Default)]
@@ -71,11 +72,11 @@ impl Client {
         let Some(way) = session.lock().await.way.clone() else { return Ok((None, false)) };
         let found = self.keyring.find(repository).map_err(RegistryError::from)?;
         let credential = found.credential;
-        self.guard_credential(&credential);
+        guard(&credential);
         match (way, &credential) {
             (_, Credential::RegistryToken(token)) => Ok((header("Bearer", token.reveal()), true)),
             (Way::Basic, Credential::Password { user, password }) => {
-                Ok((header("Basic", &self.basic(user, password.reveal())), true))
+                Ok((header("Basic", &basic(user, password.reveal())), true))
             }
             (Way::Basic, _) => Ok((None, true)),
             (Way::Bearer { realm, service }, credential) => {
@@ -229,7 +230,7 @@ impl Client {
                 why: "the token server's answer holds no token".into(),
             });
         };
-        self.guard_secret(&Secret::new(text));
+        hide::remember(&text);
         let seconds = granted.expires_in.filter(|it| it.is_finite() && *it > 0.0).map_or(SHORTEST, |it| it as u64);
         // Renewed before it ends: a large upload that is refused at its end is sent twice.
         let lives = Duration::from_secs(seconds.clamp(1, 86_400)).mul_f64(0.8);
@@ -260,7 +261,7 @@ impl Client {
         }
         let mut ask = Ask::new("get a token", Method::GET, url, Vec::new()).header(ACCEPT, "application/json");
         if let Some((user, password)) = pair {
-            ask.headers.extend(header("Basic", &self.basic(user, password)).map(|value| (AUTHORIZATION, value)));
+            ask.headers.extend(header("Basic", &basic(user, password)).map(|value| (AUTHORIZATION, value)));
         }
         match self.grant(repository, home, realm, ask).await? {
             Ok(granted) => Ok(granted),
@@ -328,20 +329,20 @@ impl Client {
         let what = format!("give a token for {}", repository.path);
         RegistryError::Denied { registry: repository.registry.clone(), what, who, why }
     }
+}
 
-    fn basic(&self, user: &str, password: &str) -> String {
-        let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-        self.guard_secret(&Secret::new(text.clone()));
-        text
-    }
+fn basic(user: &str, password: &str) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    hide::remember(&text);
+    text
+}
 
-    fn guard_credential(&self, credential: &Credential) {
-        match credential {
-            Credential::Anonymous => {}
-            Credential::Password { password: secret, .. }
-            | Credential::IdentityToken { token: secret, .. }
-            | Credential::RegistryToken(secret) => self.guard_secret(secret),
-        }
+fn guard(credential: &Credential) {
+    match credential {
+        Credential::Anonymous => {}
+        Credential::Password { password: secret, .. }
+        | Credential::IdentityToken { token: secret, .. }
+        | Credential::RegistryToken(secret) => hide::remember(secret.reveal()),
     }
 }
 

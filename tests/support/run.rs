@@ -48,8 +48,13 @@ impl Outcome {
 
 /// The command, open to SIGINT: who started the tests in the background of a script has made them deaf to it.
 pub fn interruptible(command: &Command) -> Command {
-    let mut wrapped = Command::new("env");
-    wrapped.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    wrapped("env", &["--default-signal=INT"], command)
+}
+
+/// A command in the hands of another program, with its environment and folder.
+pub fn wrapped(program: &str, words: &[&str], command: &Command) -> Command {
+    let mut wrapped = Command::new(program);
+    wrapped.args(words).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => wrapped.env(name, value),

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::run::wrapped;
+
 /// A server that somebody else wrote.
 #[derive(Debug)]
 pub struct Server {
@@ -43,17 +45,7 @@ impl Server {
     #[track_caller]
     pub fn start(command: &Command, log: &Path, mut ready: impl FnMut() -> bool) -> Server {
         let file = File::create(log).unwrap();
-        let mut wrapped = Command::new("setpriv");
-        wrapped.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
+        let mut wrapped = wrapped("setpriv", &["--pdeathsig", "TERM", "--"], command);
         wrapped.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let (sender, answer) = channel();
         spawner().send((wrapped, sender)).unwrap();

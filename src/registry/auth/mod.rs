@@ -312,13 +312,11 @@ impl Keyring {
             self.sources.helpers.store(helper, &name, user, password.reveal())?;
             // An older one in clear text would stay.
             if path.exists() {
-                file::edit(&path, registry, None)
-                    .map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })?;
+                edit(&path, registry, None)?;
             }
             return Ok(format!("the credential helper `{helper}`"));
         }
-        file::edit(&path, registry, Some(credential))
-            .map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })?;
+        edit(&path, registry, Some(credential))?;
         Ok(format!("`{}`, readable by you alone but not encrypted", path.display()))
     }
 
@@ -330,8 +328,7 @@ impl Keyring {
             self.sources.helpers.erase(helper, &name)?;
             places.push(format!("the credential helper `{helper}`"));
         }
-        let edited = path.exists().then(|| file::edit(&path, registry, None)).transpose();
-        if edited.map_err(|error| AuthError::File { path: path.clone(), why: error.to_string() })? == Some(true) {
+        if path.exists() && edit(&path, registry, None)? {
             places.push(format!("`{}`", path.display()));
         }
         Ok((!places.is_empty()).then(|| places.join(" and ")))
@@ -359,6 +356,11 @@ impl Found {
         self.credential = credential;
         self
     }
+}
+
+fn edit(path: &Path, registry: &str, credential: Option<&Credential>) -> Result<bool, AuthError> {
+    file::edit(path, registry, credential)
+        .map_err(|error| AuthError::File { path: path.into(), why: error.to_string() })
 }
 
 fn is_open_to_others(path: &Path) -> bool {
