@@ -20,8 +20,10 @@ use layers::op::Op;
 use layers::{Digest, ImagePath, Key};
 use serde::{Deserialize, Serialize};
 
-use super::local::LayerRecord;
+use super::EngineError;
+use super::local::{LayerJob, LayerRecord, Local, Subject, Together, Walked, gate_key, located};
 use super::run::Ran;
+use super::view::View;
 
 /// The version of what is remembered; part of its key.
 pub const VERSION: u32 = 1;
@@ -163,6 +165,75 @@ impl Known {
     /// Whether every question had its answer.
     pub fn is_sure(&self) -> bool {
         !self.unsure.load(Ordering::Relaxed)
+    }
+}
+
+impl Local<'_> {
+    /// Walks a stage over what is remembered of its head, opening no index below the cut. `None` where that is not enough,
+    /// or something is wrong: [`Local::walk`] says what.
+    pub fn walk_on_foundation(
+        &self,
+        subject: Subject<'_>,
+        resolved: &Resolved,
+        cut: &Cut,
+    ) -> Result<Option<Walked>, EngineError> {
+        let here = self.store.find(&cut.key)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
+        let known = here.or_else(|| self.elsewhere.foundation(&cut.key));
+        let Some(foundation) = known.filter(|it| it.layers.len() == cut.at) else { return Ok(None) };
+        for Laid { record, ran, .. } in &foundation.layers {
+            let is_there = self.is_within_reach(&record.digest, Some(record.size))?;
+            if !is_there || !ran.iter().all(|ran| self.runs.commands.accepts(ran.sandbox)) {
+                return Ok(None);
+            }
+        }
+        let open = |digest: &Digest| self.open(digest);
+        let below = foundation.below;
+        let mut view = View::known(&open, below.answers.clone(), below.linked);
+        let mut walked = Walked { packages: foundation.packages, ..Walked::default() };
+        for (laid, layer) in foundation.layers.into_iter().zip(&resolved.layers) {
+            walked.jobs.push(LayerJob {
+                key: laid.key,
+                text: String::new(),
+                label: layer.label.clone(),
+                skeleton: Vec::new(),
+                fragments: Vec::new(),
+                ran: laid.ran,
+                made: Some(laid.record),
+            });
+        }
+        if let Some(base) = &resolved.base {
+            walked.base = Some(self.base(subject, base)?);
+        }
+        let nothing = Together::default();
+        for layer in &resolved.layers[cut.at..] {
+            match self.lay(subject, layer, &nothing, &mut view, &mut walked) {
+                Ok(()) => {}
+                // It would fail once more, and take as long.
+                Err(error) if error.is_of_a_command() => return Err(located(error, layer)),
+                Err(_) => return Ok(None),
+            }
+        }
+        let (gate, _) = gate_key(subject, resolved, view.linked());
+        let has_passed = view.is_sure() && (gate == below.gate || self.store.find(&gate)?.is_some());
+        walked.below = Some(below);
+        Ok(has_passed.then_some(walked))
+    }
+
+    /// Remembers what the tail of a walked stage stands on. `layers` are the outcomes of all its layers.
+    pub fn remember_foundation(&self, cut: &Cut, walked: &Walked, layers: &[LayerRecord]) -> Result<(), EngineError> {
+        let Some(below) = &walked.below else { return Ok(()) };
+        if walked.is_on_foundation() && self.store.record_path(&cut.key).exists() {
+            return Ok(());
+        }
+        let head = walked.jobs.iter().zip(layers).take(cut.at);
+        let foundation = Foundation {
+            layers: head
+                .map(|(job, record)| Laid { key: job.key, record: record.clone(), ran: job.ran.clone() })
+                .collect(),
+            packages: walked.packages.clone(),
+            below: below.clone(),
+        };
+        Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
     }
 }
 

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod foundation;
 pub mod fragments;
 pub mod index;
+mod layer;
 pub mod local;
 mod log;
 pub mod made;

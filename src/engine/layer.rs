@@ -1,0 +1,354 @@
+//! What a layer is made of: each operation of its plan as a fragment, made from what the view below says or found in the store.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT};
+use layers::op::{Configure, Conversion, LayerPlan, Op};
+use layers::source::{Dir, Files, Inline, Link, Owner, TakeFrom, User};
+use layers::{Digest, ImagePath, KeyHasher, Platform, StageId};
+
+use super::EngineError;
+use super::convert::Drops;
+use super::fragments::unpack_key;
+use super::index::{Fragment, INDEX_FORMAT};
+use super::local::{LayerJob, Local, Subject, Together, Walked};
+use super::made::{Content, Made};
+use super::run::{self, Ran};
+use super::skeleton::skeleton;
+use super::tree::Tree as _;
+use super::view::View;
+use crate::debian::effects;
+use crate::pin::SelectedKind;
+
+impl Local<'_> {
+    pub(super) fn layer(
+        &self,
+        subject: Subject<'_>,
+        layer: &LayerPlan,
+        together: &Together,
+        view: &View<'_>,
+        below: &Walked,
+    ) -> Result<LayerJob, EngineError> {
+        let mut fragments = Vec::with_capacity(layer.ops.len());
+        let mut ran = Vec::new();
+        let mut plain = Made::default();
+        for op in &layer.ops {
+            match op {
+                Op::Unpack { archive, conversion } => {
+                    let none = Drops::new();
+                    let drops = together.drops.get(&archive.digest).unwrap_or(&none);
+                    let key = unpack_key(archive, conversion, drops).0;
+                    let fragment =
+                        together.unpacked.get(&key).expect("a run's archives are unpacked before its layers");
+                    fragments.push(fragment.clone());
+                    ran.extend(self.runs.that_built(&archive.digest));
+                }
+                Op::Dir(dir) => {
+                    plain.commands_dirs = true;
+                    plain.push(dir_entry(dir, view)?, Content::None);
+                }
+                Op::Link(link) => plain.push(link_entry(link, view)?, Content::None),
+                Op::Inline(inline) => {
+                    let (entry, content) = inline_entry(inline, view)?;
+                    plain.push(entry, content);
+                }
+                Op::Copy(files) => fragments.push(self.copy(files, view)?),
+                Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
+                Op::Take(take) => {
+                    let (fragment, commands) = self.take(subject, take, view)?;
+                    fragments.push(fragment);
+                    ran.extend(commands);
+                }
+                Op::Compile(wanted) => fragments.push(self.compile(wanted, view)?),
+                Op::Build(_) => unreachable!("`settle` turned it into `Op::Unpack`"),
+                Op::Run(step) => {
+                    let (fragment, commands) = self.run(subject, layer, step, view, below)?;
+                    let (key, text) = run::outcome_key(&fragment);
+                    let (label, fragments) = (layer.label.clone(), vec![fragment]);
+                    return Ok(LayerJob {
+                        key,
+                        text,
+                        label,
+                        skeleton: Vec::new(),
+                        fragments,
+                        ran: commands,
+                        made: None,
+                    });
+                }
+                Op::Configure(configure) => {
+                    fragments.push(self.configure(subject.platform, configure, view, below)?);
+                }
+            }
+        }
+        if !plain.entries.is_empty() || !plain.dirs.is_empty() {
+            let mut hasher = KeyHasher::new("plain", LAYER_FORMAT);
+            hasher.field("index", INDEX_FORMAT);
+            for dir in &plain.dirs {
+                hasher.field("dir", entry_text(dir));
+            }
+            for (entry, content) in &plain.entries {
+                hasher.field("entry", entry_text(entry));
+                if let Content::Bytes(bytes) = content {
+                    hasher.field("content", Digest::of(bytes));
+                }
+            }
+            let (key, text) = hasher.finish();
+            fragments.push(self.kept(key, &text, || Ok(plain))?);
+        }
+        let skeleton = skeleton(&fragments, &together.shared, view);
+        let mut hasher = KeyHasher::new("layer", LAYER_FORMAT);
+        if self.compression != Compression::Gzip {
+            hasher.field("compression", self.compression);
+        }
+        for dir in &skeleton {
+            hasher.field("dir", entry_text(dir));
+        }
+        hasher.list("fragment", fragments.iter().map(|fragment| fragment.blob));
+        let (key, text) = hasher.finish();
+        Ok(LayerJob { key, text, label: layer.label.clone(), skeleton, fragments, ran, made: None })
+    }
+
+    fn copy(&self, files: &Files, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
+        let selection = self.context.select(files)?;
+        // One file goes to the path itself, a folder's content goes below it.
+        let to = view.through_links(&files.to)?;
+        let mut hasher = KeyHasher::new("copy", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.field("selection", selection.digest);
+        hasher.field("to", &to);
+        hasher.field("mode", files.mode.map_or("kept".into(), |mode| format!("{mode:o}")));
+        hasher.field("dir-mode", format!("{:o}", files.dir_mode));
+        hasher.field("owner", format!("{}:{}", files.owner.uid, files.owner.gid));
+        let (key, text) = hasher.finish();
+        self.kept(key, &text, || {
+            let mut made = Made::default();
+            for selected in &selection.entries {
+                let path = match to.join(&selected.path) {
+                    Ok(path) => path,
+                    Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidInput, error.to_string()).into()),
+                };
+                let entry = |kind, mode| Entry {
+                    uid: files.owner.uid,
+                    gid: files.owner.gid,
+                    ..Entry::new(path.clone(), kind, mode, EPOCH)
+                };
+                match &selected.kind {
+                    SelectedKind::Dir => made.push(entry(Kind::Dir, files.dir_mode), Content::None),
+                    SelectedKind::Symlink { target } => {
+                        made.push(entry(Kind::Symlink { target: target.clone() }, 0o777), Content::None);
+                    }
+                    SelectedKind::File { size, executable, digest } => {
+                        let mode = files.mode.unwrap_or(if *executable { 0o755 } else { 0o644 });
+                        let (source, digest) = (selected.source.clone(), *digest);
+                        let context = self.context;
+                        let open = move || -> Result<Box<dyn Read>, EngineError> {
+                            let file = context.open_file(&source)?;
+                            Ok(Box::new(Verified::new(file, source, digest)))
+                        };
+                        made.push(entry(Kind::File { size: *size }, mode), Content::Open(Box::new(open)));
+                    }
+                }
+            }
+            Ok(made)
+        })
+    }
+
+    fn add_user(&self, user: &User, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
+        let mut hasher = KeyHasher::new("user", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.field("version", format!("{:?}", effects::versions([])));
+        hasher.field("user", serde_json::to_string(user).expect("plain strings and numbers"));
+        for name in ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"] {
+            let path = ImagePath::new(name).expect("a normal path");
+            if let Some(entry) = view.entry(&path) {
+                hasher.field("below", entry_text(entry));
+                hasher.field("content", Digest::of(&view.read(&path)?));
+            }
+        }
+        let (key, text) = hasher.finish();
+        self.kept(key, &text, || Ok(generated(effects::add_user(view, user, EPOCH)?)))
+    }
+
+    fn configure(
+        &self,
+        platform: Platform,
+        configure: &Configure,
+        view: &View<'_>,
+        below: &Walked,
+    ) -> Result<Arc<Fragment>, EngineError> {
+        let mut hasher = KeyHasher::new("configure", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.field("platform", platform);
+        let names: Vec<&str> = configure.packages.iter().map(|archive| package_name(&archive.name)).collect();
+        hasher.field("effects", format!("{:?}", effects::versions(names)));
+        hasher.field("written", serde_json::to_string(&configure.effects).expect("plain strings and numbers"));
+        hasher.field("ignored", serde_json::to_string(&configure.ignore_scripts).expect("plain strings"));
+        if let Some(base) = &below.base {
+            hasher.field("base", base.manifest);
+        }
+        hasher.list("below", below.jobs.iter().map(|job| job.key));
+        let (key, text) = hasher.finish();
+        self.kept(key, &text, || {
+            let mut packages = Vec::new();
+            for archive in &configure.packages {
+                let conversion =
+                    Conversion::Deb { exclude: configure.exclude.get(&archive.digest).cloned().unwrap_or_default() };
+                let fragment = self.unpack(archive, &conversion, &Drops::new())?;
+                packages.extend(fragment.package.as_ref().map(|package| effects::Package {
+                    name: package.name.clone(),
+                    version: package.version.clone(),
+                    architecture: package.architecture.clone(),
+                    scripts: package.scripts.clone(),
+                }));
+            }
+            let entries = effects::configure(
+                &effects::Configure {
+                    packages: &packages,
+                    extra: &configure.effects,
+                    ignored: &configure.ignore_scripts,
+                    platform,
+                    mtime: EPOCH,
+                },
+                view,
+            )?;
+            Ok(generated(entries))
+        })
+    }
+
+    fn take(
+        &self,
+        subject: Subject<'_>,
+        take: &TakeFrom<StageId>,
+        view: &View<'_>,
+    ) -> Result<(Arc<Fragment>, Vec<Ran>), EngineError> {
+        let subject = Subject { platform: run::platform_of(take, subject.platform), ..subject };
+        let open = |digest: &Digest| self.open(digest);
+        let mut other = View::new(&open);
+        let walked = self.other_stage(subject, take.stage, &mut other)?;
+        let from = other.through_links(&take.path)?;
+        let to = view.through_links(&take.to)?;
+        let mut hasher = KeyHasher::new("take", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.list("stage", walked.jobs.iter().map(|job| job.key));
+        if let Some(base) = &walked.base {
+            hasher.field("base", base.manifest);
+        }
+        hasher.field("from", &from);
+        hasher.field("to", &to);
+        if let Some(owner) = take.owner {
+            hasher.field("owner", format!("{}:{}", owner.uid, owner.gid));
+        }
+        let (key, text) = hasher.finish();
+        let fragment = self.kept(key, &text, || taken(&other, &from, &to, take.owner))?;
+        Ok((fragment, walked.jobs.into_iter().flat_map(|job| job.ran).collect()))
+    }
+}
+
+/// Everything about an entry that reaches the tar.
+fn entry_text(entry: &Entry) -> String {
+    serde_json::to_string(entry).expect("plain strings and numbers")
+}
+
+/// The package of a .deb's file name (`name_version_architecture.deb`).
+fn package_name(file: &str) -> &str {
+    file.split('_').next().unwrap_or(file)
+}
+
+fn dir_entry(dir: &Dir, view: &View<'_>) -> Result<Entry, EngineError> {
+    let path = view.through_links(&dir.path)?;
+    Ok(Entry { uid: dir.owner.uid, gid: dir.owner.gid, ..Entry::new(path, Kind::Dir, dir.mode, EPOCH) })
+}
+
+fn link_entry(link: &Link, view: &View<'_>) -> Result<Entry, EngineError> {
+    let path = view.through_links(&link.path)?;
+    Ok(Entry::new(path, Kind::Symlink { target: link.target.clone() }, 0o777, EPOCH))
+}
+
+fn inline_entry(inline: &Inline, view: &View<'_>) -> Result<(Entry, Content<'static>), EngineError> {
+    let path = view.through_links(&inline.path)?;
+    let bytes = inline.text.clone().into_bytes();
+    let kind = Kind::File { size: bytes.len() as u64 };
+    let entry = Entry { uid: inline.owner.uid, gid: inline.owner.gid, ..Entry::new(path, kind, inline.mode, EPOCH) };
+    Ok((entry, Content::Bytes(bytes)))
+}
+
+fn generated(entries: Vec<(Entry, Option<Vec<u8>>)>) -> Made<'static> {
+    let mut made = Made { commands_dirs: true, ..Made::default() };
+    for (entry, content) in entries {
+        made.push(entry, content.map_or(Content::None, Content::Bytes));
+    }
+    made
+}
+
+/// The entries at and below `from`, moved to `to`.
+fn taken<'v>(
+    view: &'v View<'_>,
+    from: &ImagePath,
+    to: &ImagePath,
+    owner: Option<Owner>,
+) -> Result<Made<'v>, EngineError> {
+    let mut made = Made::default();
+    let moved = |path: &ImagePath| {
+        let rest = path.as_str().strip_prefix(from.as_str()).unwrap_or_default().trim_start_matches('/');
+        to.join(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
+    };
+    let mut found = false;
+    for entry in view.below(from) {
+        found = true;
+        let path = moved(&entry.path)?;
+        let mut copy = Entry { path, ..entry.clone() };
+        if let Some(owner) = owner {
+            (copy.uid, copy.gid) = (owner.uid, owner.gid);
+        }
+        match &entry.kind {
+            Kind::File { .. } => {
+                let source = entry.path.clone();
+                let open = move || -> Result<Box<dyn Read + 'v>, EngineError> { Ok(view.open(&source)?) };
+                made.push(copy, Content::Open(Box::new(open)));
+            }
+            Kind::Hardlink { target } if target.starts_with(from) && view.entry(target).is_some() => {
+                copy.kind = Kind::Hardlink { target: moved(target)? };
+                made.push(copy, Content::None);
+            }
+            Kind::Hardlink { .. } => {
+                // Its first name stays behind: the content comes along.
+                let bytes = view.read(&entry.path)?;
+                copy.kind = Kind::File { size: bytes.len() as u64 };
+                made.push(copy, Content::Bytes(bytes));
+            }
+            _ => made.push(copy, Content::None),
+        }
+    }
+    if found { Ok(made) } else { Err(EngineError::NothingToTake { path: from.clone() }) }
+}
+
+/// Reads a file of the context and compares it with what was pinned.
+struct Verified<R> {
+    inner: R,
+    path: String,
+    expected: Digest,
+    hasher: sha2::Sha256,
+}
+
+impl<R: Read> Verified<R> {
+    fn new(inner: R, path: String, expected: Digest) -> Verified<R> {
+        Verified { inner, path, expected, hasher: sha2::Digest::new() }
+    }
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(out)?;
+        if count > 0 {
+            sha2::Digest::update(&mut self.hasher, &out[..count]);
+        } else if !out.is_empty() {
+            let found: [u8; 32] = sha2::Digest::finalize(self.hasher.clone()).into();
+            if Digest::from_bytes(found) != self.expected {
+                let error = EngineError::Changed { path: self.path.clone() };
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string()));
+            }
+        }
+        Ok(count)
+    }
+}
