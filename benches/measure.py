@@ -102,6 +102,34 @@ def stop(server: subprocess.Popen) -> None:
         server.wait()
 
 
+class Engine:
+    """A Docker engine of our own, without networks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = clean(folder)
+        self.socket = f"unix:///tmp/imgbuild-bench-{os.getpid()}.sock"
+        words = ["dockerd", "--data-root", str(self.folder / "data"), "--exec-root", f"/tmp/imgbuild-bench-{os.getpid()}"]
+        words += ["--host", self.socket, "--pidfile", str(self.folder / "pid"), "--bridge", "none"]
+        words += ["--iptables=false", "--ip6tables=false"]
+        log = (self.folder / "log").open("w")
+        self.server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for _ in range(300):
+            if subprocess.run([*self.client(), "info"], capture_output=True, check=False).returncode == 0:
+                return
+            time.sleep(0.2)
+        self.stop()
+        sys.exit("dockerd did not start: " + (self.folder / "log").read_text()[-2000:])
+
+    def client(self) -> list[str]:
+        return ["/usr/bin/docker", "--host", self.socket]
+
+    def stop(self) -> None:
+        stop(self.server)
+        shutil.rmtree(f"/tmp/imgbuild-bench-{os.getpid()}", ignore_errors=True)
+        Path(self.socket.removeprefix("unix://")).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class Line:
     """Passes bytes to a server on loopback and back, each `delay` seconds late, `rate` a second in each direction."""
 
@@ -171,6 +199,16 @@ def plan(name: str, stages: list[dict], images: dict[str, int]) -> str:
     config |= {"labels": {}, "healthcheck": None, "stop_signal": None}
     layered = {name: {"stage": at, "config": config, "layerBudget": 40} for name, at in images.items()}
     return json.dumps({"imgbuildPlan": 1, "catalogue": name, "stages": stages, "images": layered})
+
+
+def with_bytecode(binary: Path, project: Path) -> list[str]:
+    """Flags for the catalogue of a copy of the project, with byte-code of the standard library and of all wheels."""
+    catalogue = json.loads(run(str(binary), "plan", "--format", "json", cwd=project))
+    for source in (stage.get("source", {}) for stage in catalogue["stages"]):
+        if source.get("kind") == "python" or "python3" in source.get("packages", []):
+            source["bytecode"] = "all"
+    (project / "bytecode.json").write_text(json.dumps(catalogue))
+    return ["--catalogue", "bytecode.json", "--context", "images/obelisk", "--lock-file", "images/images.lock"]
 
 
 OWNER = {"uid": 0, "gid": 0}

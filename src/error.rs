@@ -128,6 +128,9 @@ impl From<layers::lower::LowerError> for Failure {
         match error {
             LowerError::Unlocked { .. } => failure.hint("run `imgbuild lock`"),
             LowerError::NoPlatform { .. } => failure.hint("choose other platforms with `--platform`, or another base"),
+            LowerError::NothingToConfigure { .. } => {
+                failure.hint("name a package that the layer, or one below it, installs: `imgbuild tree` lists them")
+            }
             LowerError::NoLockFile { .. } => failure.hint("choose the context with `--context DIR`"),
             LowerError::NoInterpreter { python, .. } => {
                 failure.hint(format!("put `.layer(debian([\"python{python}\"]))` below it, or leave byte-code out"))
@@ -148,14 +151,24 @@ impl From<crate::engine::EngineError> for Failure {
             EngineError::Registry(error) => (*error).into(),
             EngineError::Unconfigured(why) => Failure::usage(why),
             EngineError::Command { ref log, .. } => {
-                let hint = format!("the whole log is in `{}`", log.display());
-                Failure::work(error.to_string()).hint(hint)
+                let failure = Failure::work(error.to_string());
+                // Nothing was written where the command was never started.
+                match std::fs::metadata(log) {
+                    Ok(file) if file.len() > 0 => failure.hint(format!("the whole log is in `{}`", log.display())),
+                    _ => failure,
+                }
             }
             EngineError::ForeignCommand { platform } => Failure::work(error.to_string()).hint(format!(
-                "build on a machine for {platform}, or say `.portable()` where what is taken is the same on all platforms"
+                "build on a machine for {platform}; or say `.portable()` where what is taken is the same on all platforms, or `.emulated()`"
+            )),
+            EngineError::NotEmulated { platform, .. } => Failure::work(error.to_string()).hint(format!(
+                "as root of the machine: `apt-get install qemu-user-static binfmt-support`, or `docker run --privileged --rm tonistiigi/binfmt --install {}`",
+                platform.architecture()
             )),
             EngineError::NoSecret { ref name } => Failure::usage(error.to_string())
                 .hint(format!("give it with `--secret {name}=env:VARIABLE` or `--secret {name}=file:PATH`")),
+            EngineError::NoAgent => Failure::usage(error.to_string())
+                .hint("name it with `--ssh default` (the one of `SSH_AUTH_SOCK`) or `--ssh SOCKET`"),
             other => Failure::work(other.to_string()),
         }
     }

@@ -29,6 +29,15 @@ pub enum Event<'a> {
         /// The archive's name.
         name: &'a str,
     },
+    /// The modules of an archive have their byte-code.
+    ByteCode {
+        /// The archive's name.
+        name: &'a str,
+        /// How many were compiled.
+        compiled: usize,
+        /// How many had it from the last archive of the same package.
+        taken: usize,
+    },
     /// A fragment is in the cache.
     ConversionFinished {
         /// The archive's name.

@@ -1,7 +1,7 @@
 //! Work on several cores.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Runs `work` on all items with up to `threads` threads; the first error stops the rest.
 pub fn in_parallel<T: Sync, E: Send>(
@@ -29,6 +29,73 @@ pub fn in_parallel<T: Sync, E: Send>(
     match failed.into_inner().expect("no thread panics while it holds this") {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+/// The cores that a build works with: who has one works, others wait. Nobody may wait for a second one. Clones are the same cores.
+#[derive(Debug, Clone)]
+pub struct Cores(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<Free>,
+    given_back: Condvar,
+}
+
+#[derive(Debug)]
+struct Free {
+    cores: usize,
+    /// Who waits and comes before all others.
+    first: usize,
+}
+
+/// One of the [`Cores`], given back when it is dropped.
+#[derive(Debug)]
+pub struct Core(Arc<Shared>);
+
+impl Cores {
+    /// So many, at least one.
+    pub fn new(cores: usize) -> Cores {
+        let state = Mutex::new(Free { cores: cores.max(1), first: 0 });
+        Cores(Arc::new(Shared { state, given_back: Condvar::new() }))
+    }
+
+    /// Waits for a core that nobody else has or waits for as the first.
+    pub fn take(&self) -> Core {
+        let free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = |free: &mut Free| free.cores == 0 || free.first > 0;
+        self.0.given_back.wait_while(free, taken).unwrap_or_else(PoisonError::into_inner).cores -= 1;
+        Core(self.0.clone())
+    }
+
+    /// A core that is free now and that nobody waits for as the first: a second one for who has one.
+    pub fn spare(&self) -> Option<Core> {
+        let mut free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.cores == 0 || free.first > 0 {
+            return None;
+        }
+        free.cores -= 1;
+        Some(Core(self.0.clone()))
+    }
+
+    /// Waits for the next core: for work that others wait for longest.
+    pub fn take_first(&self) -> Core {
+        let given_back = &self.0.given_back;
+        let mut free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        free.first += 1;
+        let mut free = given_back.wait_while(free, |free| free.cores == 0).unwrap_or_else(PoisonError::into_inner);
+        free.first -= 1;
+        free.cores -= 1;
+        // Those that waited for the first may have a core that is left.
+        given_back.notify_all();
+        Core(self.0.clone())
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).cores += 1;
+        self.0.given_back.notify_all();
     }
 }
 
@@ -73,6 +140,39 @@ impl Drop for Share<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_comes_first_has_the_next_core_and_all_others_have_theirs() {
+        let cores = Cores::new(1);
+        let order = Mutex::new(Vec::new());
+        let note = |who: &'static str| order.lock().expect("nobody panics").push(who);
+        let waiting = || cores.0.state.lock().expect("nobody panics").first;
+        let held = cores.take();
+        assert!(cores.spare().is_none());
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let _core = cores.take();
+                    note("other");
+                });
+            }
+            scope.spawn(|| {
+                let _core = cores.take_first();
+                note("first");
+            });
+            while waiting() == 0 {
+                std::thread::yield_now();
+            }
+            drop(held);
+        });
+        assert_eq!(order.into_inner().expect("nobody panics"), ["first", "other", "other", "other"]);
+        assert_eq!(waiting(), 0);
+        assert_eq!(cores.0.state.lock().expect("nobody panics").cores, 1);
+        let spare = cores.spare();
+        assert!(spare.is_some() && cores.spare().is_none());
+        drop(spare);
+        assert!(cores.spare().is_some());
+    }
 
     #[test]
     fn no_more_is_held_than_the_budget_has_and_everybody_has_a_turn() {

@@ -27,6 +27,7 @@ mod transfer;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -160,10 +161,15 @@ impl Store {
         Ok(self.command_folder()?.join(format!("root-{}", &name.hex()[..32])))
     }
 
-    /// Made when it is needed: caches of earlier versions have none.
+    /// Made when it is needed: caches of earlier versions have none. Nobody else looks into it: what commands keep from run to run
+    /// may be a secret or a program with its owner's rights.
     fn command_folder(&self) -> Result<PathBuf, CacheError> {
         let path = self.bucket("commands");
         fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+        let mode = fs::metadata(&path).map_err(CacheError::at(&path))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(CacheError::at(&path))?;
+        }
         Ok(path)
     }
 
@@ -178,13 +184,25 @@ impl Store {
 
 /// Renames a finished file to its place, making the folder above where it is missing.
 fn settle(from: &Path, to: &Path) -> Result<(), CacheError> {
-    match fs::rename(from, to) {
+    match replace(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && from.exists() => {
             if let Some(folder) = to.parent() {
                 fs::create_dir_all(folder).map_err(CacheError::at(folder))?;
             }
-            fs::rename(from, to).map_err(CacheError::at(to))
+            replace(from, to).map_err(CacheError::at(to))
         }
         done => done.map_err(CacheError::at(to)),
+    }
+}
+
+/// Renames a file to a place where another may be: whoever looks sees one of them, whole.
+///
+/// Both are exchanged where the file system can: a file that is renamed over another is first written out by ext4 (its
+/// `auto_da_alloc`), which takes milliseconds. What is kept here says by a digest whether it is whole, so none has to be.
+pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+        Ok(()) => fs::remove_file(from),
+        Err(_) => fs::rename(from, to),
     }
 }

@@ -36,11 +36,13 @@ fn archive(source: io::Error) -> CacheError {
 }
 
 impl Store {
-    /// Writes everything that was of use at `since` (seconds since 1970) or later as a tar file.
+    /// Writes everything that was of use at `since` (seconds since 1970) or later as a tar file. What commands keep for themselves
+    /// stays: their logs, their stages as folders, and their `.cache(..)` folders, which may hold what is nobody else's business.
     pub fn export(&self, out: &mut dyn Write, since: i64) -> Result<Amount, CacheError> {
         let _hold = self.hold()?;
         let mut items = self.survey()?.items;
-        items.retain(|item| item.used >= since && !matches!(item.class, Class::OtherVersion | Class::Partial));
+        let stays = |class| matches!(class, Class::OtherVersion | Class::Partial | Class::Command);
+        items.retain(|item| item.used >= since && !stays(item.class));
         items.sort_by(|a, b| (a.class == Class::Record, &a.path).cmp(&(b.class == Class::Record, &b.path)));
         let mut tar = tar::Builder::new(out);
         let mut amount = Amount::default();

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use thiserror::Error;
 
-use crate::compose::Project;
+use crate::compose::{Project, Service};
 
 /// How a volume is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +60,8 @@ pub struct Plan {
     pub left_out: Vec<String>,
     /// Services that write to what is copied as files, in the order in which they are stopped.
     pub writers: Vec<String>,
+    /// Services that only read what is copied as files: they make something of it at their start, so a restore stops them, too.
+    pub readers: Vec<String>,
     /// An image that is there anyway; helper containers are made of it and never started.
     pub helper_image: String,
 }
@@ -121,7 +123,13 @@ pub fn plan(project: &Project) -> Result<Plan, BackupError> {
     // Whoever writes to Milvus, then Milvus; etcd and the object store stay up, they are asked for their data.
     let writers = ["open-webui", "rag", "milvus"];
     let is_profile_only = |name: &str| services.get(name).is_some_and(|service| !service.profiles.is_empty());
+    let reads = |service: &Service| {
+        let saved = |source: &str| items.iter().any(|it| it.method == Method::Tar && it.volume == source);
+        !service.is_job() && service.profiles.is_empty() && service.mounts.iter().any(|mount| saved(&mount.source))
+    };
+    let readers = services.values().filter(|it| reads(it) && !writers.contains(&it.name.as_str()));
     Ok(Plan {
+        readers: readers.map(|it| it.name.clone()).collect(),
         project: project.name.clone(),
         entry: project.files.first().map(|path| path.display().to_string()).unwrap_or_default(),
         items,
@@ -148,13 +156,17 @@ impl Plan {
         for item in self.items.iter().filter(|item| item.method == Method::PgDump) {
             line(&mut out, format!("{} {arrow} {} ({})", item.volume, item.file(), how(item.method, restore)));
         }
-        line(&mut out, format!("stop {}", self.writers.join(", ")));
+        line(&mut out, format!("stop {}", self.stopped(restore).join(", ")));
         for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
             line(&mut out, format!("{} {arrow} {} ({})", item.volume, item.file(), how(item.method, restore)));
         }
-        line(&mut out, format!("start {} again", self.writers.join(", ")));
+        let (store, others): (Vec<&str>, Vec<&str>) = self.started(restore).partition(|writer| *writer == STORE);
         if restore {
+            line(&mut out, format!("start {} again", store.join(", ")));
             line(&mut out, "run init: what is not saved is made of what is".to_owned());
+            line(&mut out, format!("start {} again", others.join(", ")));
+        } else {
+            line(&mut out, format!("start {} again", [store, others].concat().join(", ")));
         }
         let _ = writeln!(
             out,
@@ -184,7 +196,9 @@ impl Plan {
                 );
             }
         }
-        out.push_str(&self.while_nobody_writes(|volume, service, file, method| match method {
+        let started: Vec<&str> = self.started(false).collect();
+        out.push_str(&start_again(&started, "the backup is not complete"));
+        out.push_str(&self.while_nobody_writes(false, |volume, service, file, method| match method {
             Method::EtcdSnapshot => format!(
                 "say '{volume}: snapshot'\nbeside {service} etcdctl --endpoints=http://{service}:2379 snapshot save /backup/{file}\n\n"
             ),
@@ -196,7 +210,7 @@ impl Plan {
             _ => format!("say '{volume}: files'\nsave {volume} \"$folder/{file}\"\n\n"),
         }));
         out.push_str(
-            "(cd \"$folder\" && find . -type f ! -name SHA256SUMS ! -name complete -print0 | sort -z | xargs -0 -r sha256sum > SHA256SUMS)\n\
+            "trap - EXIT\n\n(cd \"$folder\" && find . -type f ! -name SHA256SUMS ! -name complete -print0 | sort -z | xargs -0 -r sha256sum > SHA256SUMS)\n\
              date -u +%Y-%m-%dT%H:%M:%SZ > \"$folder/complete\"\nsay \"complete: $folder\"\n",
         );
         out
@@ -206,28 +220,48 @@ impl Plan {
     pub fn restore_script(&self) -> String {
         let mut out = self.head("restore", "puts back the data of");
         out.push_str(
-            "[ -e \"$folder/complete\" ] || { echo \"error: $folder holds no complete backup\" >&2; exit 1; }\n\
-             folder=$(cd \"$folder\" && pwd)\nsay 'check every file'\n(cd \"$folder\" && sha256sum --quiet --check SHA256SUMS >&2)\n\n",
+            "[ -e \"$folder/complete\" ] || { echo \"error: $folder holds no complete backup\" >&2; exit 1; }\n",
         );
+        // What another environment saved is whole and yet not enough.
+        let files: Vec<String> = self.items.iter().map(Item::file).collect();
+        let _ = writeln!(
+            out,
+            "for file in {}; do\n  [ -e \"$folder/$file\" ] || {{ echo \"error: $folder has no $file: it is no backup of this environment\" >&2; exit 1; }}\ndone",
+            files.join(" ")
+        );
+        out.push_str(
+            "folder=$(cd \"$folder\" && pwd)\nsay 'check every file'\n(cd \"$folder\" && sha256sum --quiet --check SHA256SUMS >&2)\n\n",
+        );
+        // Who is asked for data before who asks.
+        let of = |method| self.items.iter().filter(move |it| it.method == method).map(|it| it.service.as_str());
+        let stopped: Vec<&str> = of(Method::PgDump)
+            .chain(of(Method::EtcdSnapshot))
+            .chain(of(Method::PgDump).flat_map(|_| CLIENTS))
+            .chain(self.started(true))
+            .collect();
+        out.push_str(&start_again(&stopped, "half restored: run it again"));
         for item in &self.items {
             if item.method == Method::PgDump {
-                let clients = ["litellm"];
                 let _ = write!(
                     out,
-                    "say '{volume}: into an empty database'\ncompose stop {clients}\n\
-                     running {service}\n\
-                     compose exec -T {service} sh -c 'dropdb -U \"$POSTGRES_USER\" --if-exists --force --maintenance-db=template1 \"$POSTGRES_DB\" \
-                     && createdb -U \"$POSTGRES_USER\" --maintenance-db=template1 --template=template0 \"$POSTGRES_DB\"'\n\
-                     compose exec -T {service} sh -c 'pg_restore -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" --exit-on-error --no-owner' \
-                     < \"$folder/{file}\"\nrunning {clients}\n\n",
+                    "say '{volume}: into a new database'\nrunning {service}\n\
+                     compose exec -T {service} sh -ec '{NEW_DATABASE}drop \"$new\"\n\
+                     createdb -U \"$POSTGRES_USER\" --maintenance-db=template1 --template=template0 \"$new\"\n\
+                     pg_restore -U \"$POSTGRES_USER\" -d \"$new\" --exit-on-error --no-owner || {{ drop \"$new\"; exit 1; }}' \
+                     < \"$folder/{file}\"\n\
+                     say '{volume}: in place of the old one'\ncompose stop {clients}\n\
+                     compose exec -T {service} sh -ec '{NEW_DATABASE}drop \"$POSTGRES_DB\"\n\
+                     echo \"ALTER DATABASE :\\\"new\\\" RENAME TO :\\\"old\\\"\" | psql -X -q -U \"$POSTGRES_USER\" -d template1 \
+                     -v ON_ERROR_STOP=1 -v new=\"$new\" -v old=\"$POSTGRES_DB\"'\n\
+                     running {clients}\n\n",
                     volume = item.volume,
                     service = item.service,
                     file = item.file(),
-                    clients = clients.join(" ")
+                    clients = CLIENTS.join(" ")
                 );
             }
         }
-        out.push_str(&self.while_nobody_writes(|volume, service, file, method| match method {
+        out.push_str(&self.while_nobody_writes(true, |volume, service, file, method| match method {
             Method::EtcdSnapshot => format!(
                 "say '{volume}: a new data folder from the snapshot'\ncompose stop {service}\nempty {volume}\n\
                  inside {service} {file} etcdutl snapshot restore /backup/{file} --data-dir /etcd/data\n\
@@ -241,29 +275,38 @@ impl Plan {
             ),
             _ => format!("say '{volume}: files'\nempty {volume}\nload {volume} \"$folder/{file}\"\n\n"),
         }));
-        // What is not saved is made of what is: the tokens that were put back.
-        out.push_str(
-            "say 'what init makes of it'\ncompose run --rm -T --no-deps init >&2\nsay \"restored from $folder\"\n",
-        );
+        out.push_str("trap - EXIT\nsay \"restored from $folder\"\n");
         out
     }
 
     /// The part of a script in which the writers are stopped: `step` says what is done with each volume that is not dumped,
-    /// given its name, its service, its file in the backup and its method.
-    fn while_nobody_writes(&self, step: impl Fn(&str, &str, &str, Method) -> String) -> String {
-        // In the order in which they wait for each other.
-        let started: Vec<String> = self.writers.iter().rev().map(|writer| format!("running {writer}")).collect();
-        let mut out = format!(
-            "say 'stop the writers'\n# Whatever happens from here on, they are started again.\n\
-             trap '{}' EXIT\ncompose stop {}\n\n",
-            started.join("; "),
-            self.writers.join(" ")
-        );
+    /// given its name, its service, its file in the backup and its method. In a restore init runs before those that read what it
+    /// makes of the tokens that were put back.
+    fn while_nobody_writes(&self, restore: bool, step: impl Fn(&str, &str, &str, Method) -> String) -> String {
+        let mut out = format!("say 'stop the writers'\ncompose stop {}\n\n", self.stopped(restore).join(" "));
         for item in self.items.iter().filter(|item| item.method != Method::PgDump) {
             out.push_str(&step(&item.volume, &item.service, &item.file(), item.method));
         }
-        let _ = write!(out, "say 'start them again'\ntrap - EXIT\n{}\n\n", started.join("\n"));
+        out.push_str("say 'start them again'\n");
+        let mut init = restore.then_some("say 'what init makes of it'\ncompose run --rm -T --no-deps init >&2\n");
+        for writer in self.started(restore) {
+            if writer != STORE {
+                out.push_str(init.take().unwrap_or_default());
+            }
+            let _ = writeln!(out, "running {writer}");
+        }
         out
+    }
+
+    /// Who is stopped, in this order: the readers' site or page would be of the old files.
+    fn stopped(&self, restore: bool) -> Vec<&str> {
+        let readers = self.readers.iter().filter(|_| restore);
+        readers.chain(&self.writers).map(String::as_str).collect()
+    }
+
+    /// The same in the order in which they wait for each other.
+    fn started(&self, restore: bool) -> impl Iterator<Item = &str> {
+        self.stopped(restore).into_iter().rev()
     }
 
     fn head(&self, name: &str, verb: &str) -> String {
@@ -274,8 +317,14 @@ impl Plan {
 set -euo pipefail
 umask 077
 folder=${{1:?usage: {name}.sh FOLDER}}
-entry=${{COMPOSE_ENTRY:-{entry}}}
+entry=${{COMPOSE_ENTRY:-}}
+[ -n "$entry" ] || entry={entry}
+# An image that is there anyway: containers of it copy, and empty volumes.
+image={image}
 say() {{ echo "$(date -u +%H:%M:%S) $*" >&2; }}
+# One at a time: a backup in the night of a restore would start what the restore has stopped.
+exec {{lock}}< "$entry"
+flock --nonblock "$lock" || {{ say 'another backup or restore is at work: waiting for its end'; flock "$lock"; }}
 compose() {{ docker compose -f "$entry" "$@"; }}
 # Volumes are called after the project, and COMPOSE_PROJECT_NAME or `.env` may name another one than the file does.
 project=$(compose config | sed -n 's/^name: //p')
@@ -305,7 +354,7 @@ inside() {{
 with_volume() {{
   local volume=$1 helper; shift
   volume "$volume"
-  helper=$(docker create --network none -v "${{project}}_$volume:/volume" {image} true)
+  helper=$(docker create --network none -v "${{project}}_$volume:/volume" "$image" true)
   local status=0
   "$@" "$helper" || status=$?
   docker rm "$helper" > /dev/null
@@ -319,20 +368,50 @@ load_into() {{ docker cp - "$1:/" < "$loading"; }}
 empty() {{
   volume "$1"
   docker run --rm --network none --user 0:0 --cap-drop ALL --cap-add DAC_OVERRIDE -v "${{project}}_$1:/volume" \
-    --entrypoint /bin/bash {image} -c 'shopt -s dotglob nullglob; rm -rf -- /volume/*'
+    --entrypoint /bin/bash "$image" -c 'shopt -s dotglob nullglob; rm -rf -- /volume/*'
 }}
 
 "#,
-            project = self.project,
-            entry = self.entry,
-            image = self.helper_image,
+            // In a comment, which a line break would end.
+            project = self.project.escape_debug(),
+            entry = quoted(&self.entry),
+            image = quoted(&self.helper_image),
         )
     }
 }
 
-/// The object store's credentials, from where the service reads them.
-const LOGIN: &str = "mc --config-dir /tmp/mc alias set store http://minio:9000 \"$(cat /run/secrets/minio_root_user)\" \
-                     \"$(cat /run/secrets/minio_root_password)\" > /dev/null && ";
+/// The writer that init itself waits for; the others read what it makes.
+const STORE: &str = "milvus";
+
+/// Who holds connections to the dumped database.
+const CLIENTS: [&str; 1] = ["litellm"];
+
+/// The database that a dump goes into, which takes the old one's place once it is whole, and how one is dropped.
+const NEW_DATABASE: &str = "new=${POSTGRES_DB}_new\n\
+                            drop() { dropdb -U \"$POSTGRES_USER\" --if-exists --force --maintenance-db=template1 \"$1\"; }\n";
+
+/// A word that the shell takes as it is.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// From here on an end of the script that is not its last line is said and starts the services again, in this order, each
+/// whatever becomes of the others.
+fn start_again(services: &[&str], said: &str) -> String {
+    format!(
+        "# From here to `trap - EXIT`: whatever happens, they are started again.\n\
+         again() {{\n  local status=$? service\n  trap - EXIT\n  [ \"$status\" != 0 ] || status=1\n\
+         \x20 echo 'error: {said}' >&2\n\
+         \x20 for service in {}; do running \"$service\" || echo \"error: $service does not start\" >&2; done\n\
+         \x20 exit \"$status\"\n}}\ntrap again EXIT\n\n",
+        services.join(" ")
+    )
+}
+
+/// The object store's credentials, from where the service reads them, by the standard input: a list of arguments is read by
+/// every process of the machine. `printf` is the shell's own.
+const LOGIN: &str = "printf \"%s\\n%s\\n\" \"$(cat /run/secrets/minio_root_user)\" \"$(cat /run/secrets/minio_root_password)\" | \
+                     mc --config-dir /tmp/mc alias set store http://minio:9000 > /dev/null && ";
 
 /// The head of a loop over the buckets that there are: `mc ls` ends each line with `NAME/`. The image has a shell and
 /// coreutils for sure, and nothing else.
@@ -343,7 +422,7 @@ const EACH_BUCKET: &str = "listed=$(mc --config-dir /tmp/mc ls store)\n\
 fn how(method: Method, restore: bool) -> &'static str {
     match (method, restore) {
         (Method::PgDump, false) => "pg_dump, while it runs",
-        (Method::PgDump, true) => "pg_restore into an empty database",
+        (Method::PgDump, true) => "pg_restore into a new database, which then takes the old one's place",
         (Method::EtcdSnapshot, false) => "etcdctl snapshot save",
         (Method::EtcdSnapshot, true) => "etcdutl snapshot restore into an empty folder",
         (Method::Mirror, false) => "mc mirror of every bucket",

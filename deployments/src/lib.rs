@@ -25,6 +25,7 @@ pub mod config;
 pub mod env;
 pub mod graph;
 pub mod kubernetes;
+mod probe;
 mod problem;
 pub mod render;
 pub mod schema;

@@ -64,7 +64,7 @@ pub enum RenderError {
 pub fn ours(project: &Project) -> BTreeMap<String, String> {
     let setting = |name: &str, default: &'static str| {
         let written = project.variables.get(name).cloned().flatten().unwrap_or_else(|| default.to_owned());
-        project.settings.get(name).cloned().unwrap_or(written)
+        project.settings.get(name).filter(|value| !value.is_empty()).cloned().unwrap_or(written)
     };
     let prefix = format!("{}/", setting("OBELISK_IMAGES", "obelisk"));
     let suffix = format!(":{}", setting("OBELISK_TAG", "0.1.0"));

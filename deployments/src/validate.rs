@@ -3,22 +3,30 @@
 //! A service may break a rule on purpose; it says so in its label `obelisk.exception`, `RULE: REASON`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::LazyLock;
 
 use serde_json::Value;
 
 use crate::Problem;
 use crate::compose::{Condition, Project, Service};
-use crate::env::Schema;
+use crate::env::{self, Schema};
 use crate::schema::JsonSchema;
-use crate::{graph, render, yaml};
+use crate::{graph, probe, render, yaml};
 
 /// The compose specification's schema; see `vendor/compose-spec/ORIGIN.md`.
 const COMPOSE_SPEC: &str = include_str!("../vendor/compose-spec/compose-spec.json");
 
 /// The first word of a volume's name: the area of the services that it belongs to.
 const AREAS: [&str; 8] = ["core", "edge", "init", "llm", "monitoring", "rag", "ui", "vector"];
+
+/// Folders of a host that make it what it is, or through which its engine is ruled: a container that has one has the host.
+/// A folder of one's own, such as the vault, lies in none of them, unless the whole checkout does.
+const OF_THE_HOST: [&str; 9] =
+    ["/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/var/lib/containerd", "/var/lib/docker", "/var/run"];
+
+/// From the folder of the compose files to the checkout that they are in.
+const CHECKOUT: &str = "../../..";
 
 static SPEC: LazyLock<JsonSchema> =
     LazyLock::new(|| JsonSchema::parse(COMPOSE_SPEC).expect("the vendored schema is understood, as a test proves"));
@@ -32,7 +40,15 @@ pub fn compose(project: &Project, schema: &Schema, environment: &str) -> Vec<Pro
     problems.extend(dependencies(project, &services));
     problems.extend(ports(&services, environment));
     problems.extend(services.values().flat_map(hardening));
-    problems.extend(volumes(project));
+    problems.extend(folders_of_the_host(project, &services));
+    problems.extend(waits_for_what_it_reads(&services));
+    if environment != "test" {
+        for service in services.values().filter(|it| !it.health.is_empty() && it.restart.as_deref() == Some("no")) {
+            let what = "has a health check and is not started again when it ends (restart: no)";
+            problems.push(Problem::new(format!("service `{}`", service.name), what));
+        }
+    }
+    problems.extend(volumes(project, &services));
     problems.extend(addresses(&services));
     problems.extend(variables(project, schema, environment));
     problems.extend(seen(&services, schema, environment));
@@ -131,6 +147,12 @@ fn dependencies(project: &Project, services: &BTreeMap<String, Service>) -> Vec<
                 problems.push(Problem::new(&at, format!("waits for `{on}`, which does not exist")));
                 continue;
             };
+            let always = other.profiles.is_empty();
+            if !always && (service.profiles.is_empty() || !service.profiles.is_subset(&other.profiles)) {
+                let profiles = other.profiles.iter().cloned().collect::<Vec<_>>().join(", ");
+                let what = format!("waits for `{on}`, which is in the profile {profiles} and may not be there");
+                problems.push(Problem::new(&at, what));
+            }
             match condition {
                 Condition::Started => problems.push(
                     Problem::new(&at, format!("waits for `{on}` to be started, which says nothing about its state"))
@@ -172,7 +194,14 @@ fn ports(services: &BTreeMap<String, Service>, environment: &str) -> Vec<Problem
                         .push(Problem::new(&at, format!("publishes the fixed port {host}; tests run side by side")));
                 }
             }
-            if port.address.is_empty() {
+            if !service.expose.contains(&port.container) {
+                problems.push(Problem::new(
+                    &at,
+                    format!("publishes port {} of its container, which it does not offer (expose)", port.container),
+                ));
+            }
+            let everywhere = matches!(port.address.as_str(), "0.0.0.0" | "::" | "[::]");
+            if port.address.is_empty() || (environment == "dev" && everywhere) {
                 problems.push(Problem::new(&at, format!("publishes port {} on every address", port.container)));
             }
             if environment != "dev" && !service.networks.contains("edge") {
@@ -185,7 +214,8 @@ fn ports(services: &BTreeMap<String, Service>, environment: &str) -> Vec<Problem
 }
 
 /// Rules for each service; a label `obelisk.exception` of `root: REASON`, `read-only: REASON` or `net-bind-service: REASON`
-/// lifts one: the last allows exactly that capability.
+/// lifts one. The first allows the capabilities CHOWN and DAC_OVERRIDE and the last its own, and neither another one; nothing excuses
+/// who is given the host.
 fn hardening(service: &Service) -> Vec<Problem> {
     let mut problems = Vec::new();
     let exception = service.labels.get("obelisk.exception").map(String::as_str).unwrap_or_default();
@@ -207,28 +237,134 @@ fn hardening(service: &Service) -> Vec<Problem> {
     rule(service.retries != Some(0), "its health check has no retries: the first failure counts");
     let user = service.user.as_deref().unwrap_or_default();
     let numeric = user.split(':').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
-    rule(numeric, "its user is not numeric (`uid:gid`)");
+    // Who is copied into needs a user that the engine knows by name.
+    rule(numeric || (service.synced && user == "nobody"), "its user is not numeric (`uid:gid`)");
+    rule(
+        !service.synced || user == "nobody",
+        "`develop.watch` copies files into it, which the engine does for `nobody` alone",
+    );
     rule(!user.starts_with("0:") && user != "0" || excused("root"), "runs as root");
     rule(service.read_only || excused("read-only"), "its root file system is writable");
     rule(!(service.read_only && service.synced), "is read-only, and `develop.watch` copies files into it");
     rule(service.cap_drop.contains("ALL"), "keeps capabilities (cap_drop: [ALL])");
     let binds = excused("net-bind-service") && service.cap_add.iter().eq(["NET_BIND_SERVICE"]);
-    rule(service.cap_add.is_empty() || excused("root") || binds, "is given capabilities");
+    let owns = excused("root") && service.cap_add.iter().eq(["CHOWN", "DAC_OVERRIDE"]);
+    rule(service.cap_add.is_empty() || owns || binds, "is given capabilities");
+    for it in &service.host {
+        rule(false, &format!("shares the host (`{it}`)"));
+    }
     rule(service.no_new_privileges, "may gain privileges (security_opt: no-new-privileges:true)");
     for limit in ["cpus", "memory", "pids"] {
-        rule(service.limits.contains_key(limit), &format!("has no limit of {limit}"));
+        let given = service.limits.get(limit);
+        rule(given.is_some(), &format!("has no limit of {limit}"));
+        let fits = |text: &String| match limit {
+            "memory" => env::bytes(text).is_some_and(|bytes| bytes > 0),
+            _ => text.parse::<f64>().is_ok_and(|number| number > 0.0),
+        };
+        rule(given.is_none_or(fits), &format!("its limit of {limit} is none"));
+    }
+    for (key, time) in &service.times {
+        rule(is_time(time), &format!("`{time}` is no time (30s, 1m30s): {key}"));
     }
     let rotated = service.logging.contains_key("max-size") && service.logging.contains_key("max-file");
     rule(rotated, "its log is not rotated (logging.options max-size and max-file)");
     rule(service.restart.is_some(), "has no restart policy");
-    let connected = !service.networks.is_empty() || service.network_mode.as_deref() == Some("none");
+    let connected = !service.networks.is_empty() || matches!(service.network_mode.as_deref(), Some("none" | "host"));
     rule(connected, "is in the default network: name its networks, or `network_mode: none`");
     let helper = service.profiles.iter().any(|profile| matches!(profile.as_str(), "debug" | "client"));
     rule(service.is_job() || helper || !service.health.is_empty(), "has no health check");
+    if !service.health.is_empty() {
+        let of_litellm = || {
+            let asked = service.health.join(" ");
+            probe::is_litellm(&service.image).then(|| probe::wrong_of_litellm(&asked, probe::Purpose::Ready)).flatten()
+        };
+        let wrong = probe::proves_nothing(&service.health).or_else(of_litellm);
+        rule(wrong.is_none(), &format!("its health check: {}", wrong.as_deref().unwrap_or_default()));
+    }
     problems
 }
 
-fn volumes(project: &Project) -> Vec<Problem> {
+/// Folders that services mount from the host by their paths, and volumes that are such folders.
+fn folders_of_the_host(project: &Project, services: &BTreeMap<String, Service>) -> Vec<Problem> {
+    let folder = project.files.first().and_then(|entry| entry.parent()).unwrap_or(Path::new("."));
+    let mut problems = Vec::new();
+    for service in services.values() {
+        // The engine's socket has a message of its own.
+        let bound = service.mounts.iter().filter(|it| it.bind && !it.source.ends_with("/docker.sock"));
+        for source in bound.map(|it| &it.source).filter(|it| is_of_the_host(folder, it)) {
+            problems
+                .push(Problem::new(format!("service `{}`", service.name), format!("mounts `{source}` of the host")));
+        }
+    }
+    for (name, volume) in project.top("volumes") {
+        let device = volume.pointer("/driver_opts/device").and_then(Value::as_str);
+        if let Some(device) = device.filter(|it| it.starts_with('/') && is_of_the_host(folder, it)) {
+            problems.push(Problem::new(format!("volumes `{name}`"), format!("is `{device}` of the host")));
+        }
+    }
+    problems
+}
+
+/// Whether a path, relative to the folder of the compose files, is one of [`OF_THE_HOST`], lies in one, or holds one. What lies
+/// in the checkout is one's own, wherever that is: a runner may have it below `/run`.
+fn is_of_the_host(folder: &Path, source: &str) -> bool {
+    let (Some(path), Some(checkout)) = (plain(&folder.join(source)), plain(&folder.join(CHECKOUT))) else {
+        return true;
+    };
+    let holds = |path: &Path| OF_THE_HOST.iter().any(|it| Path::new(it).starts_with(path));
+    let lies_in = OF_THE_HOST.iter().any(|it| path.starts_with(it));
+    holds(&path) || (lies_in && (holds(&checkout) || !path.starts_with(&checkout)))
+}
+
+/// A path from the root, without `..`.
+fn plain(path: &Path) -> Option<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in std::path::absolute(path).ok()?.components() {
+        match part {
+            Component::ParentDir => _ = plain.pop(),
+            part => plain.push(part),
+        }
+    }
+    Some(plain)
+}
+
+/// Whoever reads a volume that a job writes, such as the tokens, waits for the job's end. The jobs that only give a volume to
+/// its user write nothing into it.
+fn waits_for_what_it_reads(services: &BTreeMap<String, Service>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for job in services.values().filter(|it| it.is_job() && it.profiles.is_empty() && it.network_mode.is_none()) {
+        for written in job.mounts.iter().filter(|mount| !mount.read_only && !mount.bind) {
+            let reads = |it: &&Service| {
+                !it.is_job() && it.mounts.iter().any(|mount| mount.source == written.source && mount.read_only)
+            };
+            for service in services.values().filter(reads) {
+                if service.depends_on.get(&job.name) != Some(&Condition::Completed) {
+                    let what = format!("reads `{}` and does not wait for the end of `{}`", written.source, job.name);
+                    problems.push(Problem::new(format!("service `{}`", service.name), what));
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// A time as Compose reads it: numbers with units, one after the other.
+fn is_time(text: &str) -> bool {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let number = rest.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
+        let unit = number.trim_start_matches(|letter: char| letter.is_ascii_lowercase());
+        let digits = &rest[..rest.len() - number.len()];
+        let known = matches!(&number[..number.len() - unit.len()], "us" | "ms" | "s" | "m" | "h");
+        if digits.parse::<f64>().is_err() || !known {
+            return false;
+        }
+        rest = unit;
+    }
+    !text.is_empty()
+}
+
+fn volumes(project: &Project, services: &BTreeMap<String, Service>) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, value) in project.top("volumes") {
         let at = format!("volumes `{name}`");
@@ -245,6 +381,14 @@ fn volumes(project: &Project) -> Vec<Problem> {
         let label = |key: &str| value.get("labels").and_then(|labels| labels.get(key)).and_then(Value::as_str);
         if !matches!(label("obelisk.volume.class"), Some("state" | "cache" | "secret")) {
             problems.push(Problem::new(&at, "has no label obelisk.volume.class of state, cache or secret"));
+        }
+        if label("obelisk.volume.class") == Some("secret") {
+            let reads = |it: &&Service| !it.is_job() && it.mounts.iter().any(|mount| mount.source == name);
+            let readers: Vec<&str> = services.values().filter(reads).map(|it| it.name.as_str()).collect();
+            if readers.len() > 1 {
+                let what = format!("holds secrets, and {} have all of them", readers.join(" and "));
+                problems.push(Problem::new(&at, what).hint("give each a volume with its own secrets alone"));
+            }
         }
         if !matches!(label("obelisk.backup"), Some("pg_dump" | "etcd-snapshot" | "s3-mirror" | "tar" | "none")) {
             let what = "has no label obelisk.backup of pg_dump, etcd-snapshot, s3-mirror, tar or none";
@@ -300,7 +444,7 @@ pub fn images(project: &Project, known: &BTreeSet<&str>) -> Vec<Problem> {
                 format!("service `{service}`"),
                 format!("runs the image `{image}`, which no catalogue defines"),
             )
-            .hint(match crate::env::nearest(&image, known.iter().copied()) {
+            .hint(match env::nearest(&image, known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("there are {names}"),
             })
@@ -342,7 +486,8 @@ fn variables(project: &Project, schema: &Schema, environment: &str) -> Vec<Probl
             }
         }
     }
-    for variable in schema.variables.iter().filter(|it| it.is_setting() && it.is_known_in(environment)) {
+    let mentioned = |it: &&env::Variable| it.is_setting() && !it.is_compose() && it.is_known_in(environment);
+    for variable in schema.variables.iter().filter(mentioned) {
         if !project.variables.contains_key(&variable.name) {
             let what = format!("is described in env/schema.toml and not used in {environment}");
             problems.push(Problem::new(format!("variable `{}`", variable.name), what));
@@ -380,4 +525,30 @@ fn seen(services: &BTreeMap<String, Service>, schema: &Schema, environment: &str
         }
     }
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkout_is_ones_own_wherever_it_is() {
+        let of = |checkout: &str, source: &str| {
+            is_of_the_host(&Path::new(checkout).join("deployments/docker/compose"), source)
+        };
+        let vault = "../../../images/obelisk/vault";
+        for checkout in ["/run/user/1000/work", "/etc/obelisk", "/var/lib/docker/volumes/x/_data", "/home/me/obelisk"] {
+            assert!(!of(checkout, vault), "{checkout}");
+            assert!(!of(checkout, &format!("{checkout}/my-vault")), "{checkout}");
+            // The way out of it, and what is beside it.
+            for source in ["../../../../../../../../../etc", "/etc", "/run/docker", "/var/lib/docker", "/run", "/"] {
+                assert!(of(checkout, source), "{checkout}: {source}");
+            }
+        }
+        assert!(of("/run/user/1000/work", "../../../../other") && of("/etc/obelisk", "../../../../shadow"));
+        // A checkout that holds them is no excuse for them.
+        for (checkout, source) in [("/run", "../../../docker"), ("/", "../../../etc"), ("/var", "../../../run")] {
+            assert!(of(checkout, source), "{checkout}: {source}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use imgbuild::engine::convert::{Drops, convert};
 use imgbuild::engine::spool::Room;
+use imgbuild::parallel::Cores;
 use imgbuild_fuzz::{check_path, repair_tar};
 use layers::encode::Kind;
 use layers::op::{Archive, Conversion, Origin};
@@ -64,7 +65,7 @@ fn run(how: u8, bytes: &[u8], bench: &Bench) {
     };
     let name = if how >> 1 & 3 == 3 { "x-1-py3-none-any.whl" } else { "archive" };
     let archive = Archive { name: name.into(), digest, size: None, origin: Origin::Url("x".into()) };
-    let room = Room::new(store.scratch());
+    let room = Room::new(store.scratch(), Cores::new(2));
     let Ok(made) = convert(&file, &archive, &conversion, &Drops::new(), &room, None) else { return };
     let Ok(fragment) = made.write(&store, &room) else { return };
     let mut paths = BTreeSet::new();

@@ -64,6 +64,9 @@ problem() {
   PROBLEMS+=("$1")
 }
 
+# What `request` must not repeat.
+SECRETS=()
+
 # secret NAME: takes NAME from the file that NAME_FILE names, if it does.
 secret() {
   local name=$1 file_name=$1_FILE
@@ -81,19 +84,22 @@ secret() {
   # Programs are handed it where they need it, and do not inherit it.
   declare -g +x "$name"
   printf -v "$name" %s "$value"
+  SECRETS+=("$value")
 }
 
 check_url() {
-  local name=$1 value=${!1}
-  local pattern='^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:([0-9]{1,5}))?(/[^[:space:]?#]*)?$'
+  local variable=$1 value=${!1}
+  # No more than an address of a service needs: others read it out of files, some of them by a shell.
+  local LC_ALL=C name='[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?'
+  local pattern="^https?://(\[[0-9A-Fa-f:.]+\]|$name)(:([0-9]{1,5}))?(/[A-Za-z0-9._~%/+-]*)?\$"
   if [[ $value == *@* ]]; then
-    problem "$name must hold no user and password: give them to the service in another way"
+    problem "$variable must hold no user and password: give them to the service in another way"
   elif ! [[ $value =~ $pattern ]]; then
-    problem "$name must be a URL such as http://host:port, not \`$value\`"
-  elif [ -n "${BASH_REMATCH[3]}" ] && { [ "$((10#${BASH_REMATCH[3]}))" -lt 1 ] || [ "$((10#${BASH_REMATCH[3]}))" -gt 65535 ]; }; then
-    problem "$name has port ${BASH_REMATCH[3]}: it must lie between 1 and 65535"
+    problem "$variable must be a URL such as http://host:port, not \`$value\`"
+  elif [ -n "${BASH_REMATCH[4]}" ] && { [ "$((10#${BASH_REMATCH[4]}))" -lt 1 ] || [ "$((10#${BASH_REMATCH[4]}))" -gt 65535 ]; }; then
+    problem "$variable has port ${BASH_REMATCH[4]}: it must lie between 1 and 65535"
   fi
-  printf -v "$name" %s "${value%/}"
+  printf -v "$variable" %s "${value%/}"
 }
 
 check_number() {
@@ -110,32 +116,51 @@ check_choice() {
   problem "$name must be one of $*, not \`$value\`"
 }
 
+check_folder() {
+  if [ ! -d "$2" ]; then
+    problem "$1 names $2, which is not a folder"
+  elif [ ! -w "$2" ]; then
+    problem "$1 names $2, where user $(id -u) may not write"
+  fi
+}
+
 check_model() {
   local what=$1 value=$2
   [[ $value =~ ^[A-Za-z0-9][A-Za-z0-9._/:-]{0,200}$ ]] || problem "$what must be the name of a model, not \`$value\`"
 }
 
-# guessable TEXT: fewer than 8 different characters, counting up or down, or the word password.
+# guessable TEXT: fewer than 8 different characters, counting up or down, along a keyboard, or the word password.
 guessable() {
-  local text=$1 at code last='' seen=' ' steps=0 different=0
+  local text=$1 at code last='' seen=' ' steps=0 different=0 lower=${1,,}
+  local rows='qwertyuiop asdfghjkl zxcvbnm qwertzuiop yxcvbnm poiuytrewq lkjhgfdsa mnbvcxz poiuztrewq mnbvcxy'
   for ((at = 0; at < ${#text}; at++)); do
     printf -v code %d "'${text:at:1}"
     if [[ $seen != *" $code "* ]]; then seen+="$code " different=$((different + 1)); fi
-    if [ -n "$last" ] && [ "$((code - last))" -ge -1 ] && [ "$((code - last))" -le 1 ]; then steps=$((steps + 1)); fi
+    if [ -n "$last" ]; then
+      if [[ $rows == *"${lower:at-1:2}"* ]] || { [ "$((code - last))" -ge -1 ] && [ "$((code - last))" -le 1 ]; }; then
+        steps=$((steps + 1))
+      fi
+    fi
     last=$code
   done
-  [ "$different" -lt 8 ] || [ "$((steps * 2))" -gt "${#text}" ] || [[ ${text,,} == *password* ]]
+  [ "$different" -lt 8 ] || [ "$((steps * 2))" -gt "${#text}" ] || [[ $lower == *password* ]]
+}
+
+# placeholder TEXT: what stands where a key is to be written.
+placeholder() {
+  local lower=${1,,}
+  [[ $lower == *goes-here* || ${lower//[-_]/} == *changeme* ]]
 }
 
 # check_key NAME: keys that LiteLLM takes begin with sk-; in production those that are well known, short or can be guessed
 # are refused, as `imgbuild env check` refuses them.
 check_key() {
-  local name=$1 value=${!1}
+  local LC_ALL=C name=$1 value=${!1}
   if [[ $value != sk-* ]]; then
     problem "$name must begin with sk-"
-  elif [[ $value =~ [[:space:]\"\\] ]]; then
-    problem "$name must hold no spaces, quotes or backslashes"
-  elif [ "$ENVIRONMENT" = prod ] && { [ "${#value}" -lt 32 ] || [[ $value == *goes-here* ]] || guessable "${value#sk-}"; }; then
+  elif [[ $value =~ [^[:graph:]]|[\"\\] ]]; then
+    problem "$name must hold letters, digits and signs of ASCII alone: no spaces, quotes, backslashes, umlauts or broken bytes"
+  elif [ "$ENVIRONMENT" = prod ] && { [ "${#value}" -lt 32 ] || placeholder "$value" || guessable "${value#sk-}"; }; then
     problem "$name is a default, has fewer than 32 characters or can be guessed, which production does not allow"
   fi
 }
@@ -195,14 +220,14 @@ settings() {
     check_model OPENAI_COMPLETION_MODEL "$OPENAI_COMPLETION_MODEL"
     check_model OPENAI_EMBEDDING_MODEL "$OPENAI_EMBEDDING_MODEL"
   fi
-  local folder
-  for folder in TOKENS_DIR CONFIG_DIR; do
-    if [ ! -d "${!folder}" ]; then
-      problem "$folder names ${!folder}, which is not a folder"
-    elif [ ! -w "${!folder}" ]; then
-      problem "$folder names ${!folder}, where user $(id -u) may not write"
-    fi
-  done
+  check_folder TOKENS_DIR "$TOKENS_DIR"
+  # A folder in it for each reader, which may be a volume of its own.
+  if [ -d "$CONFIG_DIR/rag" ] && [ -d "$CONFIG_DIR/openwebui" ]; then
+    check_folder CONFIG_DIR "$CONFIG_DIR/rag"
+    check_folder CONFIG_DIR "$CONFIG_DIR/openwebui"
+  else
+    check_folder CONFIG_DIR "$CONFIG_DIR"
+  fi
 
   if [ "${#PROBLEMS[@]}" -gt 0 ]; then
     # What is wrong with the log's own settings must be readable all the same.
@@ -248,6 +273,15 @@ curl_config() {
   fi
 }
 
+# without_secrets TEXT
+without_secrets() {
+  local text=$1 each
+  for each in "${SECRETS[@]}"; do
+    [ -z "$each" ] || text=${text//"$each"/'***'}
+  done
+  printf %s "$text"
+}
+
 # request METHOD URL KEY [BODY]: sets STATUS (000 if nothing answered), BODY, and REASON for a person. BODY is one line.
 request() {
   local method=$1 url=$2 key=$3 body=${4:-} reply said
@@ -255,14 +289,16 @@ request() {
   options+=(--header 'Accept: application/json' --write-out '\n%{http_code}' --config -)
   if reply=$(curl_config "$key" "$body" | curl "${options[@]}" -- "$url" 2>&1); then
     STATUS=${reply##*$'\n'} BODY=${reply%$'\n'*}
-    said=$(jq -r '(.error? // .detail? // .) | if type == "object" then (.message? // tojson) else tostring end' \
-      <<<"$BODY" 2>/dev/null) || said=$BODY
+    # FastAPI's refusals hold what was sent as `input`; other servers quote it in their words.
+    said=$(jq -r '(.error? // .detail? // .) | walk(if type == "object" then del(.input) else . end)
+      | if type == "object" then (.message? // tojson) else tostring end' <<<"$BODY" 2>/dev/null) || said=$BODY
+    said=$(without_secrets "$said")
     REASON="status $STATUS: ${said:0:200}"
   else
     STATUS=000 BODY='' REASON=${reply//$'\n'/ }
     # Before curl's own message stands what --write-out printed.
     REASON=${REASON#*curl: }
-    REASON=${REASON% 000}
+    REASON=$(without_secrets "${REASON% 000}")
   fi
 }
 
@@ -298,24 +334,26 @@ outcome() {
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
-# install_file MODE PATH TEXT: puts a file in place as a whole; fails with 1 if it was the same already.
+# The status of `install_file` for a file that was the same already.
+readonly SAME=3
+
+# install_file MODE PATH TEXT: puts a file in place as a whole: 0 done, SAME nothing to do. All else ends the phase here:
+# the callers look at the status, and where they do bash does not stop at a step that fails.
 install_file() {
   local mode=$1 path=$2 text=$3 new
   if [ -f "$path" ] && [ "$(stat -c %a "$path")" = "${mode#0}" ] && [ "$(<"$path")" = "$text" ]; then
-    return 1
+    return "$SAME"
   fi
-  mkdir -p -- "${path%/*}"
-  new=$(mktemp -- "${path%/*}/.new.XXXXXX")
-  printf '%s\n' "$text" >"$new"
-  seal "$mode" "$new"
-  mv -fT -- "$new" "$path"
+  { mkdir -p -- "${path%/*}" && new=$(mktemp -- "${path%/*}/.new.XXXXXX"); } || fail "cannot write $path"
+  { printf '%s\n' "$text" >"$new" && seal "$mode" "$new" && mv -fT -- "$new" "$path"; } || {
+    rm -f -- "$new"
+    fail "cannot write $path"
+  }
 }
 
 # seal MODE FILE: its group and permissions, and its bytes on the disk.
 seal() {
-  [ -z "$TOKENS_GID" ] || chgrp -- "$TOKENS_GID" "$2"
-  chmod -- "$1" "$2"
-  sync -- "$2"
+  { [ -z "$TOKENS_GID" ] || chgrp -- "$TOKENS_GID" "$2"; } && chmod -- "$1" "$2" && sync -- "$2"
 }
 
 # token NAME [FILE]: a value of the tokens file.
@@ -328,4 +366,18 @@ token() {
     fi
   done <"${2:-$TOKENS_DIR/api_tokens.env}"
   return 1
+}
+
+# quoted TEXT: a word that every shell takes as it is.
+quoted() {
+  printf "'%s'" "${1//\'/\'\\\'\'}"
+}
+
+# replaced FILE [BUT]: the lines of FILE that hold a token which LiteLLM shall forget, but for one.
+replaced() {
+  local line
+  [ -f "$1" ] || return 0
+  while IFS= read -r line || [ -n "$line" ]; do
+    if [[ $line == LITELLM_API_TOKEN=?* ]] && [ "$line" != "${2:-}" ]; then printf '%s\n' "$line"; fi
+  done <"$1"
 }

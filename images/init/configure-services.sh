@@ -1,6 +1,6 @@
 #!/bin/bash
 # Tells the services about each other: LiteLLM learns the models and the token, Open WebUI and the retrieval service get
-# their settings as files in CONFIG_DIR.
+# their settings and tokens as files, each in a folder of its own below CONFIG_DIR.
 #
 # LiteLLM's models are told apart by ids that begin with `obelisk-`, so a second run finds them; `obelisk_revision` in
 # their model_info says what they were made from, so a changed setting replaces them. Models of other ids are not touched.
@@ -15,6 +15,7 @@ readonly tokens=$TOKENS_DIR/api_tokens.env previous=$TOKENS_DIR/api_tokens.previ
 api_token=$(token LITELLM_API_TOKEN) || fail "$tokens lacks LITELLM_API_TOKEN: run generate-tokens.sh"
 rag_token=$(token RAG_API_TOKEN) || fail "$tokens lacks RAG_API_TOKEN: run generate-tokens.sh"
 webui_key=$(token WEBUI_SECRET_KEY) || fail "$tokens lacks WEBUI_SECRET_KEY: run generate-tokens.sh"
+SECRETS+=("$api_token" "$rag_token" "$webui_key")
 
 # --- LiteLLM ---------------------------------------------------------------------------------------------------------
 
@@ -163,32 +164,53 @@ persist "registering the token with LiteLLM" reconcile_key "$key"
 if [ -n "$done_what" ]; then changed "token $done_what in LiteLLM"; else log info "token unchanged"; fi
 
 if [ -e "$previous" ]; then
-  if old=$(token LITELLM_API_TOKEN "$previous") && [ "$old" != "$api_token" ]; then
+  mapfile -t lines < <(replaced "$previous")
+  for line in "${lines[@]}"; do
+    old=${line#*=}
+    # A job that makes new tokens at this moment, or was killed at it, has noted the one that it was about to replace.
+    [ "$old" != "$api_token" ] || continue
+    SECRETS+=("$old")
     done_what=''
     persist "deleting the previous token from LiteLLM" forget_key "$old"
     [ -z "$done_what" ] || changed "previous token deleted from LiteLLM"
-  fi
-  rm -f -- "$previous"
+    rest=$(replaced "$previous" "$line")
+    if [ -n "$rest" ]; then
+      install_file 0440 "$previous" "$rest" || [ "$?" -eq "$SAME" ]
+    else
+      rm -f -- "$previous"
+    fi
+  done
 fi
 
 # --- settings of the others ------------------------------------------------------------------------------------------
 
 # write MODE PATH TEXT
 write() {
-  if install_file "$1" "$CONFIG_DIR/$2" "$3"; then changed "wrote $2"; else log info "file unchanged" "file=$2"; fi
+  local status=0
+  install_file "$1" "$CONFIG_DIR/$2" "$3" || status=$?
+  case $status in
+    0) changed "wrote $2" ;;
+    "$SAME") log info "file unchanged" "file=$2" ;;
+    *) fail "cannot write $2" ;;
+  esac
 }
 
-write 0440 openwebui.env "# Settings of Open WebUI, for \`set -a; . FILE\` before it starts.
-OLLAMA_BASE_URL='$OLLAMA_API_BASE'
-OPENAI_API_BASE_URLS='$LITELLM_API_URL/v1;$RAG_API_URL/v1'
-OPENAI_API_KEYS='$api_token;$rag_token'
-WEBUI_SECRET_KEY='$webui_key'
-RAG_EMBEDDING_ENGINE='ollama'
-RAG_EMBEDDING_MODEL='$EMBEDDING_MODEL'
-VECTOR_DB='milvus'
-MILVUS_URI='$MILVUS_URI'"
+# One key for each address of OPENAI_API_BASE_URLS, in the same order: LiteLLM, then the retrieval service.
+write 0440 openwebui/openwebui.env "# Settings of Open WebUI, which its start script reads (\`set -a; . FILE\`).
+OLLAMA_BASE_URLS=$(quoted "$OLLAMA_API_BASE")
+OPENAI_API_BASE_URLS=$(quoted "$LITELLM_API_URL/v1;$RAG_API_URL/v1")
+OPENAI_API_KEYS=$(quoted "$api_token;$rag_token")
+WEBUI_SECRET_KEY=$(quoted "$webui_key")
+RAG_EMBEDDING_ENGINE=ollama
+RAG_EMBEDDING_MODEL=$(quoted "$EMBEDDING_MODEL")
+RAG_OLLAMA_BASE_URL=$(quoted "$OLLAMA_API_BASE")
+VECTOR_DB=milvus
+MILVUS_URI=$(quoted "$MILVUS_URI")"
 
-write 0444 rag.yaml "# Settings of the retrieval service, for OBELISK_CONFIG; its tokens lie in TOKENS_DIR.
+# The key that it asks LiteLLM with, and the token that it is asked with.
+write 0440 rag/litellm_api_token "$api_token"
+write 0440 rag/rag_api_token "$rag_token"
+write 0444 rag/rag.yaml "# Settings of the retrieval service, for OBELISK_CONFIG; its tokens lie beside this file.
 rag:
   embedding_provider: $([ "$USE_OPENAI" = true ] && echo litellm || echo ollama)
   completion_provider: litellm
@@ -196,5 +218,4 @@ rag:
   ollama_model: $(jq -cn --arg it "$([ "$USE_OPENAI" = true ] && echo "$OPENAI_COMPLETION_MODEL" || echo "$OLLAMA_MODEL")" '$it')
   ollama_url: $(jq -cn --arg it "$OLLAMA_API_BASE" '$it')
   litellm_api_url: $(jq -cn --arg it "$LITELLM_API_URL" '$it')
-  milvus_uri: $(jq -cn --arg it "$MILVUS_URI" '$it')
-  tokens_file: $(jq -cn --arg it "$tokens" '$it')"
+  milvus_uri: $(jq -cn --arg it "$MILVUS_URI" '$it')"

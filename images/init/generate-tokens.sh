@@ -3,8 +3,8 @@
 #   generate-tokens.sh            keeps what is there
 #   generate-tokens.sh --rotate   makes new ones; the old ones stay in api_tokens.previous until LiteLLM has forgotten them
 #
-# Writes to TOKENS_DIR: api_tokens.env (NAME=value lines), and a file each for services that read a secret from a file:
-# litellm_api_token, rag_api_token, webui_secret_key.
+# Writes api_tokens.env (NAME=value lines) to TOKENS_DIR, which is init's own: configure-services.sh gives each service those that
+# it needs.
 # shellcheck source=common.sh
 . "${OBELISK_LIB:-/usr/local/lib/obelisk}/common.sh"
 begin tokens "$EXIT_TOKENS"
@@ -31,7 +31,7 @@ make() {
 readonly names=(LITELLM_API_TOKEN RAG_API_TOKEN WEBUI_SECRET_KEY)
 
 # Copies that a killed job left behind; young ones may be of a job that is at work beside this one.
-for left in "$TOKENS_DIR"/.new.??????; do
+for left in "$TOKENS_DIR"/.new.?????? "$CONFIG_DIR"/*/.new.??????; do
   if [ -f "$left" ] && [ "$((EPOCHSECONDS - $(stat -c %Y "$left")))" -gt 3600 ]; then rm -f -- "$left"; fi
 done
 
@@ -62,8 +62,11 @@ if [ "${#added[@]}" -gt 0 ]; then
   printf %s "$text" >"$new"
   seal 0440 "$new"
   if $there; then
-    # LiteLLM still knows the old token; configure-services.sh has it deleted. One that already waits for that stays.
-    if $rotate && [ ! -e "$previous" ]; then ln -- "$file" "$previous"; fi
+    # LiteLLM still knows the old token; configure-services.sh has it deleted, and those that already wait for that.
+    if $rotate && old=$(token LITELLM_API_TOKEN "$file") && [ -n "$old" ]; then
+      waiting=$(replaced "$previous" "LITELLM_API_TOKEN=$old")
+      install_file 0440 "$previous" "${waiting:+$waiting$'\n'}LITELLM_API_TOKEN=$old" || [ "$?" -eq "$SAME" ]
+    fi
     mv -fT -- "$new" "$file"
     if $rotate; then changed "tokens rotated"; else changed "tokens added: ${added[*]}"; fi
   else
@@ -75,14 +78,6 @@ else
   log info "tokens unchanged"
 fi
 
-# Another job may rotate the tokens meanwhile: what is written must be of the file as it is at the end.
-until [ "${seen:-}" = "$(<"$file")" ]; do
-  seen=$(<"$file")
-  for name in "${names[@]}"; do
-    value=$(token "$name") || fail "$file lacks $name: run again"
-    if install_file 0440 "$TOKENS_DIR/${name,,}" "$value"; then log debug "wrote ${name,,}"; fi
-  done
-done
 mode=$(stat -c %a "$file")
 if [ "$mode" != 440 ]; then
   seal 0440 "$file"

@@ -4,6 +4,16 @@ use layers::*;
 
 use crate::base;
 
+/// The program by which jobs wait for each other, of a package that holds a hundred others. It needs the C library alone.
+fn flock() -> source::Debian {
+    debian(["util-linux"])
+        .without(["libblkid1", "libcap-ng0", "libcrypt1", "liblastlog2-2", "libmount1", "libpam0g", "libpam-modules"])
+        .without(["libpam-runtime", "libselinux1", "libsmartcols1", "libsystemd0", "libtinfo6", "libudev1", "libuuid1"])
+        .without(["util-linux-extra", "zlib1g"])
+        .exclude(["/*", "!/usr/bin/flock", "!/usr/share/doc/util-linux/copyright"])
+        .ignore_script("util-linux", "its scripts are for programs that are left out")
+}
+
 /// The image. It runs `init-sequence.sh`, which runs the other scripts, and ends.
 pub fn image() -> Image {
     let bin = path!("/usr/local/bin");
@@ -16,9 +26,11 @@ pub fn image() -> Image {
                 .without(base::LEFT_OUT)
                 .slim(),
         )
+        .layer(flock())
         .layer(base::account())
         .layer(data(path!("/app/tokens")))
-        .layer(data(path!("/app/config")))
+        .layer(data(path!("/app/config/rag")))
+        .layer(data(path!("/app/config/openwebui")))
         .layer(inline(include_str!("../init/common.sh"), path!("/usr/local/lib/obelisk/common.sh")))
         .layer(script("generate-tokens.sh", include_str!("../init/generate-tokens.sh")))
         .layer(script("download-models.sh", include_str!("../init/download-models.sh")))
@@ -33,7 +45,6 @@ pub fn image() -> Image {
         .env("TOKENS_DIR", "/app/tokens")
         .env("CONFIG_DIR", "/app/config")
         .volume(path!("/app/tokens"))
-        .volume(path!("/app/config"))
         // The job ends by itself; while it runs it is well as long as its own shell is there.
         .healthcheck(["/usr/local/bin/init-sequence.sh", "--alive"])
         .stop_signal("SIGTERM")

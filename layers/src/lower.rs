@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::hash::KeyHasher;
 use crate::lock::{Lock, LockedPackage};
 use crate::op::{
-    Archive, Build, ByteCode, Configure, Conversion, Interpreter, LayerPlan, Op, Origin, Placed, Step, Unpacked,
+    Archive, Build, ByteCode, Configure, Conversion, Dpkg, Interpreter, LayerPlan, Op, Origin, Placed, Step, Unpacked,
 };
 use crate::plan::{Plan, StageId, StageStep};
 use crate::platform::Platform;
@@ -84,6 +84,18 @@ pub enum LowerError {
         /// Where it was written.
         at: Option<Location>,
     },
+    /// A package that dpkg is to configure and that is not there.
+    #[error("`{label}` has dpkg configure `{package}`, which is not among its packages on {platform}")]
+    NothingToConfigure {
+        /// The source.
+        label: String,
+        /// The package.
+        package: String,
+        /// The platform.
+        platform: Platform,
+        /// Where it was written.
+        at: Option<Location>,
+    },
     /// Byte-code without the interpreter that would make it.
     #[error("`{label}` wants byte-code, but no Debian package below it brings python{python} on {platform}")]
     NoInterpreter {
@@ -105,6 +117,7 @@ impl LowerError {
             LowerError::Unlocked { at, .. }
             | LowerError::NoPlatform { at, .. }
             | LowerError::NoLockFile { at, .. }
+            | LowerError::NothingToConfigure { at, .. }
             | LowerError::NoInterpreter { at, .. } => at.as_ref(),
         }
     }
@@ -123,7 +136,7 @@ const CONFIGURATION: &str = ": configuration";
 const BYTE_CODE: &str = ": byte-code";
 
 /// Names the question that a `debian(...)` asks, with all those below it in its stage.
-pub fn debian_request(chain: &[&Debian]) -> Digest {
+pub fn debian_request(chain: &[&Debian<StageId>]) -> Digest {
     let mut hasher = KeyHasher::new("debian-request", 1);
     for source in chain {
         hasher.list("package", source.packages.iter());
@@ -162,7 +175,7 @@ pub fn lower(
     let mut resolved =
         Resolved { base: None, layers: Vec::new(), allow_missing: Default::default(), interpreters: BTreeMap::new() };
     let mut everywhere: BTreeMap<Platform, BTreeMap<&str, Unpacked>> = BTreeMap::new();
-    let mut chain: Vec<&Debian> = Vec::new();
+    let mut chain: Vec<&Debian<StageId>> = Vec::new();
     let mut installed: BTreeMap<&str, (&LockedPackage, &[String])> = BTreeMap::new();
     for (stage, planned) in plan.steps(top) {
         let source = match &planned.step {
@@ -188,7 +201,10 @@ pub fn lower(
                 let inputs = run
                     .inputs
                     .iter()
-                    .filter_map(|input| Some(Placed { path: input.path().clone(), op: plain(&input.source())? }))
+                    .filter_map(|input| {
+                        let op = plain(&input.source())?;
+                        Some(Placed { path: input.path().clone(), op, platform: None })
+                    })
                     .collect();
                 resolved.layers.push(LayerPlan {
                     label: run.label(),
@@ -244,6 +260,17 @@ pub fn lower(
                 resolved
                     .layers
                     .push(layer(format!("{label}{CONFIGURATION}"), vec![Op::Configure(configure(&chain, &installed))]));
+                if let Some(dpkg) = dpkg(debian, &installed) {
+                    let dpkg = dpkg.map_err(|package| LowerError::NothingToConfigure {
+                        label: label.clone(),
+                        package,
+                        platform,
+                        at: at.clone(),
+                    })?;
+                    let names: Vec<&str> = debian.configured.iter().map(String::as_str).collect();
+                    let label = format!("dpkg --configure {}", names.join(" "));
+                    resolved.layers.push(layer(label, vec![Op::Dpkg(dpkg)]));
+                }
                 if debian.bytecode != Modules::None {
                     // `python3.13-minimal`, not the `python3-minimal` that depends on it.
                     let python = installed
@@ -294,6 +321,7 @@ pub fn lower(
                                     builder,
                                     python: python.version.clone(),
                                     env: env.clone(),
+                                    foreign: python.foreign.get(&wheel.name).cloned(),
                                     conversion,
                                 }),
                                 _ => Op::Unpack { archive: wheel.archive(), conversion },
@@ -403,7 +431,7 @@ fn split<'a, T>(groups: &[Vec<String>], mut members: BTreeMap<&'a str, &'a T>) -
     layers
 }
 
-fn configure(chain: &[&Debian], installed: &BTreeMap<&str, (&LockedPackage, &[String])>) -> Configure {
+fn configure(chain: &[&Debian<StageId>], installed: &BTreeMap<&str, (&LockedPackage, &[String])>) -> Configure {
     let mut configure = Configure {
         packages: installed.values().map(|(package, _)| package.archive()).collect(),
         exclude: installed.values().map(|(package, exclude)| (package.sha256, exclude.to_vec())).collect(),
@@ -415,8 +443,25 @@ fn configure(chain: &[&Debian], installed: &BTreeMap<&str, (&LockedPackage, &[St
             configure.effects.entry(package.clone()).or_default().extend(effects.iter().cloned());
         }
         configure.ignore_scripts.extend(source.ignore_scripts.clone());
+        let by_dpkg = |name: &String| (name.clone(), "dpkg configures it".to_owned());
+        configure.ignore_scripts.extend(source.configured.iter().map(by_dpkg));
     }
     configure
+}
+
+/// What dpkg is to configure; the name of a package that is not there is an error.
+fn dpkg(
+    debian: &Debian<StageId>,
+    installed: &BTreeMap<&str, (&LockedPackage, &[String])>,
+) -> Option<Result<Dpkg, String>> {
+    let configurator = debian.configurator.filter(|_| !debian.configured.is_empty())?;
+    let found = |name: &String| installed.get(name.as_str()).ok_or_else(|| name.clone());
+    let packages: Result<Vec<_>, String> = debian.configured.iter().map(found).collect();
+    Some(packages.map(|packages| Dpkg {
+        exclude: packages.iter().map(|(package, exclude)| (package.sha256, exclude.to_vec())).collect(),
+        packages: packages.iter().map(|(package, _)| package.archive()).collect(),
+        configurator,
+    }))
 }
 
 /// A virtual environment as `python3 -m venv --without-pip` makes it, less the activation scripts.

@@ -9,7 +9,7 @@ use crate::path::ImagePath;
 use crate::plan::StageId;
 use crate::platform::Platform;
 use crate::run::Run;
-use crate::source::{Dir, Effect, Files, Inline, Link, Modules, Owner, TakeFrom, Unpack, User};
+use crate::source::{Dir, Effect, Files, Foreign, Inline, Link, Modules, Owner, TakeFrom, Unpack, User};
 use crate::stage::Location;
 
 /// Where the bytes of an archive come from. No host stands here: the engine knows the mirrors.
@@ -156,12 +156,25 @@ pub enum Op {
     Take(TakeFrom<StageId>),
     /// Writes the effects of maintainer scripts; reads what is below.
     Configure(Configure),
+    /// Has packages configured by dpkg; reads everything that is below.
+    Dpkg(Dpkg),
     /// Compiles Python modules of packages; reads what is below.
     Compile(ByteCode),
     /// Builds a wheel from source, and puts its files in. Engines turn it into [`Op::Unpack`] first.
     Build(Build),
     /// Runs a command; reads everything that is below. Only in stages that are taken from.
     Run(Step),
+}
+
+/// Packages whose own maintainer scripts are run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dpkg {
+    /// The archives, sorted by name.
+    pub packages: Vec<Archive>,
+    /// How each was unpacked.
+    pub exclude: BTreeMap<Digest, Vec<String>>,
+    /// The stage that brings dpkg.
+    pub configurator: StageId,
 }
 
 /// A command with its inputs as operations.
@@ -180,6 +193,9 @@ pub struct Placed {
     pub path: ImagePath,
     /// What puts it there.
     pub op: Op,
+    /// The platform that it is made for; `None`: that of the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
 }
 
 /// A wheel that is built from source (PEP 517).
@@ -195,8 +211,17 @@ pub struct Build {
     pub python: String,
     /// Environment of the build.
     pub env: BTreeMap<String, String>,
+    /// How it is built for a platform that is not the machine's; `None`: only if it has no compiled parts.
+    pub foreign: Option<Foreign<StageId>>,
     /// What the wheel becomes.
     pub conversion: Conversion,
+}
+
+impl Build {
+    /// The other stages that it needs.
+    pub fn stages(&self) -> impl Iterator<Item = StageId> {
+        std::iter::once(self.builder).chain(self.foreign.as_ref().and_then(Foreign::target).copied())
+    }
 }
 
 macro_rules! as_json {
@@ -209,7 +234,16 @@ macro_rules! as_json {
         }
     )*};
 }
-as_json!(Op, Conversion, Configure, ByteCode, Files, Run<StageId>);
+as_json!(Op, Build, Conversion, Configure, Dpkg, ByteCode, Files);
+
+impl Run<StageId> {
+    /// What decides what a command makes, as JSON on one line: what keys are made from. Where it is run and how long it may take are no part
+    /// of it.
+    pub fn to_json(&self) -> String {
+        let here = Run { emulated: false, timeout_seconds: None, ..self.clone() };
+        serde_json::to_string(&here).expect("commands have only string keys and whole numbers")
+    }
+}
 
 /// One layer: operations whose outcome becomes one tar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -72,7 +72,8 @@ impl StageStep {
     pub fn taken(&self) -> Vec<StageId> {
         match self {
             StageStep::Layer { source: Source::Take(take), .. } => vec![take.stage],
-            StageStep::Layer { source: Source::Python(python), .. } => python.builder.into_iter().collect(),
+            StageStep::Layer { source: Source::Python(python), .. } => python.stages().copied().collect(),
+            StageStep::Layer { source: Source::Debian(debian), .. } => debian.configurator.into_iter().collect(),
             StageStep::Run { run, .. } => run.inputs.iter().filter_map(|input| input.stage().copied()).collect(),
             _ => Vec::new(),
         }

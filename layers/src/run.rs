@@ -117,12 +117,18 @@ pub struct Run<S = Stage> {
     /// Secrets it gets as files `/run/secrets/NAME`; what they hold is no part of a key.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub secrets: BTreeSet<String>,
+    /// Whether it may ask the SSH agent of whoever builds; keys themselves stay there, and are no part of a key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ssh: bool,
     /// Whether it reaches the network.
     #[serde(default, skip_serializing_if = "Network::is_none")]
     pub network: Network,
     /// Seconds after which it is ended and has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
+    /// Whether the machine emulates it where its platform is another one; no part of a key: what it makes is the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emulated: bool,
 }
 
 /// A command by its words: the program, then its arguments.
@@ -134,8 +140,10 @@ pub fn command<W: Into<String>>(words: impl IntoIterator<Item = W>) -> Run {
         inputs: Vec::new(),
         caches: BTreeSet::new(),
         secrets: BTreeSet::new(),
+        ssh: false,
         network: Network::None,
         timeout_seconds: None,
+        emulated: false,
     }
 }
 
@@ -182,6 +190,14 @@ impl Run {
         self
     }
 
+    /// Lets it ask an SSH agent, at the socket that `SSH_AUTH_SOCK` names inside; `imgbuild build --ssh default` says which. The
+    /// agent signs, and its keys stay where they are. It opens no network: what is fetched with it needs
+    /// [`network`](Run::network), too.
+    pub fn ssh(mut self) -> Run {
+        self.ssh = true;
+        self
+    }
+
     /// Opens the network, which marks the outcome as not reproducible.
     pub fn network(mut self, network: Network) -> Run {
         self.network = network;
@@ -191,6 +207,13 @@ impl Run {
     /// Ends the command after this time, which is counted in whole seconds, at least one.
     pub fn timeout(mut self, after: Duration) -> Run {
         self.timeout_seconds = Some(after.as_secs().max(1));
+        self
+    }
+
+    /// Runs for platforms other than the machine's, too: its kernel hands their programs to qemu-user, which takes many times
+    /// as long.
+    pub fn emulated(mut self) -> Run {
+        self.emulated = true;
         self
     }
 }
@@ -213,8 +236,10 @@ impl<S> Run<S> {
             workdir: self.workdir,
             caches: self.caches,
             secrets: self.secrets,
+            ssh: self.ssh,
             network: self.network,
             timeout_seconds: self.timeout_seconds,
+            emulated: self.emulated,
         })
     }
 
@@ -268,7 +293,7 @@ impl<S> Run<S> {
 }
 
 /// Folders that the sandbox itself fills.
-const RESERVED: [&str; 4] = ["/proc", "/sys", "/dev", "/run/secrets"];
+const RESERVED: [&str; 5] = ["/proc", "/sys", "/dev", "/run/secrets", "/run/ssh-agent"];
 
 /// Whether a secret may have this name: it becomes the name of a file.
 pub fn is_secret_name(name: &str) -> bool {

@@ -79,6 +79,9 @@ pub(crate) struct CommandArgs {
     /// What a secret of commands holds; may be given several times
     #[arg(long, value_name = "NAME=env:VARIABLE|file:PATH")]
     secret: Vec<String>,
+    /// The SSH agent that commands with `.ssh()` may ask: `default` for the one of SSH_AUTH_SOCK, or its socket
+    #[arg(long, value_name = "default|SOCKET")]
+    ssh: Option<String>,
     /// Runs each command twice and fails where the outcomes differ, even if its outcome is known
     #[arg(long)]
     check_deterministic: bool,
@@ -111,7 +114,28 @@ impl CommandArgs {
             secrets.insert(name.to_owned(), bytes);
         }
         let repeat = if self.check_deterministic { Repeat::Compare } else { Repeat::Never };
-        Ok(Commands::new(config.sandbox(self.sandbox)?, secrets, repeat))
+        let mut commands = Commands::new(config.sandbox(self.sandbox)?, secrets, repeat);
+        commands.agent = self.ssh.as_deref().map(|ssh| agent(ssh, config)).transpose()?;
+        Ok(commands)
+    }
+}
+
+/// The socket of an SSH agent.
+fn agent(ssh: &str, config: &Config) -> Result<PathBuf, Failure> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let environment = config.environment();
+    let socket = match ssh {
+        "default" => environment.variable("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).ok_or_else(|| {
+            Failure::usage("`--ssh default`: the variable SSH_AUTH_SOCK is not set")
+                .hint("start an agent with `eval $(ssh-agent)` and `ssh-add`, or name its socket with `--ssh SOCKET`")
+        })?,
+        socket => std::ffi::OsStr::new(socket),
+    };
+    let socket = environment.directory().join(socket);
+    match std::fs::metadata(&socket) {
+        Ok(found) if found.file_type().is_socket() => Ok(socket),
+        Ok(_) => Err(Failure::usage(format!("`--ssh`: `{}` is not the socket of an agent", socket.display()))),
+        Err(error) => Err(Failure::usage(format!("`--ssh`: `{}`: {error}", socket.display()))),
     }
 }
 

@@ -36,8 +36,8 @@ impl Place {
                 root.unwrap_or(Path::new("")).join("deployments")
             }
         };
-        let variable = |name: &str| environment.variable(name).and_then(|value| value.to_str()).map(str::to_owned);
-        Ok(Deployments::open(&root, self.env_file.clone(), variable)?)
+        let shell = environment.texts().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Ok(Deployments::open(&root, self.env_file.clone(), shell)?)
     }
 }
 
@@ -94,7 +94,7 @@ struct RenderArgs {
     /// Names images by their digests, too
     #[arg(long)]
     pin: bool,
-    /// The tag [default: that of the push, else OBELISK_TAG]
+    /// The tag; with the file of a push one that it wrote [default: that of the push, else OBELISK_TAG]
     #[arg(long, value_name = "TAG", required_unless_present = "pin")]
     tag: Option<String>,
     /// The repository before the image's name [default: that of the push, else OBELISK_IMAGES]
@@ -267,6 +267,13 @@ fn validate(invocation: &Invocation, args: ValidateArgs) -> Result<(), Stop> {
 
 fn graph(invocation: &Invocation, args: GraphArgs) -> Result<(), Stop> {
     let project = args.place.open(invocation)?.project(&args.env)?;
+    let known: BTreeSet<String> = project.services().into_values().flat_map(|it| it.profiles).collect();
+    if let Some(unknown) = args.profile.iter().find(|it| !known.contains(*it)) {
+        let known = known.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Failure::usage(format!("no service of {} is in the profile `{unknown}`", args.env))
+            .hint(format!("there are {known}"))
+            .into());
+    }
     let graph = graph::of(&project, &args.profile.into_iter().collect());
     print(&match args.format {
         Drawing::Dot => graph.dot(),

@@ -2,15 +2,19 @@
 
 use std::fmt::Write as _;
 
+use cache::Store;
 use clap::ValueEnum;
 use layers::lower::lower;
 use layers::op::Op;
 use layers::source::{Effect, Python};
-use layers::{Network, Plan, Platform, StageId, StageStep};
+use layers::{Input, Network, Plan, Platform, Run, Source, StageId, StageStep};
 
 use super::common::{self, Invocation};
 use super::{Stop, print};
+use crate::engine::run;
+use crate::engine::sdists::{self, Way};
 use crate::error::Failure;
+use crate::ops::Bench;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
@@ -89,7 +93,14 @@ fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result
                             let _ = writeln!(out, "    scripts of {package} replaced: {}", paths.join(", "));
                         }
                     }
-                    Op::Take(take) => commands(&mut out, &bench.project.plan, take.stage, "    "),
+                    Op::Take(take) => commands(&mut out, &bench, take.stage, run::platform_of(take, platform), "    ")?,
+                    Op::Build(build) => {
+                        let way = sdists::way(build, platform);
+                        let how = if let Way::Cross { .. } = way { ", by a cross compiler" } else { "" };
+                        let step = sdists::step_of(build, platform);
+                        let price = price(bench.store, way.builders_platform(platform), &step.run)?;
+                        let _ = writeln!(out, "    build of {}{how}{price}", build.sdist.name);
+                    }
                     _ => {}
                 }
             }
@@ -100,7 +111,14 @@ fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result
 }
 
 /// The commands that a stage runs, and those of the stages that they take their inputs from.
-fn commands(out: &mut String, plan: &Plan, stage: StageId, indent: &str) {
+fn commands(
+    out: &mut String,
+    bench: &Bench<'_>,
+    stage: StageId,
+    platform: Platform,
+    indent: &str,
+) -> Result<(), Failure> {
+    let plan = &bench.project.plan;
     for (_, planned) in plan.steps(stage) {
         if let StageStep::Run { run, .. } = &planned.step {
             let at = planned.at.as_ref().map(|at| format!("  ({at})")).unwrap_or_default();
@@ -108,12 +126,36 @@ fn commands(out: &mut String, plan: &Plan, stage: StageId, indent: &str) {
                 Network::None => "",
                 Network::Open => ", network open: not reproducible",
             };
-            let _ = writeln!(out, "{indent}{}{open}{at}", run.label());
+            let price = price(bench.store, platform, &Run { inputs: Vec::new(), ..run.clone() })?;
+            let _ = writeln!(out, "{indent}{}{open}{price}{at}", run.label());
         }
         for taken in planned.step.taken() {
-            commands(out, plan, taken, &format!("{indent}  "));
+            commands(out, bench, taken, platform_of_taken(&planned.step, taken, platform), &format!("{indent}  "))?;
         }
     }
+    Ok(())
+}
+
+/// The platform that a stage is made for when another one, for `platform`, takes from it.
+fn platform_of_taken(step: &StageStep, taken: StageId, platform: Platform) -> Platform {
+    let portable = match step {
+        StageStep::Layer { source: Source::Take(take), .. } => take.portable,
+        // A builder.
+        StageStep::Layer { .. } => true,
+        StageStep::Run { run, .. } => {
+            run.inputs.iter().any(|input| matches!(input, Input::Take(take) if take.stage == taken && take.portable))
+        }
+        _ => false,
+    };
+    if portable { Platform::native().unwrap_or(platform) } else { platform }
+}
+
+/// What a command of a stage for `platform` costs: that it is emulated, and how long it took here the last time.
+fn price(store: &Store, platform: Platform, run: &Run<StageId>) -> Result<String, Failure> {
+    let emulated = if run.emulated && run::is_foreign(platform) { ", emulated" } else { "" };
+    let took = store.find(&run::took_key(platform, run).0)?;
+    let took = took.and_then(|record| serde_json::from_slice::<f64>(&record).ok());
+    Ok(format!("{emulated}{}", took.map(|seconds| format!(", {seconds:.1} s last time")).unwrap_or_default()))
 }
 
 fn describe(effect: &Effect) -> String {

@@ -1,7 +1,7 @@
 //! `imgbuild shell`.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use layers::Platform;
@@ -10,6 +10,7 @@ use super::common::{self, CacheArgs, CommandArgs, Invocation};
 use super::{Stop, print};
 use crate::error::Failure;
 use crate::ops::shell::{Opened, open};
+use crate::sandbox;
 
 /// Opens a stage, to look around and to try a command by hand.
 ///
@@ -76,6 +77,9 @@ fn enter(opened: &Opened, program: &[String]) -> Result<ExitStatus, Stop> {
         // Where stderr is closed there is nobody to tell.
         let _ = writeln!(std::io::stderr(), "the command that comes next: {next}");
     }
+    for path in [Path::new("/proc"), Path::new("/dev"), Path::new("/tmp"), &opened.workdir] {
+        sandbox::check_direct(&opened.root, path).map_err(|error| Failure::work(error.to_string()))?;
+    }
     let mut command = Command::new("unshare");
     command.args([
         "--map-root-user",
@@ -87,8 +91,12 @@ fn enter(opened: &Opened, program: &[String]) -> Result<ExitStatus, Stop> {
         "--propagation",
         "private",
     ]);
-    command.args(["sh", "-ec", ENTER, "sh"]).arg(&opened.root).arg(&opened.workdir).args(&program);
-    command.env_clear().envs(opened.env.iter().map(|(name, value)| (name, value)));
+    let path = opened.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path.as_str());
+    command.args(["sh", "-ec", ENTER, "sh"]).arg(&opened.root).arg(&opened.workdir).arg(path).args(&program);
+    // The programs of this machine that lead into the stage take neither libraries nor their own place from it.
+    let of_stage = opened.env.iter().filter(|(name, _)| name != "PATH" && !name.starts_with("LD_"));
+    let own = std::env::var_os("PATH");
+    command.env_clear().envs(of_stage.map(|(name, value)| (name, value))).envs(own.map(|path| ("PATH", path)));
     if let Some(terminal) = std::env::var_os("TERM") {
         command.env("TERM", terminal);
     }
@@ -98,11 +106,13 @@ fn enter(opened: &Opened, program: &[String]) -> Result<ExitStatus, Stop> {
     })?)
 }
 
-/// Mounts what programs expect in the stage `$1`, and starts the rest of the words there in the folder `$2`.
-const ENTER: &str = r#"root=$1 folder=$2
-shift 2
+/// Mounts what programs expect in the stage `$1`, and starts the rest of the words there in the folder `$2`, with the `PATH` `$3`.
+const ENTER: &str = r#"root=$1 folder=$2 path=$3
+shift 3
 mkdir -p "$root/proc" "$root/dev" "$root/tmp" "$root$folder"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
-exec unshare --root "$root" --wd "$folder" "$@"
+unshare=$(command -v unshare)
+PATH=$path
+exec "$unshare" --root "$root" --wd "$folder" "$@"
 "#;

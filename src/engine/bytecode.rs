@@ -2,10 +2,9 @@
 //! fragment of the standard library's byte-code.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT, TarReader};
+use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT};
 use layers::format::wheel::{Content as WheelContent, Scheme, Wheel, WheelName};
 use layers::format::{FormatError, Limits, Window, zip};
 use layers::lower::Resolved;
@@ -16,11 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use super::EngineError;
 use super::convert::Drops;
+use super::earlier::{Earlier, contents, span};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::local::{Local, Subject};
 use super::made::{Content, Made};
 use super::tree::Tree as _;
 use super::view::View;
+use crate::observe::{Event, Observer};
 use crate::parallel::in_parallel;
 use crate::python::bytecode::{self, CompileError, Interpreter, imports};
 
@@ -33,12 +34,33 @@ pub struct Interpreters {
 
 /// Who compiles the modules of an archive.
 pub struct Compiler<'a> {
-    /// The interpreter.
-    pub interpreter: Arc<Interpreter>,
+    /// Gives the interpreter, which is there only when something is compiled.
+    pub interpreter: Box<dyn Fn() -> Result<Arc<Interpreter>, EngineError> + 'a>,
     /// Which modules.
     pub modules: &'a Modules,
     /// Processes.
     pub threads: usize,
+    /// What the last archive of the same package became.
+    pub earlier: Option<Earlier>,
+    /// Who hears how many modules were compiled.
+    pub observer: &'a dyn Observer,
+}
+
+/// A module of a wheel.
+pub struct Module {
+    /// Where it is installed.
+    pub path: ImagePath,
+    /// The number of its source in the wheel.
+    pub entry: usize,
+    /// What RECORD says of its source: `sha256=...`.
+    pub recorded: String,
+}
+
+/// The packages of an interpreter.
+struct Packed {
+    digest: Digest,
+    python: String,
+    fragments: Vec<Arc<Fragment>>,
 }
 
 /// The imports of a wheel's modules, by path below `site-packages`.
@@ -62,18 +84,45 @@ impl Compiler<'_> {
             }
     }
 
-    /// Compiles modules; what they become is named by where the import system looks for it.
-    pub fn compile(
+    /// The byte-code of a wheel's modules below `site`, by where the import system looks for it. Only what the last wheel of
+    /// the package does not have is compiled; `read` reads an entry of the wheel.
+    pub fn byte_code(
         &self,
+        name: &str,
+        site: &ImagePath,
         python: &str,
-        modules: Vec<(ImagePath, Vec<u8>)>,
-    ) -> Result<Vec<(ImagePath, Vec<u8>)>, CompileError> {
-        let compiled = self.interpreter.compile(&modules, self.threads)?;
-        Ok(compiled
-            .into_iter()
-            .filter_map(|(path, pyc)| bytecode::cache_path(&path, python).map(|path| (path, pyc)))
-            .collect())
+        modules: &[Module],
+        read: &mut dyn FnMut(usize) -> Result<Vec<u8>, EngineError>,
+    ) -> Result<Vec<(ImagePath, Vec<u8>)>, EngineError> {
+        let mut known = match &self.earlier {
+            Some(earlier) => earlier.byte_code(site, python, modules.iter().map(|it| (&it.path, it.recorded.as_str()))),
+            None => Vec::new(),
+        };
+        known.resize_with(modules.len(), || None);
+        let (mut made, mut sources) = (Vec::new(), Vec::new());
+        for (module, known) in modules.iter().zip(known) {
+            match (known, bytecode::cache_path(&module.path, python)) {
+                (Some(pyc), Some(path)) => made.push((path, pyc)),
+                _ => sources.push((module.path.clone(), read(module.entry)?)),
+            }
+        }
+        self.observer.on(Event::ByteCode { name, compiled: sources.len(), taken: made.len() });
+        if !sources.is_empty() {
+            made.extend(compiled(&*(self.interpreter)()?, python, &sources, self.threads)?);
+        }
+        Ok(made)
     }
+}
+
+/// Compiles modules; what they become is named by where the import system looks for it.
+fn compiled(
+    interpreter: &Interpreter,
+    python: &str,
+    modules: &[(ImagePath, Vec<u8>)],
+    threads: usize,
+) -> Result<Vec<(ImagePath, Vec<u8>)>, CompileError> {
+    let named = |(path, pyc)| bytecode::cache_path(&path, python).map(|path| (path, pyc));
+    Ok(interpreter.compile(modules, threads)?.into_iter().filter_map(named).collect())
 }
 
 impl Local<'_> {
@@ -172,38 +221,47 @@ impl Local<'_> {
     }
 
     /// Who compiles what `wanted` names.
-    pub(super) fn compiler<'m>(&self, wanted: &'m ByteCode) -> Result<Compiler<'m>, EngineError> {
-        let interpreter = self.interpreter(&wanted.interpreter)?;
-        Ok(Compiler { interpreter, modules: &wanted.modules, threads: self.jobs })
+    pub(super) fn compiler<'m>(&'m self, wanted: &'m ByteCode) -> Result<Compiler<'m>, EngineError> {
+        let packed = self.packed(&wanted.interpreter)?;
+        let observer = self.observer;
+        let interpreter = Box::new(move || self.interpreter(&packed));
+        Ok(Compiler { interpreter, modules: &wanted.modules, threads: self.jobs, earlier: None, observer })
     }
 
-    fn interpreter(&self, digest: &Digest) -> Result<Arc<Interpreter>, EngineError> {
-        let mut running = self.interpreters.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = running.get(digest) {
-            return Ok(found.clone());
-        }
+    /// The packages of an interpreter as fragments.
+    fn packed(&self, digest: &Digest) -> Result<Packed, EngineError> {
         let known = self.interpreters.known.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
         let known = known.expect("a stage's interpreters are learnt before its archives are converted");
         let host = Platform::native();
         // What this machine runs natively, else what it may run by emulation.
         let packages = host.and_then(|host| known.packages.get(&host)).or_else(|| known.packages.values().next());
-        let mut parts = Vec::new();
-        for package in packages.into_iter().flatten() {
+        let fragments = packages.into_iter().flatten().map(|package| {
             let conversion = Conversion::Deb { exclude: package.exclude.clone() };
-            let fragment = self.unpack(&package.archive, &conversion, &Drops::new())?;
-            let tar = self.whole_tar(&fragment)?;
-            for indexed in fragment.entries.iter().filter(|it| bytecode::is_needed(it.entry.path.as_str())) {
-                let content = match indexed.entry.kind {
-                    Kind::File { size } => part_of(&tar, indexed.offset, size)?.to_vec(),
-                    _ => Vec::new(),
-                };
-                let entry = &indexed.entry;
+            self.unpack(&package.archive, &conversion, &Drops::new())
+        });
+        Ok(Packed { digest: *digest, python: known.python, fragments: fragments.collect::<Result<_, _>>()? })
+    }
+
+    /// The interpreter of these packages, unpacked by whoever asks first.
+    fn interpreter(&self, packed: &Packed) -> Result<Arc<Interpreter>, EngineError> {
+        let mut running = self.interpreters.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = running.get(&packed.digest) {
+            return Ok(found.clone());
+        }
+        let mut parts = Vec::new();
+        for fragment in &packed.fragments {
+            let is_needed = |at: &usize| bytecode::is_needed(fragment.entries[*at].entry.path.as_str());
+            let needed: Vec<usize> = (0..fragment.entries.len()).filter(is_needed).collect();
+            let spans: Vec<(u64, u64)> = needed.iter().map(|at| span(fragment, *at).unwrap_or_default()).collect();
+            let read = contents(&self.open(&fragment.blob)?, fragment, &spans)?;
+            for (at, content) in needed.into_iter().zip(read) {
+                let entry = &fragment.entries[at].entry;
                 let (path, kind, mode) = (entry.path.clone(), entry.kind.clone(), entry.mode);
                 parts.push(bytecode::Part { path, kind, mode, content });
             }
         }
-        let interpreter = Interpreter::unpack(&self.store.scratch(), &known.python, parts)?;
-        running.insert(*digest, interpreter.clone());
+        let interpreter = Interpreter::unpack(&self.store.scratch(), &packed.python, parts)?;
+        running.insert(packed.digest, interpreter.clone());
         Ok(interpreter)
     }
 
@@ -224,14 +282,13 @@ impl Local<'_> {
             ));
         }
         // A module: its root's number, its path, where its source starts and how long it is.
-        type Module = (usize, ImagePath, u64, u64);
-        let mut by_fragment: BTreeMap<Digest, (Arc<Fragment>, Vec<Module>)> = BTreeMap::new();
+        type Source = (usize, ImagePath, (u64, u64));
+        let mut by_fragment: BTreeMap<Digest, (Arc<Fragment>, Vec<Source>)> = BTreeMap::new();
         for (root, path) in modules {
             let Some((fragment, position)) = view.origin(&path) else { continue };
-            let indexed = &fragment.entries[position];
-            if let Kind::File { size } = indexed.entry.kind {
+            if let Some(span) = span(fragment, position) {
                 let list = by_fragment.entry(fragment.blob).or_insert_with(|| (fragment.clone(), Vec::new()));
-                list.1.push((root, path, indexed.offset, size));
+                list.1.push((root, path, span));
             }
         }
         let mut hasher = KeyHasher::new("compile", LAYER_FORMAT);
@@ -247,33 +304,22 @@ impl Local<'_> {
         self.kept(key, &text, || {
             let mut sources: Vec<(usize, ImagePath, Vec<u8>)> = Vec::new();
             for (fragment, files) in by_fragment.into_values() {
-                let tar = self.whole_tar(&fragment)?;
-                for (root, path, offset, size) in files {
-                    sources.push((root, path, part_of(&tar, offset, size)?.to_vec()));
-                }
+                let spans: Vec<(u64, u64)> = files.iter().map(|(_, _, span)| *span).collect();
+                let read = contents(&self.open(&fragment.blob)?, &fragment, &spans)?;
+                sources.extend(files.into_iter().zip(read).map(|((root, path, _), source)| (root, path, source)));
             }
             let sources = match &wanted.modules {
                 Modules::ImportedBy(names) => imported(&roots, sources, names)?,
                 _ => sources.into_iter().map(|(_, path, source)| (path, source)).collect(),
             };
-            let interpreter = self.interpreter(&wanted.interpreter)?;
-            let compiler = Compiler { interpreter, modules: &Modules::All, threads: self.jobs };
+            let interpreter = self.interpreter(&self.packed(&wanted.interpreter)?)?;
             let mut made = Made::default();
-            for (path, pyc) in compiler.compile(&python, sources)? {
+            for (path, pyc) in compiled(&interpreter, &python, &sources, self.jobs)? {
                 let kind = Kind::File { size: pyc.len() as u64 };
                 made.push(Entry::new(path, kind, 0o644, EPOCH), Content::Bytes(pyc));
             }
             Ok(made)
         })
-    }
-
-    /// The tar of a fragment.
-    pub(super) fn whole_tar(&self, fragment: &Fragment) -> Result<Vec<u8>, EngineError> {
-        let gone = || EngineError::from(layers::encode::EncodeError::Damaged("it is gone"));
-        let bytes = std::io::BufReader::with_capacity(256 << 10, self.open_here(&fragment.blob)?.ok_or_else(gone)?);
-        let mut tar = Vec::with_capacity(usize::try_from(fragment.layout.tar_size).unwrap_or_default());
-        TarReader::new(bytes, fragment.layout.members.iter().copied()).read_to_end(&mut tar)?;
-        Ok(tar)
     }
 }
 
@@ -311,12 +357,6 @@ fn imports_key(archive: &Archive, python: &str) -> (layers::Key, String) {
     let mut hasher = KeyHasher::new("imports", imports::VERSION);
     hasher.field("name", &archive.name).field("wheel", archive.digest).field("python", python);
     hasher.finish()
-}
-
-fn part_of(tar: &[u8], offset: u64, size: u64) -> Result<&[u8], EngineError> {
-    let end = offset.checked_add(size).and_then(|end| usize::try_from(end).ok());
-    let part = usize::try_from(offset).ok().zip(end).and_then(|(start, end)| tar.get(start..end));
-    part.ok_or_else(|| layers::encode::EncodeError::Damaged("it is shorter than its index says").into())
 }
 
 fn imported(

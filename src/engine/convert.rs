@@ -17,7 +17,7 @@ use layers::source::{Modules, Owner, Unpack};
 use layers::{Digest, ImagePath};
 
 use super::EngineError;
-use super::bytecode::{Compiler, open_wheel};
+use super::bytecode::{Compiler, Module, open_wheel};
 use super::index::{Fragment, PackageFacts};
 use super::made::{Content, Deflated, Made, ReadStream};
 use super::spool::{Room, Spool, Whole};
@@ -100,13 +100,6 @@ fn deb(file: File, exclude: &[String], drops: &Drops, room: &Room) -> Result<Mad
         replaces: field("Replaces"),
         scripts: scripts::classify(&control),
     };
-    let patterns: Vec<(bool, Vec<char>)> = exclude
-        .iter()
-        .map(|pattern| match pattern.strip_prefix('!') {
-            Some(kept) => (true, kept.chars().collect()),
-            None => (false, pattern.chars().collect()),
-        })
-        .collect();
     let root = ImagePath::root();
     let place = Place { to: &root, strip: 0, owner: None };
     let mut made = Made { spool: Some(Spool::new(room)), ..Made::default() };
@@ -114,13 +107,9 @@ fn deb(file: File, exclude: &[String], drops: &Drops, room: &Room) -> Result<Mad
         let _share = room.decoders().take(deb.decoder_memory()?);
         made = unpack_tar(deb.data()?, &place, made)?;
     }
-    made.entries.retain(|(entry, _)| !drops.contains(&entry.path) && !excluded(&patterns, entry.path.as_str()));
+    made.entries.retain(|(entry, _)| !drops.contains(&entry.path));
     made.dirs.retain(|entry| !drops.contains(&entry.path));
-    if !patterns.is_empty() {
-        // As dpkg does: a folder below an excluded pattern stays only where something in it does.
-        let used: BTreeSet<ImagePath> = made.entries.iter().flat_map(|(entry, _)| entry.path.ancestors()).collect();
-        made.dirs.retain(|entry| used.contains(&entry.path) || !excluded(&patterns, &format!("{}/", entry.path)));
-    }
+    Patterns::new(exclude).leave_out(&mut made);
     // What scanners look for where there is no dpkg database (one paragraph a file, as distroless images have it).
     let status = ImagePath::new(format!("/var/lib/dpkg/status.d/{}", package.name)).map_err(|_| FormatError::Name {
         format: "package",
@@ -159,9 +148,33 @@ fn field(control: &[u8], name: &str) -> Option<String> {
     None
 }
 
-fn excluded(patterns: &[(bool, Vec<char>)], path: &str) -> bool {
-    let path: Vec<char> = path.chars().collect();
-    patterns.iter().rev().find(|(_, pattern)| glob(pattern, &path)).is_some_and(|(kept, _)| !kept)
+/// What dpkg does not unpack (dpkg(1), --path-exclude): patterns, and whether each brings back. The last that fits counts.
+pub(super) struct Patterns(Vec<(bool, Vec<char>)>);
+
+impl Patterns {
+    /// From the words of a definition; `!` brings back.
+    pub fn new<S: AsRef<str>>(exclude: impl IntoIterator<Item = S>) -> Patterns {
+        let pattern = |pattern: S| match pattern.as_ref().strip_prefix('!') {
+            Some(kept) => (true, kept.chars().collect()),
+            None => (false, pattern.as_ref().chars().collect()),
+        };
+        Patterns(exclude.into_iter().map(pattern).collect())
+    }
+
+    fn has(&self, path: &str) -> bool {
+        let path: Vec<char> = path.chars().collect();
+        self.0.iter().rev().find(|(_, pattern)| glob(pattern, &path)).is_some_and(|(kept, _)| !kept)
+    }
+
+    /// Leaves out what fits. As dpkg does: a folder below an excluded pattern stays only where something in it does.
+    pub fn leave_out(&self, made: &mut Made<'_>) {
+        if self.0.is_empty() {
+            return;
+        }
+        made.entries.retain(|(entry, _)| !self.has(entry.path.as_str()));
+        let used: BTreeSet<ImagePath> = made.entries.iter().flat_map(|(entry, _)| entry.path.ancestors()).collect();
+        made.dirs.retain(|entry| used.contains(&entry.path) || !self.has(&format!("{}/", entry.path)));
+    }
 }
 
 /// dpkg's patterns: `*` and `?` match any character, `/` included (dpkg(1), --path-exclude).
@@ -236,15 +249,19 @@ fn wheel(
         let below = format!("{}/", scheme.site_packages());
         let mut modules = Vec::new();
         for file in installed.files.iter().filter(|file| file.path.as_str().starts_with(&below)) {
-            if let wheel::Content::Entry(index) = file.content
+            if let wheel::Content::Entry(entry) = file.content
                 && compiler.wants(scheme.site_packages(), &file.path)
             {
-                let mut source = Vec::new();
-                wheel.copy_to(index, &mut source).map_err(failed)?;
-                modules.push((file.path.clone(), source));
+                let recorded = wheel.recorded(entry).map(|row| row.hash.clone()).unwrap_or_default();
+                modules.push(Module { path: file.path.clone(), entry, recorded });
             }
         }
-        installed = wheel.install_with(&scheme, compiler.compile(python, modules)?).map_err(failed)?;
+        let made = compiler.byte_code(name, scheme.site_packages(), python, &modules, &mut |entry| {
+            let mut source = Vec::new();
+            wheel.copy_to(entry, &mut source).map_err(failed)?;
+            Ok(source)
+        })?;
+        installed = wheel.install_with(&scheme, made).map_err(failed)?;
     }
     let wheel = Rc::new(RefCell::new(wheel));
     let mut made = Made::default();
@@ -465,6 +482,7 @@ mod tests {
     use super::super::tree::Tree as _;
     use super::super::view::View;
     use super::*;
+    use crate::parallel::Cores;
 
     /// A zip as Python's zipfile writes it: small and large files, deflated and stored, and a program.
     fn zip(folder: &Path) -> std::path::PathBuf {
@@ -495,7 +513,7 @@ mod tests {
         };
         let to = ImagePath::new("/opt").expect("a path");
         let unpack = Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } };
-        let room = Room::new(store.scratch());
+        let room = Room::new(store.scratch(), Cores::new(2));
         let made = convert(&path, &archive, &unpack, &Drops::new(), &room, None).expect("converts");
         let fragment = made.write(&store, &room).expect("writes");
         // A batch, then a header and a stream for each of three files, then the last padding.
@@ -516,5 +534,28 @@ mod tests {
         assert!(read("/opt/b/huge") == all.repeat(40000));
         assert!(read("/opt/b/stored") == all.repeat(256));
         assert!(read("/opt/bin/true") == std::fs::read("/bin/true").expect("readable"));
+    }
+
+    #[test]
+    fn files_that_begin_in_one_member_and_end_in_the_next_are_read_in_any_order() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(&folder.path().join("cache")).expect("opens");
+        let path = |at: usize| ImagePath::new(format!("/f{at:03}")).expect("a path");
+        let content = |at: usize| -> Vec<u8> { (0..15_000 + at).map(|byte| ((byte * (at + 7)) >> 3) as u8).collect() };
+        let mut made = Made::default();
+        for at in 0..300 {
+            let kind = Kind::File { size: content(at).len() as u64 };
+            made.push(Entry::new(path(at), kind, 0o644, EPOCH), Content::Bytes(content(at)));
+        }
+        let fragment = made.write(&store, &Room::new(store.scratch(), Cores::new(2))).expect("writes");
+        assert!(fragment.layout.members.len() > 3, "{:?}", fragment.layout);
+        let open = |digest: &Digest| -> io::Result<File> {
+            Ok(store.open(digest).map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?)
+        };
+        let mut view = View::new(&open);
+        view.apply(&[], &[Arc::new(fragment)]).expect("applies");
+        for at in (0..300).chain((0..300).rev()) {
+            assert!(view.read(&path(at)).expect("reads") == content(at), "file {at}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use super::EngineError;
 use super::convert::{self, Drops};
+use super::earlier::{Earlier, modules_key};
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::local::{Local, Walked};
 use super::made::Made;
@@ -65,10 +66,11 @@ impl Local<'_> {
             return Ok(found);
         }
         // Before this archive's turn: it may have to unpack the interpreter's packages, and two turns may share a lock.
-        let compiler = match conversion {
+        let mut compiler = match conversion {
             Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
             _ => None,
         };
+        let modules = modules_key(archive, conversion);
         // Another builder may be at it: wait for it rather than do it twice.
         let _turn = self.store.lock_build(&key)?;
         if let Some(found) = self.find_fragment(&key)? {
@@ -80,8 +82,14 @@ impl Local<'_> {
             path = self.supply.supply(archive)?;
         }
         self.observer.on(Event::ConversionStarted { name: &archive.name });
+        if let (Some(compiler), Some((key, _))) = (&mut compiler, &modules) {
+            compiler.earlier = Earlier::find(self.store, key)?;
+        }
         let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
         let fragment = self.keep(&key, &text, made)?;
+        if let (Some(modules), Some(record)) = (modules, self.find_record(&key)?) {
+            Earlier::keep(self.store, modules, &fragment, record)?;
+        }
         self.observer.on(Event::ConversionFinished { name: &archive.name });
         Ok(fragment)
     }

@@ -61,6 +61,11 @@ impl Local<'_> {
                     ran.extend(commands);
                 }
                 Op::Compile(wanted) => fragments.push(self.compile(wanted, view)?),
+                Op::Dpkg(dpkg) => {
+                    let (fragment, commands) = self.dpkg(subject, layer, dpkg, view, below)?;
+                    fragments.push(fragment);
+                    ran.extend(commands);
+                }
                 Op::Build(_) => unreachable!("`settle` turned it into `Op::Unpack`"),
                 Op::Run(step) => {
                     let (fragment, commands) = self.run(subject, layer, step, view, below)?;
@@ -303,9 +308,7 @@ fn taken<'v>(
         }
         match &entry.kind {
             Kind::File { .. } => {
-                let source = entry.path.clone();
-                let open = move || -> Result<Box<dyn Read + 'v>, EngineError> { Ok(view.open(&source)?) };
-                made.push(copy, Content::Open(Box::new(open)));
+                made.push(copy, Content::of(view, &entry.path));
             }
             Kind::Hardlink { target } if target.starts_with(from) && view.entry(target).is_some() => {
                 copy.kind = Kind::Hardlink { target: moved(target)? };

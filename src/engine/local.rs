@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::base::BaseImage;
 use super::bytecode::Interpreters;
 use super::convert::{self, Converted, Drops};
+use super::early::{Course, Early};
 use super::foundation::{Below, Cut, Linked};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
@@ -35,7 +36,7 @@ use super::view::View;
 use super::{EngineError, base};
 use crate::debian::gate;
 use crate::observe::{Event, Observer};
-use crate::parallel::in_parallel;
+use crate::parallel::{Cores, in_parallel};
 use crate::pin::Context;
 use crate::remote::Sources;
 
@@ -139,6 +140,10 @@ pub struct Local<'a> {
     pub(super) context: &'a Context,
     pub(super) elsewhere: &'a Sources,
     pub(super) jobs: usize,
+    /// What works in this build takes one.
+    pub(super) cores: Cores,
+    /// How far the build has come.
+    pub(super) course: Course,
     catalogue_dir: PathBuf,
     pub(super) compression: Compression,
     /// The fragments that were used, for [`Local::heal`].
@@ -158,6 +163,7 @@ pub struct Local<'a> {
 impl<'a> Local<'a> {
     /// An engine at the beginning of a build.
     pub fn new(given: Given<'a>) -> Local<'a> {
+        let cores = Cores::new(given.jobs);
         Local {
             store: given.store,
             observer: given.observer,
@@ -165,11 +171,13 @@ impl<'a> Local<'a> {
             context: given.context,
             elsewhere: given.elsewhere,
             jobs: given.jobs,
+            room: Room::new(given.store.scratch(), cores.clone()),
+            cores,
+            course: Course::default(),
             catalogue_dir: given.catalogue_dir,
             compression: given.compression,
             used: Mutex::default(),
             interpreters: Interpreters::default(),
-            room: Room::new(given.store.scratch()),
             loaded: Mutex::default(),
             making: Mutex::default(),
             runs: Runs::new(given.commands),
@@ -188,12 +196,21 @@ pub struct Subject<'a> {
     pub platform: Platform,
 }
 
+/// What a stage is walked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// An image, and where its stage is cut.
+    OfImage(Option<usize>),
+    /// Something that is taken from it, or a command.
+    OfOther,
+}
+
 /// Downloads in flight at once: polite to mirrors, and enough to fill a line.
 pub(crate) const DOWNLOADS: usize = 8;
 
 impl Local<'_> {
-    /// Converts every archive of these stages that the store does not have converted yet.
-    pub fn fragments(&self, stages: &[&Resolved]) -> Result<(), EngineError> {
+    /// Converts every archive of these stages that the store does not have converted yet, those of `early` first.
+    pub fn fragments(&self, stages: &[&Resolved], early: &[Early<'_>]) -> Result<(), EngineError> {
         stages.iter().for_each(|stage| self.interpreters.learn(stage));
         let mut wanted: BTreeMap<Key, (&Archive, &Conversion)> = BTreeMap::new();
         for op in stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops) {
@@ -201,14 +218,20 @@ impl Local<'_> {
                 wanted.insert(unpack_key(archive, conversion, &Drops::new()).0, (archive, conversion));
             }
         }
-        let mut missing: Vec<(&Archive, &Conversion)> = Vec::new();
-        for (key, job) in wanted {
+        let mut missing: Vec<(Key, &Archive, &Conversion)> = Vec::new();
+        for (key, (archive, conversion)) in wanted {
             if self.find_record(&key)?.is_none() {
-                missing.push(job);
+                missing.push((key, archive, conversion));
             }
         }
         // The longest first, so that no core is left with a giant at the end.
-        missing.sort_by_key(|(archive, _)| (std::cmp::Reverse(archive.size), archive.digest));
+        missing.sort_by_cached_key(|(key, archive, _)| {
+            let waited_for = early.iter().any(|it| it.archives.contains(key));
+            (!waited_for, std::cmp::Reverse(archive.size), archive.digest)
+        });
+        if !early.is_empty() {
+            self.course.pending(missing.iter().map(|(key, ..)| *key).collect(), early);
+        }
         // Downloads wait for the network and conversions for a core: the former run ahead, and whoever needs a file that
         // is on its way waits for it.
         let failed = AtomicBool::new(false);
@@ -216,20 +239,28 @@ impl Local<'_> {
             failed.store(true, Ordering::Relaxed);
             error
         };
+        let has_failed = || failed.load(Ordering::Relaxed) || self.course.has_failed();
         std::thread::scope(|scope| {
             let ahead = scope.spawn(|| {
-                in_parallel(DOWNLOADS, &missing, |(archive, _)| {
-                    if failed.load(Ordering::Relaxed) {
+                in_parallel(DOWNLOADS, &missing, |(_, archive, _)| {
+                    if has_failed() {
                         return Ok(());
                     }
                     self.supply.supply(archive).map(drop).map_err(stop)
                 })
             });
-            let converted = in_parallel(self.jobs, &missing, |(archive, conversion)| {
-                if failed.load(Ordering::Relaxed) {
+            let converted = in_parallel(self.jobs, &missing, |(key, archive, conversion)| {
+                // Before the core: it may be on its way.
+                if !has_failed() {
+                    self.supply.supply(archive).map_err(stop)?;
+                }
+                let _core = self.cores.take();
+                if has_failed() {
                     return Ok(());
                 }
-                self.unpack(archive, conversion, &Drops::new()).map(drop).map_err(stop)
+                self.unpack(archive, conversion, &Drops::new()).map_err(stop)?;
+                self.course.converted(key);
+                Ok(())
             });
             let downloaded = ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             downloaded.and(converted)
@@ -245,7 +276,7 @@ impl Local<'_> {
         }
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
-        let mut walked = self.walk_onto(subject, resolved, &mut view, cut.map(|cut| cut.at))?;
+        let mut walked = self.walk_onto(subject, resolved, &mut view, Walk::OfImage(cut.map(|cut| cut.at)))?;
         let heard = view.heard().filter(|(answers, _)| answers.are_few());
         let (gate, text) = gate_key(subject, resolved, view.linked());
         self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
@@ -265,7 +296,7 @@ impl Local<'_> {
         subject: Subject<'_>,
         resolved: &Resolved,
         view: &mut View<'v>,
-        cut: Option<usize>,
+        walk: Walk,
     ) -> Result<Walked, EngineError> {
         self.interpreters.learn(resolved);
         let mut walked = Walked::default();
@@ -292,8 +323,13 @@ impl Local<'_> {
                     .map(|package| (package.name.clone(), package.version.clone(), package.architecture.clone())),
             );
             for layer in run {
-                if cut == Some(walked.jobs.len()) {
+                if walk == Walk::OfImage(Some(walked.jobs.len())) {
                     view.listen();
+                }
+                // What lies below is put together while a command still runs.
+                let takes = layer.ops.iter().any(|op| matches!(op, Op::Take(_)));
+                if takes && matches!(walk, Walk::OfImage(_)) && self.course.runs_commands() {
+                    self.assemble(&walked.jobs.iter().collect::<Vec<_>>(), self.jobs)?;
                 }
                 self.lay(subject, layer, &together, view, &mut walked).map_err(|error| located(error, layer))?;
             }
@@ -355,6 +391,7 @@ impl Local<'_> {
         });
         let made = Mutex::new(&mut records);
         in_parallel(threads, &missing, |job| {
+            let _core = self.cores.take();
             // Images that share layers may be at them at the same moment.
             let turn = self.turn(&job.key);
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -473,6 +510,12 @@ impl Local<'_> {
         })
     }
 
+    /// What another stage than the one that is being made comes to.
+    pub(super) fn lowered(&self, subject: Subject<'_>, stage: StageId) -> Result<Resolved, EngineError> {
+        let lock_file = |python: &layers::source::Python<StageId>| self.context.lock_digest(python);
+        Ok(layers::lower::lower(subject.plan, stage, subject.lock, subject.platform, &lock_file)?)
+    }
+
     /// Walks another stage than the one that is being made.
     pub(super) fn other_stage<'v>(
         &self,
@@ -480,11 +523,9 @@ impl Local<'_> {
         stage: StageId,
         view: &mut View<'v>,
     ) -> Result<Walked, EngineError> {
-        let lock_file = |python: &layers::source::Python<StageId>| self.context.lock_digest(python);
-        let resolved = layers::lower::lower(subject.plan, stage, subject.lock, subject.platform, &lock_file)?;
-        let resolved = self.settle(subject, &resolved)?;
-        self.fragments(&[&resolved])?;
-        self.walk_onto(subject, &resolved, view, None)
+        let resolved = self.settle(subject, &self.lowered(subject, stage)?)?;
+        self.fragments(&[&resolved], &[])?;
+        self.walk_onto(subject, &resolved, view, Walk::OfOther)
     }
 }
 

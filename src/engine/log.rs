@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use memchr::memmem;
@@ -19,7 +19,7 @@ const SHORTEST: usize = 4;
 /// Takes the bytes that a command writes.
 pub struct Log<'a> {
     path: PathBuf,
-    file: BufWriter<File>,
+    file: File,
     show: Box<dyn Fn(&str) + 'a>,
     pending: Vec<u8>,
     last: VecDeque<String>,
@@ -44,13 +44,13 @@ impl<'a> Log<'a> {
         {
             return Err(error);
         }
-        let file = BufWriter::new(File::create(&path)?);
+        let file = File::create(&path)?;
         // Output comes line by line, so a secret of several lines is looked for line by line.
         let mut words: Vec<Vec<u8>> = secrets
             .iter()
-            .flat_map(|secret| secret.split(|byte| matches!(byte, b'\n' | b'\r')))
-            .map(|line| line.trim_ascii().to_vec())
+            .flat_map(|secret| lines(secret))
             .filter(|line| line.len() >= SHORTEST)
+            .map(<[u8]>::to_vec)
             .collect();
         words.sort_by_key(|word| std::cmp::Reverse(word.len()));
         let show = Box::new(show);
@@ -65,10 +65,15 @@ impl<'a> Log<'a> {
                 b'\n' | b'\r' => self.line(),
                 _ => self.pending.push(byte),
             }
-            if self.pending.len() >= LONGEST {
+            if self.pending.len() >= LONGEST + self.longest() {
                 self.cut();
             }
         }
+    }
+
+    /// Bytes of the longest secret.
+    fn longest(&self) -> usize {
+        self.secrets.first().map_or(0, Vec::len)
     }
 
     fn line(&mut self) {
@@ -79,15 +84,14 @@ impl<'a> Log<'a> {
     /// Shows the start of a line that does not end; what could be the start of a secret waits for its end.
     fn cut(&mut self) {
         let text = masked(&std::mem::take(&mut self.pending), &self.secrets);
-        let longest = self.secrets.first().map_or(0, Vec::len).min(text.len() / 2);
-        let (now, later) = text.split_at(text.len() - longest);
+        let (now, later) = text.split_at(text.len().saturating_sub(self.longest()));
         self.tell(now);
         self.pending = later.to_vec();
     }
 
     fn tell(&mut self, line: &[u8]) {
-        let written = self.file.write_all(line).and_then(|()| self.file.write_all(b"\n"));
-        if let Err(error) = written {
+        // Whoever ends a build that hangs finds all lines so far.
+        if let Err(error) = self.file.write_all(&[line, b"\n"].concat()) {
             self.failed.get_or_insert(error);
         }
         let text = String::from_utf8_lossy(line);
@@ -106,12 +110,16 @@ impl<'a> Log<'a> {
         if !self.pending.is_empty() {
             self.line();
         }
-        self.file.flush()?;
         match self.failed {
             Some(error) => Err(error),
             None => Ok(Told { path: self.path, last: self.last.into() }),
         }
     }
+}
+
+/// The lines of a secret.
+pub fn lines(secret: &[u8]) -> impl Iterator<Item = &[u8]> {
+    secret.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii)
 }
 
 fn masked(line: &[u8], secrets: &[Vec<u8>]) -> Vec<u8> {
@@ -158,6 +166,15 @@ mod tests {
     }
 
     #[test]
+    fn lines_are_in_the_file_before_its_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let mut log = Log::create(path.clone(), &[], |_| {}).expect("creates");
+        log.write(b"one\ntwo\nthr");
+        assert_eq!(std::fs::read_to_string(path).expect("reads"), "one\ntwo\n");
+    }
+
+    #[test]
     fn the_error_repeats_the_last_lines_alone() {
         let all: String = (0..100).map(|number| format!("{number}\n")).collect();
         let (shown, file, last) = log(&[], &[all.as_bytes()]);
@@ -175,5 +192,7 @@ mod tests {
         long.extend_from_slice(b"hunter22");
         long.extend_from_slice(&vec![b'y'; LONGEST]);
         assert!(!log(&[b"hunter22"], &[&long]).1.contains("hunter22"));
+        let (large, before) = (vec![b's'; LONGEST], vec![b'0'; LONGEST / 2]);
+        assert!(!log(&[&large], &[&before, &large, &before]).1.contains('s'));
     }
 }

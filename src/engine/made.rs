@@ -10,6 +10,7 @@ use layers::encode::{DeflateStream, Entry, FragmentWriter, Kind};
 use super::EngineError;
 use super::index::{Fragment, Indexed, PackageFacts};
 use super::spool::{Room, Spool};
+use super::view::View;
 use crate::debian::elf;
 
 /// The content of a file that is about to be written.
@@ -29,6 +30,14 @@ pub enum Content<'a> {
     Deflated(DeflateStream, Box<dyn Deflated + 'a>),
     /// Opened when its turn comes.
     Open(Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>, EngineError> + 'a>),
+}
+
+impl<'v> Content<'v> {
+    /// That of a regular file of a view, opened when its turn comes.
+    pub fn of(view: &'v View<'_>, path: &ImagePath) -> Content<'v> {
+        let path = path.clone();
+        Content::Open(Box::new(move || Ok(view.open(&path)?)))
+    }
 }
 
 /// A file that lies deflated in its archive.
@@ -130,7 +139,9 @@ impl<'a> Made<'a> {
         self.dirs.sort_by(|a, b| a.path.cmp(&b.path));
         self.dirs.dedup_by(|a, b| a.path == b.path);
         first_names_first(&mut self.entries);
-        let mut writer = FragmentWriter::new(store.writer()?);
+        let cores = room.clone();
+        let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
+        let mut writer = FragmentWriter::new(store.writer()?).with_help(Box::new(lend));
         let mut entries = Vec::with_capacity(self.entries.len());
         let mut facts = Vec::new();
         let mut transplants = Vec::new();

@@ -3,6 +3,9 @@
 pub mod base;
 pub mod bytecode;
 pub mod convert;
+pub mod dpkg;
+pub mod earlier;
+pub mod early;
 pub mod foundation;
 pub mod fragments;
 pub mod index;
@@ -118,6 +121,14 @@ pub enum EngineError {
         /// The stage's platform.
         platform: Platform,
     },
+    /// A command for another platform that should be emulated.
+    #[error("it runs programs for {platform}, which this machine does not emulate: {lacks}")]
+    NotEmulated {
+        /// The stage's platform.
+        platform: Platform,
+        /// What is missing.
+        lacks: String,
+    },
     /// A command that made something else when it ran again.
     #[error("run again, it made something else:\n{tree}", tree = .tree.trim_end())]
     NotDeterministic {
@@ -130,12 +141,21 @@ pub enum EngineError {
         /// What is wrong.
         why: String,
     },
+    /// A package that cannot be configured by dpkg.
+    #[error("it {why}")]
+    Dpkg {
+        /// What is wrong.
+        why: String,
+    },
     /// A secret that a command needs and nobody gave.
     #[error("it needs the secret `{name}`")]
     NoSecret {
         /// The secret.
         name: String,
     },
+    /// An SSH agent that a command needs and nobody named.
+    #[error("it needs an SSH agent")]
+    NoAgent,
     /// A secret that a command left behind.
     #[error("it left the secret `{name}` in `{path}`, which would go into images")]
     SecretInOutcome {
@@ -226,6 +246,7 @@ impl EngineError {
             EngineError::Command { .. }
             | EngineError::NotDeterministic { .. }
             | EngineError::NoSecret { .. }
+            | EngineError::NoAgent
             | EngineError::SecretInOutcome { .. }
             | EngineError::Sandbox(_) => true,
             _ => false,

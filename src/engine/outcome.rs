@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,15 +13,17 @@ use layers::encode::{EPOCH, Entry, Kind};
 use layers::{Digest, ImagePath};
 use memchr::memmem;
 
-use super::EngineError;
 use super::index::Fragment;
 use super::made::{Content, Made};
 use super::tree::Tree as _;
 use super::view::{OpenBlob, View};
+use super::{EngineError, log};
 use crate::sandbox::Secret;
 
 /// Secrets shorter than this are found everywhere by accident.
 const SHORTEST_SECRET: usize = 8;
+/// And so are shorter lines of a secret of several: `[global]`.
+const SHORTEST_LINE: usize = 16;
 
 /// Lays out what lies in the folder `changed`, over `view`; `removed` paths are relative. A file that holds a secret is an
 /// error: it would go into an image.
@@ -30,6 +33,7 @@ pub fn made(
     view: &View<'_>,
     secrets: &[Secret],
 ) -> Result<Made<'static>, EngineError> {
+    let words = words(secrets);
     let mut made = Made::default();
     let mut links: HashMap<(u64, u64), ImagePath> = HashMap::new();
     let mut pending = vec![PathBuf::new()];
@@ -38,6 +42,9 @@ pub fn made(
         names.sort_by_key(fs::DirEntry::file_name);
         for name in names {
             let relative = folder.join(name.file_name());
+            if let Some(secret) = held(relative.as_os_str().as_bytes(), &words) {
+                return Err(EngineError::SecretInOutcome { name: secret.name.clone(), path: image_path(&folder)? });
+            }
             let path = image_path(&relative)?;
             let metadata = fs::symlink_metadata(name.path())?;
             let mode = metadata.mode() & 0o7777;
@@ -53,6 +60,9 @@ pub fn made(
                 }
             } else if kind.is_symlink() {
                 let target = fs::read_link(name.path())?;
+                if let Some(secret) = held(target.as_os_str().as_bytes(), &words) {
+                    return Err(EngineError::SecretInOutcome { name: secret.name.clone(), path });
+                }
                 let target = target.to_str().ok_or_else(|| not_text(&path))?.to_owned();
                 made.push(Entry { mode: 0o777, ..entry(Kind::Symlink { target }) }, Content::None);
             } else if kind.is_file() {
@@ -63,7 +73,7 @@ pub fn made(
                         continue;
                     }
                 }
-                check_secrets(&name.path(), &path, secrets)?;
+                check_secrets(&name.path(), &path, &words)?;
                 let source = name.path();
                 let open = move || -> Result<Box<dyn Read>, EngineError> { Ok(Box::new(File::open(source)?)) };
                 made.push(entry(Kind::File { size: metadata.len() }), Content::Open(Box::new(open)));
@@ -90,13 +100,24 @@ fn not_text(path: &ImagePath) -> EngineError {
     EngineError::OutcomeName { name: format!("what the link {path} holds") }
 }
 
+/// What is looked for: secrets as a whole, and their lines; not the first and last ones of a PEM file, which are everybody's.
+fn words(secrets: &[Secret]) -> Vec<(&Secret, &[u8])> {
+    let whole = secrets.iter().map(|secret| (secret, secret.bytes.trim_ascii()));
+    let whole = whole.filter(|(_, word)| word.len() >= SHORTEST_SECRET);
+    let lines = secrets.iter().flat_map(|secret| {
+        let told = |line: &&[u8]| line.len() >= SHORTEST_LINE && !line.starts_with(b"-----");
+        log::lines(&secret.bytes).filter(told).map(move |line| (secret, line))
+    });
+    whole.chain(lines).collect()
+}
+
+/// The secret that a text holds.
+fn held<'s>(text: &[u8], words: &[(&'s Secret, &[u8])]) -> Option<&'s Secret> {
+    words.iter().find(|(_, word)| memmem::find(text, word).is_some()).map(|(secret, _)| *secret)
+}
+
 /// Reads a file for the sake of secrets; where there are none, not at all.
-fn check_secrets(file: &Path, path: &ImagePath, secrets: &[Secret]) -> Result<(), EngineError> {
-    let words: Vec<(&Secret, &[u8])> = secrets
-        .iter()
-        .map(|secret| (secret, secret.bytes.trim_ascii()))
-        .filter(|(_, word)| word.len() >= SHORTEST_SECRET)
-        .collect();
+fn check_secrets(file: &Path, path: &ImagePath, words: &[(&Secret, &[u8])]) -> Result<(), EngineError> {
     let Some(longest) = words.iter().map(|(_, word)| word.len()).max() else { return Ok(()) };
     let mut file = File::open(file)?;
     let mut held: Vec<u8> = Vec::new();
@@ -107,7 +128,7 @@ fn check_secrets(file: &Path, path: &ImagePath, secrets: &[Secret]) -> Result<()
         if (&mut file).take(1 << 20).read_to_end(&mut held)? == 0 {
             return Ok(());
         }
-        if let Some((secret, _)) = words.iter().find(|(_, word)| memmem::find(&held, word).is_some()) {
+        if let Some(secret) = self::held(&held, words) {
             return Err(EngineError::SecretInOutcome { name: secret.name.clone(), path: path.clone() });
         }
     }

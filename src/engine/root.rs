@@ -6,30 +6,30 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use layers::ImagePath;
-use layers::encode::{Entry, Kind};
+use layers::encode::{Entry, Kind, MEMBER_SIZE};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
 use super::EngineError;
 use super::tree::Tree as _;
 use super::view::View;
-use crate::parallel::in_parallel;
+use crate::parallel::{Cores, in_parallel};
 
 /// Part of the name of a folder that is kept: raised whenever the same stage would be written otherwise.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
-/// Writes a view as the new folder `to`, with up to `threads` threads. Nothing is followed: a path whose parent is not a
-/// directory of the view is refused.
-pub fn write(view: &View<'_>, to: &Path, threads: usize) -> Result<(), EngineError> {
+/// Writes a view as the new folder `to`, with up to `threads` threads on the next free cores. Nothing is followed: a path
+/// whose parent is not a directory of the view is refused.
+pub fn write(view: &View<'_>, to: &Path, threads: usize, cores: &Cores) -> Result<(), EngineError> {
     fs::create_dir(to)?;
     let mut dirs: Vec<&Entry> = Vec::new();
     let mut made: BTreeSet<ImagePath> = BTreeSet::from([ImagePath::root()]);
-    let mut others: Vec<(u32, u32, &Entry)> = Vec::new();
+    let mut others: Vec<(u32, u64, &Entry)> = Vec::new();
     for entry in view.below(&ImagePath::root()) {
         match view.place_of(&entry.path) {
             _ if entry.path.is_root() => dirs.push(entry),
@@ -37,21 +37,29 @@ pub fn write(view: &View<'_>, to: &Path, threads: usize) -> Result<(), EngineErr
                 folder(to, &entry.path, &mut made).map_err(failed(&entry.path))?;
                 dirs.push(entry);
             }
-            Some((fragment, position)) => {
+            Some((fragment, offset)) => {
                 if let Some(parent) = entry.path.parent() {
                     folder(to, &parent, &mut made).map_err(failed(&entry.path))?;
                 }
-                others.push((fragment, position, entry));
+                others.push((fragment, offset, entry));
             }
             None => {}
         }
     }
-    // Neighbours in a fragment are inflated together, and hard links do not leave theirs. The largest first, so that no core
-    // is left with a giant at the end.
-    others.sort_unstable_by_key(|(fragment, position, _)| (*fragment, *position));
-    let mut fragments: Vec<&[(u32, u32, &Entry)]> = others.chunk_by(|one, next| one.0 == next.0).collect();
-    fragments.sort_by_key(|entries| std::cmp::Reverse(entries.len()));
-    in_parallel(threads, &fragments, |entries| entries.iter().try_for_each(|(_, _, entry)| other(view, to, entry)))?;
+    // What lies in one member is inflated and written together; one wheel of thousands of files has many.
+    others.sort_by_key(|(fragment, offset, _)| (*fragment, *offset));
+    let member = |offset: u64| offset / MEMBER_SIZE as u64;
+    let portions: Vec<&[(u32, u64, &Entry)]> =
+        others.chunk_by(|one, next| (one.0, member(one.1)) == (next.0, member(next.1))).collect();
+    // Not side by side: two that make files in one folder wait for each other.
+    let half = portions.len().div_ceil(2);
+    let portions: Vec<_> =
+        (0..half).flat_map(|at| [Some(portions[at]), portions.get(half + at).copied()]).flatten().collect();
+    in_parallel(threads, &portions, |entries| {
+        let _core = cores.take_first();
+        let mut buffer = vec![0; BUFFER];
+        entries.iter().try_for_each(|(_, _, entry)| other(view, to, entry, &mut buffer))
+    })?;
     // The deepest first: a folder that cannot be written would keep out what goes into it, and its time would change.
     for entry in dirs.into_iter().rev() {
         let folder = File::open(place(to, &entry.path)).map_err(failed(&entry.path))?;
@@ -66,25 +74,21 @@ fn failed(path: &ImagePath) -> impl Fn(io::Error) -> EngineError + '_ {
 }
 
 /// Writes what is no directory.
-fn other(view: &View<'_>, to: &Path, entry: &Entry) -> Result<(), EngineError> {
+fn other(view: &View<'_>, to: &Path, entry: &Entry, buffer: &mut [u8]) -> Result<(), EngineError> {
     let at = place(to, &entry.path);
     match &entry.kind {
         Kind::File { .. } | Kind::Hardlink { .. } => {
-            let linked = match &entry.kind {
-                // The same file, unless another layer has put something else at its first name.
-                Kind::Hardlink { target } if view.shares_content(&entry.path, target) => {
-                    fs::hard_link(place(to, target), &at).is_ok()
-                }
-                _ => false,
-            };
-            if !linked {
-                let mut content = view.open(&entry.path)?;
-                let mut file = File::options().write(true).create_new(true).open(&at).map_err(failed(&entry.path))?;
-                io::copy(&mut content, &mut file).map_err(failed(&entry.path))?;
-                file.set_permissions(Permissions::from_mode(entry.mode & 0o777 | 0o400))
-                    .map_err(failed(&entry.path))?;
-                file.set_modified(time(entry.mtime)).map_err(failed(&entry.path))?;
+            // Each name is a file of its own: a copy of the root, where there is no overlay, has no links either.
+            let mut content = view.open(&entry.path)?;
+            let mode = entry.mode & 0o777 | 0o400;
+            let new = || File::options().write(true).create_new(true).mode(mode).open(&at);
+            let mut file = new().map_err(failed(&entry.path))?;
+            copy(&mut content, &mut file, buffer).map_err(failed(&entry.path))?;
+            // The umask may have taken something away.
+            if file.metadata().map_err(failed(&entry.path))?.mode() & 0o777 != mode {
+                file.set_permissions(Permissions::from_mode(mode)).map_err(failed(&entry.path))?;
             }
+            file.set_modified(time(entry.mtime)).map_err(failed(&entry.path))?;
         }
         Kind::Symlink { target } => {
             std::os::unix::fs::symlink(target, &at).map_err(failed(&entry.path))?;
@@ -100,6 +104,20 @@ fn other(view: &View<'_>, to: &Path, entry: &Entry) -> Result<(), EngineError> {
         Kind::Dir | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => {}
     }
     Ok(())
+}
+
+/// Bytes that are handed to the kernel at once.
+const BUFFER: usize = 128 << 10;
+
+fn copy(from: &mut dyn Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+    loop {
+        match from.read(buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn place(to: &Path, path: &ImagePath) -> PathBuf {

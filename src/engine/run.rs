@@ -15,13 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use cache::Store;
 use layers::encode::{EPOCH, LAYER_FORMAT};
 use layers::op::{LayerPlan, Op, Step};
 use layers::source::TakeFrom;
-use layers::{Digest, ImagePath, Key, KeyHasher, Network, Platform, Run, StageId, StageStep};
+use layers::{Digest, ImagePath, Key, KeyHasher, Network, Platform, Run, StageId, StageStep, command};
 use serde::{Deserialize, Serialize};
 
 use super::index::{Fragment, INDEX_FORMAT};
@@ -42,6 +42,9 @@ const ENVIRONMENT: [(&str, &str); 4] = [
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("TZ", "UTC"),
 ];
+
+/// Where a command finds the SSH agent's socket.
+const AGENT: &str = "/run/ssh-agent";
 
 /// The platform that a stage is made for when something is taken from it for an image of `platform`.
 pub fn platform_of(take: &TakeFrom<StageId>, platform: Platform) -> Platform {
@@ -65,15 +68,19 @@ pub struct Commands {
     pub demanded: Option<Level>,
     /// What secrets hold, by name.
     pub secrets: BTreeMap<String, Vec<u8>>,
+    /// The socket of the SSH agent that they may ask.
+    pub agent: Option<PathBuf>,
     /// Whether outcomes are compared.
     pub repeat: Repeat,
     chosen: OnceLock<Result<Level, SandboxError>>,
+    /// Whether programs of the other platform are emulated in that sandbox: there is only one.
+    emulated: OnceLock<Result<(), String>>,
 }
 
 impl Commands {
     /// Commands that are kept apart by `demanded` at the least.
     pub fn new(demanded: Option<Level>, secrets: BTreeMap<String, Vec<u8>>, repeat: Repeat) -> Commands {
-        Commands { demanded, secrets, repeat, chosen: OnceLock::new() }
+        Commands { demanded, secrets, repeat, ..Commands::default() }
     }
 
     /// Whether what was made in a sandbox of this level is good enough.
@@ -81,9 +88,25 @@ impl Commands {
         self.demanded.is_none_or(|demanded| level <= demanded)
     }
 
-    /// The best level of this machine; tried out once.
-    fn level(&self, scratch: &Path) -> Result<Level, SandboxError> {
-        self.chosen.get_or_init(|| sandbox::choose(&sandbox::offers(scratch, None), self.demanded)).clone()
+    /// The level that commands ran on, if one did.
+    pub(super) fn chosen(&self) -> Option<Level> {
+        self.chosen.get()?.as_ref().ok().copied()
+    }
+
+    /// The best level of this machine; tried out once, before the first command.
+    fn level(&self, store: &Store) -> Result<Level, SandboxError> {
+        let choose = || {
+            // Room for what comes; without it, the command says so.
+            let _ = sweep(store);
+            sandbox::choose(&sandbox::offers(&store.scratch(), None), self.demanded)
+        };
+        self.chosen.get_or_init(choose).clone()
+    }
+
+    /// Whether the machine emulates programs of a platform in this sandbox; tried out once.
+    fn emulates(&self, store: &Store, level: Level, platform: Platform) -> Result<(), EngineError> {
+        let lacks = self.emulated.get_or_init(|| sandbox::emulates(level, platform, &store.scratch(), None));
+        lacks.clone().map_err(|lacks| EngineError::NotEmulated { platform, lacks })
     }
 }
 
@@ -131,6 +154,9 @@ pub struct Ran {
     pub platform: Platform,
     /// How it was kept apart.
     pub sandbox: Level,
+    /// Whether its programs were another machine's, and emulated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emulated: bool,
     /// Whether another run can be expected to make the same: it had no network.
     pub reproducible: bool,
     /// What it made: entries and their content.
@@ -151,7 +177,10 @@ impl Local<'_> {
         let inputs: Vec<LayerJob> = step
             .inputs
             .iter()
-            .map(|input| self.input(subject, layer, &input.op))
+            .map(|input| {
+                let platform = input.platform.unwrap_or(subject.platform);
+                self.input(Subject { platform, ..subject }, layer, &input.op)
+            })
             .collect::<Result<_, EngineError>>()?;
         let mut ran: Vec<Ran> = inputs.iter().flat_map(|input| input.ran.clone()).collect();
         let root_key = root_key(below);
@@ -191,6 +220,7 @@ impl Local<'_> {
                             label: layer.label.clone(),
                             platform: subject.platform,
                             sandbox: level,
+                            emulated: is_foreign(subject.platform),
                             reproducible: step.run.network == Network::None,
                             outcome: contents(&[], std::slice::from_ref(&fragment)),
                         };
@@ -222,7 +252,7 @@ impl Local<'_> {
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         self.other_stage(subject, below, &mut view)?;
-        root::write(&view, to, self.jobs)?;
+        root::write(&view, to, self.jobs, &self.cores)?;
         let StageStep::Run { run, .. } = planned else {
             let all = ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             return Ok((all.collect(), "/".into()));
@@ -232,6 +262,7 @@ impl Local<'_> {
             && let [Op::Run(step)] = layer.ops.as_slice()
         {
             for input in &step.inputs {
+                sandbox::check_direct(to, Path::new(input.path.as_str()))?;
                 let job = self.input(subject, layer, &input.op)?;
                 // In the stage itself, so that a rename is all that is left.
                 let folder = to.join(".imgbuild-input");
@@ -262,22 +293,36 @@ impl Local<'_> {
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         view.apply(&input.skeleton, &input.fragments)?;
-        root::write(&view, to, self.jobs)
+        root::write(&view, to, self.jobs, &self.cores)
     }
 
     /// Runs a command and keeps what it made.
     fn execute(&self, job: &Job<'_>, text: &str) -> Result<(Arc<Fragment>, Level), EngineError> {
-        if Platform::native().is_some_and(|native| native != job.subject.platform) {
-            return Err(EngineError::ForeignCommand { platform: job.subject.platform });
+        let (run, platform) = (&job.step.run, job.subject.platform);
+        if is_foreign(platform) && !run.emulated {
+            return Err(EngineError::ForeignCommand { platform });
         }
-        let level = self.runs.commands.level(&self.store.scratch())?;
+        let level = self.runs.commands.level(self.store)?;
+        if is_foreign(platform) {
+            self.runs.commands.emulates(self.store, level, platform)?;
+        }
+        if self.course.has_failed() {
+            return Err(SandboxError::Stopped.into());
+        }
         let root = self.root(job)?;
+        let began = Instant::now();
         let first = self.attempt(job, level, &root)?;
+        let (took, of) = took_key(platform, run);
+        self.store.keep(&took, &of, &began.elapsed().as_secs_f64())?;
         if self.runs.commands.repeat == Repeat::Compare {
             let second = self.attempt(job, level, &root)?;
             let open = |digest: &Digest| self.open(digest);
-            if let Some(tree) = outcome::differences(&first, &second, &open)? {
-                return Err(EngineError::NotDeterministic { tree });
+            // What is known already may come from another machine or sandbox.
+            let known = self.find_fragment(&job.key)?;
+            for other in std::iter::once(&second).chain(known.as_deref()) {
+                if let Some(tree) = outcome::differences(&first, other, &open)? {
+                    return Err(EngineError::NotDeterministic { tree });
+                }
             }
         }
         Ok((self.keep_fragment(&job.key, text, first)?, level))
@@ -300,7 +345,7 @@ impl Local<'_> {
             Ok(folder) => drop(folder.set_modified(SystemTime::now())),
             Err(_) => {
                 let scratch = Scratch::new(self.store)?;
-                root::write(job.view, &scratch.path().join("root"), self.jobs)?;
+                root::write(job.view, &scratch.path().join("root"), self.jobs, &self.cores)?;
                 // Another builder may have been faster; its folder is the same.
                 if let Err(error) = fs::rename(scratch.path(), &kept)
                     && !kept.is_dir()
@@ -334,6 +379,14 @@ impl Local<'_> {
             let source = self.store.command_cache(&cache_name(job.subject.platform, path))?;
             binds.push(Bind { source, target: path.as_str().into(), access: Access::Write });
         }
+        if run.ssh {
+            let source = self.runs.commands.agent.clone().ok_or(EngineError::NoAgent)?;
+            binds.push(Bind { source, target: AGENT.into(), access: Access::Read });
+            // An SSH client asks who it is, and where its home is, of nobody but this file.
+            let users = scratch.path().join("passwd");
+            fs::write(&users, with_user(fs::read(root.join("root/etc/passwd")).unwrap_or_default(), run))?;
+            binds.push(Bind { source: users, target: "/etc/passwd".into(), access: Access::Read });
+        }
         let mut secrets = Vec::new();
         for name in &run.secrets {
             let bytes =
@@ -362,8 +415,11 @@ impl Local<'_> {
             limits: sandbox::Limits::default(),
             helper: None,
         };
-        self.observer.on(Event::StepStarted { label: job.label });
-        let done = sandbox::run(&step, level, &mut |bytes| log.write(bytes), &|| false);
+        let done = {
+            let _core = self.cores.take_first();
+            self.observer.on(Event::StepStarted { label: job.label });
+            sandbox::run(&step, level, &mut |bytes| log.write(bytes), &|| self.course.has_failed())
+        };
         let told = log.finish()?;
         let done = done.map_err(|why| EngineError::Command { why, last: told.last, log: told.path })?;
         let made = outcome::made(&done.changed, &done.removed, job.view, &secrets)?;
@@ -389,8 +445,44 @@ fn environment(run: &Run<StageId>) -> Vec<(String, String)> {
     let mut all: BTreeMap<String, String> =
         ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     all.insert("SOURCE_DATE_EPOCH".into(), EPOCH.to_string());
+    if run.ssh {
+        all.insert("SSH_AUTH_SOCK".into(), AGENT.into());
+    }
     all.extend(run.env.clone());
     all.into_iter().collect()
+}
+
+/// A list of users (passwd(5)) with the one that a command runs as.
+fn with_user(mut users: Vec<u8>, run: &Run<StageId>) -> Vec<u8> {
+    let home =
+        environment(run).into_iter().find(|(name, _)| name == "HOME").map_or_else(|| "/".into(), |(_, home)| home);
+    if users.last().is_some_and(|byte| *byte != b'\n') {
+        users.push(b'\n');
+    }
+    users.extend(format!("imgbuild:x:{id}:{id}::{home}:/bin/sh\n", id = sandbox::ID).bytes());
+    users
+}
+
+/// Whether this machine does not run programs of a platform itself.
+pub fn is_foreign(platform: Platform) -> bool {
+    Platform::native().is_some_and(|native| native != platform)
+}
+
+/// A command of the engine's own, with these variables on top of the fixed ones.
+pub(super) fn of_words(words: &[&str], variables: &[(&str, &str)]) -> Run<StageId> {
+    let none = |_| Err::<StageId, ()>(());
+    let run = command(words.iter().copied()).map_stage(none);
+    let mut run = run.unwrap_or_else(|()| unreachable!("it takes nothing from a stage"));
+    run.env.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    run
+}
+
+/// Names how many seconds a command took when it was last run: by its words and not by what it reads, so that one can be told of
+/// before anything is built.
+pub fn took_key(platform: Platform, run: &Run<StageId>) -> (Key, String) {
+    let mut hasher = KeyHasher::new("took", 1);
+    hasher.field("platform", platform).field("command", run.to_json());
+    hasher.finish()
 }
 
 /// Names a folder that commands keep: by its path and the platform, so that stages with the same habits share it.
@@ -442,23 +534,53 @@ pub(super) fn outcome_key(fragment: &Arc<Fragment>) -> (Key, String) {
     hasher.finish()
 }
 
-/// A folder in the cache's file system that goes with its owner, whatever modes a command left in it.
+/// A folder in the cache's file system that goes with its owner, whatever modes a command left in it. It is locked for as long
+/// as its owner lives: one that is not is what a killed builder has left.
 #[derive(Debug)]
-pub struct Scratch(PathBuf);
+pub struct Scratch {
+    path: PathBuf,
+    _lock: fs::File,
+}
+
+/// Before the name of each.
+const SCRATCH: &str = "run-";
 
 impl Scratch {
     fn new(store: &Store) -> Result<Scratch, EngineError> {
-        Ok(Scratch(tempfile::Builder::new().prefix("run-").tempdir_in(store.scratch())?.keep()))
+        // Held, nobody sweeps: between the two steps the new folder looks like one that is left.
+        let all = fs::File::open(store.scratch())?;
+        let _ = all.lock_shared();
+        let path = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(store.scratch())?.keep();
+        let lock = fs::File::open(&path)?;
+        // A file system without locks: nothing is swept there, and `cache gc` removes what is left.
+        let _ = lock.lock();
+        Ok(Scratch { path, _lock: lock })
     }
 
     fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed now, `cache gc` removes.
-        let _ = sandbox::remove(&self.0);
+        // What cannot be removed now is swept later.
+        let _ = sandbox::remove(&self.path);
     }
+}
+
+/// Removes what killed builders have left of commands: whole stages, perhaps. What cannot be removed stays for `cache gc`.
+fn sweep(store: &Store) -> Result<(), EngineError> {
+    let all = fs::File::open(store.scratch())?;
+    if all.try_lock().is_err() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(store.scratch())?.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes())
+            && fs::File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok())
+        {
+            let _ = sandbox::remove(&entry.path());
+        }
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::debian::elf;
-use crate::parallel::Budget;
+use crate::parallel::{Budget, Core, Cores};
 
 /// Bytes of a piece of memory.
 const PIECE: usize = 256 << 10;
@@ -24,6 +24,7 @@ struct Shared {
     /// Pieces that may be handed out still, and those that came back.
     pieces: Mutex<(usize, Vec<Box<[u8]>>)>,
     decoders: Budget,
+    cores: Cores,
 }
 
 impl Room {
@@ -33,15 +34,20 @@ impl Room {
     /// Bytes of decoders' dictionaries and windows, of all archives together.
     pub const DECODERS: u64 = 64 << 20;
 
-    /// Room whose temporary files lie in `scratch`.
-    pub fn new(scratch: PathBuf) -> Room {
-        Room::of(scratch, Room::MEMORY)
+    /// Room whose temporary files lie in `scratch`, for work on these cores.
+    pub fn new(scratch: PathBuf, cores: Cores) -> Room {
+        Room::of(scratch, cores, Room::MEMORY)
     }
 
     /// As [`new`](Room::new), with this many bytes of memory.
-    pub fn of(scratch: PathBuf, memory: usize) -> Room {
+    pub fn of(scratch: PathBuf, cores: Cores, memory: usize) -> Room {
         let pieces = Mutex::new((memory / PIECE, Vec::new()));
-        Room(Arc::new(Shared { scratch, pieces, decoders: Budget::new(Room::DECODERS) }))
+        Room(Arc::new(Shared { scratch, pieces, decoders: Budget::new(Room::DECODERS), cores }))
+    }
+
+    /// A core that nobody works with now.
+    pub fn spare_core(&self) -> Option<Core> {
+        self.0.cores.spare()
     }
 
     /// Where temporary files go.
@@ -238,7 +244,7 @@ mod tests {
     fn what_goes_in_comes_out_wherever_it_is_held() {
         let folder = tempfile::tempdir().expect("a folder");
         for memory in [0, PIECE, 2 * PIECE, 8 * PIECE] {
-            let room = Room::of(folder.path().into(), memory);
+            let room = Room::of(folder.path().into(), Cores::new(1), memory);
             let mut spool = Spool::new(&room);
             let (one, other) = (bytes(PIECE + 17), bytes(2 * PIECE));
             assert_eq!(spool.append(&mut one.as_slice()).expect("writes"), (0, one.len() as u64));
@@ -262,7 +268,7 @@ mod tests {
     #[test]
     fn all_spools_together_hold_no_more_memory_than_the_room_has() {
         let folder = tempfile::tempdir().expect("a folder");
-        let room = Room::of(folder.path().into(), 4 * PIECE);
+        let room = Room::of(folder.path().into(), Cores::new(1), 4 * PIECE);
         let mut spools: Vec<Spool> = (0..3).map(|_| Spool::new(&room)).collect();
         for _ in 0..2 {
             for spool in &mut spools {

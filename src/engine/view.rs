@@ -52,11 +52,11 @@ struct Listener {
 }
 
 /// A member of a fragment: the fragment's blob, the member's start in its tar, and its bytes.
-type Inflated = (Digest, u64, Arc<[u8]>);
+type Inflated = (Digest, u64, Arc<Vec<u8>>);
 
 /// A part of a member.
 struct Slice {
-    member: Arc<[u8]>,
+    member: Arc<Vec<u8>>,
     at: usize,
     end: usize,
 }
@@ -287,21 +287,22 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Where a file or link lies: the number of its fragment, and its position in it. Those of neighbours are next to each
-    /// other.
-    pub fn place_of(&self, path: &ImagePath) -> Option<(u32, u32)> {
+    /// Where a file or link lies: the number of its fragment, and the place of its content in the fragment's tar, bytes. Who
+    /// reads files in this order inflates each member once.
+    pub fn place_of(&self, path: &ImagePath) -> Option<(u32, u64)> {
         self.whole();
         match self.paths.get(path)? {
             Place::Dir(_) => None,
-            Place::Item { fragment, entry } => Some((*fragment, *entry)),
-        }
-    }
-
-    /// Whether a hard link's first name is still what it was when the link was made.
-    pub fn shares_content(&self, link: &ImagePath, target: &ImagePath) -> bool {
-        match (self.place_of(link), self.place_of(target)) {
-            (Some((one, _)), Some((other, _))) => one == other,
-            _ => false,
+            Place::Item { fragment, entry } => {
+                let held = &self.fragments[*fragment as usize];
+                let mut indexed = &held.entries[*entry as usize];
+                if let Kind::Hardlink { target } = &indexed.entry.kind
+                    && let Some(first) = held.position(target)
+                {
+                    indexed = &held.entries[first];
+                }
+                Some((*fragment, indexed.offset))
+            }
         }
     }
 
@@ -385,7 +386,7 @@ impl<'a> View<'a> {
     }
 
     /// The member of a fragment that starts at `start` in its tar and at `packed` in its blob, whole.
-    fn inflated(&self, fragment: &Fragment, member: Member, start: u64, packed: u64) -> io::Result<Arc<[u8]>> {
+    fn inflated(&self, fragment: &Fragment, member: Member, start: u64, packed: u64) -> io::Result<Arc<Vec<u8>>> {
         let thread = std::thread::current().id();
         let members = || self.members.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((blob, at, bytes)) = members().get(&thread)
@@ -397,7 +398,7 @@ impl<'a> View<'a> {
         bytes.seek(SeekFrom::Start(packed))?;
         let mut tar = Vec::with_capacity(member.tar as usize);
         TarReader::new(bytes, std::iter::once(member)).read_to_end(&mut tar)?;
-        let tar: Arc<[u8]> = tar.into();
+        let tar = Arc::new(tar);
         members().insert(thread, (fragment.blob, start, tar.clone()));
         Ok(tar)
     }
@@ -432,19 +433,30 @@ impl<'a> View<'a> {
             packed += u64::from(member.compressed);
         }
         let mut skip = indexed.offset.saturating_sub(start);
-        let within = first.filter(|member| {
-            member.tar as usize <= MEMBER_SIZE && skip.checked_add(size).is_some_and(|end| end <= u64::from(member.tar))
-        });
-        if let Some(member) = within {
-            let (member, at) = (
-                self.inflated(fragment, member, start, packed).map_err(|error| fail(error.to_string()))?,
-                skip as usize,
-            );
-            let end = at + size as usize;
-            if member.len() < end {
-                return Err(fail("its fragment is shorter than its index says".into()));
+        if let Some(member) = first.filter(|member| member.tar as usize <= MEMBER_SIZE) {
+            let in_first = size.min(u64::from(member.tar).saturating_sub(skip));
+            let slice = |member, start, packed, at: u64, length: u64| -> Result<Slice, TreeError> {
+                let member = self.inflated(fragment, member, start, packed).map_err(|error| fail(error.to_string()))?;
+                let end = (at + length) as usize;
+                if member.len() < end {
+                    return Err(fail("its fragment is shorter than its index says".into()));
+                }
+                Ok(Slice { member, at: at as usize, end })
+            };
+            let rest = size - in_first;
+            if rest == 0 {
+                return Ok(Box::new(slice(member, start, packed, skip, size)?));
             }
-            return Ok(Box::new(Slice { member, at, end }));
+            // The end lies in the member behind, and so do its neighbours.
+            let mut behind = members.clone();
+            if let Some(next) =
+                behind.next().filter(|next| next.tar as usize <= MEMBER_SIZE && rest <= u64::from(next.tar))
+            {
+                let (start_of_next, packed_before) =
+                    (start + u64::from(member.tar), packed + u64::from(member.compressed));
+                let head = slice(member, start, packed, skip, in_first)?;
+                return Ok(Box::new(head.chain(slice(next, start_of_next, packed_before, 0, rest)?)));
+            }
         }
         let mut bytes = (self.open)(&fragment.blob).map_err(|error| fail(error.to_string()))?;
         bytes.seek(SeekFrom::Start(packed)).map_err(|error| fail(error.to_string()))?;

@@ -16,6 +16,7 @@ use layers::encode::EPOCH;
 use layers::lock::Lock;
 use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
+use layers::op::Op;
 use layers::source::Python;
 use layers::{ImageConfig, PlannedImage, Platform, StageId};
 use serde::Serialize;
@@ -104,15 +105,12 @@ struct Wanted<'a> {
 
 /// Builds images; what a mirror no longer has is locked anew, unless the request is `locked`.
 pub fn build(bench: &Bench<'_>, request: &Request) -> Result<Vec<Built>, Failure> {
-    build_after(bench, request, &|| Ok(()))
+    build_after(bench, request, &|_| Ok(()))
 }
 
-/// As [`build`]; `check` is asked first where something has to be made.
-pub fn build_after(
-    bench: &Bench<'_>,
-    request: &Request,
-    check: &(dyn Fn() -> Result<(), Failure> + Sync),
-) -> Result<Vec<Built>, Failure> {
+/// As [`build`]; `check` is asked first where something has to be made. It gets the names of the images that have to be made, once
+/// for each platform.
+pub fn build_after(bench: &Bench<'_>, request: &Request, check: &Check<'_>) -> Result<Vec<Built>, Failure> {
     let mut locked = bench.project.lock()?;
     loop {
         match build_once(bench, request, locked.clone(), check) {
@@ -125,6 +123,9 @@ pub fn build_after(
         }
     }
 }
+
+/// What is asked before images are made.
+type Check<'a> = dyn Fn(&[&str]) -> Result<(), Failure> + Sync + 'a;
 
 /// An image that has no record yet.
 struct Missing {
@@ -198,7 +199,7 @@ fn build_once(
     bench: &Bench<'_>,
     request: &Request,
     mut locked: Lock,
-    check: &(dyn Fn() -> Result<(), Failure> + Sync),
+    check: &Check<'_>,
 ) -> Result<Vec<Built>, Trouble> {
     let images = bench.project.images(&request.images)?;
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
@@ -235,9 +236,10 @@ fn build_once(
         });
     }
     let cached: Vec<bool> = wanted.iter().map(|it| it.record.is_some()).collect();
+    let made: Vec<&str> = wanted.iter().filter(|it| it.record.is_none()).map(|it| it.name).collect();
     std::thread::scope(|scope| {
         // Asked while what takes no time is done.
-        let mut asked = cached.contains(&false).then(|| scope.spawn(check));
+        let mut asked = (!made.is_empty()).then(|| scope.spawn(|| check(&made)));
         let mut checked = || match asked.take() {
             Some(answer) => answer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             None => Ok(()),
@@ -344,13 +346,20 @@ fn make_layers(
         wanted[at].resolved = engine.settle(subject, &wanted[at].resolved).map_err(Trouble::Engine)?;
     }
     let stages: Vec<&Resolved> = whole.iter().map(|it| &wanted[it.at].resolved).collect();
-    engine.fragments(&stages).map_err(Trouble::Engine)?;
+    let subject = |at: usize| Subject { plan: &bench.project.plan, lock, platform: wanted[at].platform };
+    let early = engine.early(&whole.iter().map(|it| (subject(it.at), &wanted[it.at].resolved)).collect::<Vec<_>>());
+    // Those that may have to wait for a command come last.
+    let takes = |it: &&&Missing| {
+        let mut ops = wanted[it.at].resolved.layers.iter().flat_map(|layer| &layer.ops);
+        ops.any(|op| matches!(op, Op::Take(_)))
+    };
+    let (last, mut in_turn): (Vec<&Missing>, Vec<&Missing>) = whole.iter().partition(takes);
+    in_turn.extend(last);
     let walked = Mutex::new(walked);
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
-    in_parallel(bench.jobs, &whole, |Missing { at, cut, .. }| {
+    let walk = |Missing { at, cut, .. }: &&Missing| {
         let (at, it) = (*at, &wanted[*at]);
-        let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
-        let done = engine.walk(subject, &it.resolved, cut.as_ref())?;
+        let done = engine.walk(subject(at), &it.resolved, cut.as_ref())?;
         within_budget(it, &done)?;
         // Another image may still be waiting for a command.
         if left.fetch_sub(1, Ordering::Relaxed) > 1 {
@@ -358,8 +367,19 @@ fn make_layers(
         }
         walked.lock().expect("no thread panics while it holds this").insert(at, done);
         Ok(())
-    })
-    .map_err(Trouble::Engine)?;
+    };
+    engine.begin(&early);
+    std::thread::scope(|scope| {
+        let ahead = scope.spawn(|| engine.run_early(&early).unwrap_or_else(|error| engine.abandon(error)));
+        let fragments = engine.fragments(&stages, &early);
+        let done =
+            fragments.and_then(|()| if engine.has_failed() { Ok(()) } else { in_parallel(bench.jobs, &in_turn, walk) });
+        done.unwrap_or_else(|error| engine.abandon(error));
+        ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    if let Some(error) = engine.failure() {
+        return Err(Trouble::Engine(error));
+    }
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
     for &Missing { at, .. } in missing {
         within_budget(&wanted[at], &walked[&at]).map_err(Trouble::Engine)?;

@@ -52,7 +52,15 @@ fn try_tidy(store: &Store, limits: &Limits, now: i64) -> Result<(), Failure> {
     };
     // Another builder may write it at the same time: an estimate that is wrong is mended within a day.
     let bytes = serde_json::to_vec(&usage).expect("two numbers");
-    std::fs::write(&path, bytes).map_err(|error| Failure::work(format!("`{}`: {error}", path.display())))
+    written_over(&path, &bytes).map_err(|error| Failure::work(format!("`{}`: {error}", path.display())))
+}
+
+/// Writes a small file where it lies: ext4 writes a file that was emptied to the disk when it is closed.
+fn written_over(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)
 }
 
 #[cfg(test)]

@@ -45,13 +45,9 @@ pub struct Deployments {
 }
 
 impl Deployments {
-    /// Opens the folder. `variable` answers for the shell's variables, which win over everything; `env_file` takes the
-    /// place of `.env` beside the compose files.
-    pub fn open(
-        root: &Path,
-        env_file: Option<PathBuf>,
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Deployments, Failure> {
+    /// Opens the folder. `shell` are the shell's variables, which win over everything; `env_file` takes the place of `.env`
+    /// beside the compose files.
+    pub fn open(root: &Path, env_file: Option<PathBuf>, shell: Settings) -> Result<Deployments, Failure> {
         let path = root.join("docker/env/schema.toml");
         if !path.is_file() {
             return Err(Failure::usage(format!(
@@ -61,8 +57,6 @@ impl Deployments {
             .hint("run it where `deployments/` is, or name the folder with `--deployments DIR`"));
         }
         let schema = Schema::open(&path)?;
-        let settings = schema.variables.iter().filter(|it| it.is_setting());
-        let shell = settings.filter_map(|it| Some((it.name.clone(), variable(&it.name)?))).collect();
         Ok(Deployments { root: root.to_owned(), schema, env_file, shell })
     }
 
@@ -75,7 +69,7 @@ impl Deployments {
         self.root.join("docker/compose")
     }
 
-    /// What `.env` and the shell say.
+    /// What `.env` says, and of the shell's variables those that are settings.
     fn given(&self) -> Result<Settings, Failure> {
         let beside = self.folder().join(".env");
         let (path, text) = match &self.env_file {
@@ -83,16 +77,22 @@ impl Deployments {
             None => (beside.clone(), std::fs::read_to_string(&beside)),
         };
         let mut settings = match text {
-            Ok(text) => dotenv(&path, &text)?,
+            Ok(text) => dotenv(&path, &text, &|name| self.shell.get(name).cloned())?,
             Err(error) if error.kind() == ErrorKind::NotFound && self.env_file.is_none() => Settings::new(),
             Err(error) => return Err(Failure::usage(format!("`{}` cannot be read: {error}", path.display()))),
         };
-        settings.extend(self.shell.clone());
+        let known = self.schema.variables.iter().filter(|it| it.is_setting());
+        settings.extend(known.filter_map(|it| Some((it.name.clone(), self.shell.get(&it.name)?.clone()))));
         Ok(settings)
     }
 
-    /// The merged compose project of an environment.
+    /// The merged compose project of an environment, with what is set.
     pub fn project(&self, environment: &str) -> Result<Project, Failure> {
+        let given = self.given()?;
+        self.opened(environment, &given)
+    }
+
+    fn opened(&self, environment: &str, given: &Settings) -> Result<Project, Failure> {
         let entry = self.folder().join(format!("{environment}.yaml"));
         if !ENVIRONMENTS.contains(&environment) || !entry.is_file() {
             let known = ENVIRONMENTS.join(", ");
@@ -102,7 +102,7 @@ impl Deployments {
             ))
             .hint(format!("there are {known}")));
         }
-        Ok(Project::open(&entry, &self.given()?)?)
+        Ok(Project::with(&entry, &[], given, &|name| self.shell.get(name).cloned())?)
     }
 
     /// Everything that is wrong with an environment, in the chosen parts. `images` are the names of the catalogue.
@@ -137,7 +137,8 @@ impl Deployments {
             if parts.contains(&Part::Kubernetes) {
                 let secrets = self.schema.secrets.iter().map(|secret| secret.name.clone()).collect();
                 problems.extend(manifests.problems(&secrets));
-                problems.extend(manifests.compared(&project));
+                // With what the repository says: `.env` and the shell say what compose shall do on this machine.
+                problems.extend(manifests.compared(&self.opened(environment, &Settings::new())?));
             }
             if parts.contains(&Part::Schemas) {
                 problems.extend(schemas(&overlay, &text, manifests.len())?);
@@ -154,9 +155,10 @@ impl Deployments {
         let project = self.project(environment)?;
         let settings = &project.settings;
         let mut problems = env::check(&self.schema, environment, settings, settings);
+        problems.extend(env::check_required(&self.schema, environment, settings));
         if secrets {
             let default = || self.schema.variable("SECRETS_DIR").map(|it| it.default.clone()).unwrap_or_default();
-            let folder = settings.get("SECRETS_DIR").cloned().unwrap_or_else(default);
+            let folder = settings.get("SECRETS_DIR").filter(|value| !value.is_empty()).cloned().unwrap_or_else(default);
             problems.extend(env::check_secrets(&self.schema, environment, &self.folder().join(folder), settings));
         }
         if ports {
@@ -197,10 +199,14 @@ impl Deployments {
     pub fn pins(&self, project: &Project, request: &PinRequest) -> Result<Vec<Pin>, Failure> {
         let setting = |name: &str| {
             let default = || self.schema.variable(name).map(|it| it.default.clone()).unwrap_or_default();
-            project.settings.get(name).cloned().unwrap_or_else(default)
+            project.settings.get(name).filter(|value| !value.is_empty()).cloned().unwrap_or_else(default)
         };
         let prefix = request.repository.clone().unwrap_or_else(|| setting("OBELISK_IMAGES"));
         let prefix = prefix.trim_end_matches('/');
+        if !env::is_repository(prefix) {
+            return Err(Failure::usage(format!("`{prefix}` is not an image repository, such as ghcr.io/you/obelisk"))
+                .hint("say it without a scheme and a tag, with `--repository` or OBELISK_IMAGES"));
+        }
         let tag = request.tag.clone().unwrap_or_else(|| setting("OBELISK_TAG"));
         let needed: BTreeSet<String> = deployments::render::ours(project).into_values().collect();
         let Some(source) = &request.source else {
@@ -213,19 +219,20 @@ impl Deployments {
         let mut pins = Vec::new();
         for image in needed {
             let Some(it) = known.get(&image) else { continue };
-            let pushed = it.references.iter().find(|reference| {
-                request.tag.as_ref().is_none_or(|tag| reference.tag.as_ref() == Some(tag))
-                    && request
-                        .repository
-                        .as_ref()
-                        .is_none_or(|_| reference.repository.to_string() == format!("{prefix}/{image}"))
-            });
-            let (repository, tag) = match pushed {
-                Some(reference) => {
-                    (reference.repository.to_string(), reference.tag.clone().unwrap_or_else(|| tag.clone()))
-                }
-                None => (format!("{prefix}/{image}"), tag.clone()),
+            let own = format!("{prefix}/{image}");
+            let tagged: Vec<&Reference> =
+                it.references.iter().filter(|it| request.tag.is_none() || it.tag == request.tag).collect();
+            if tagged.is_empty() && !it.references.is_empty() {
+                return Err(unpushed(&image, &tag, source, &it.references));
+            }
+            // Another repository than that of the push holds a copy: the same tag and digest.
+            let there = tagged.iter().find(|it| it.repository.to_string() == own);
+            let pushed = there.filter(|_| request.repository.is_some()).or(tagged.first());
+            let repository = match (&request.repository, pushed) {
+                (None, Some(pushed)) => pushed.repository.to_string(),
+                _ => own,
             };
+            let tag = pushed.and_then(|it| it.tag.clone()).unwrap_or_else(|| tag.clone());
             pins.push(Pin { image, repository, tag, digest: Some(it.digest.clone()) });
         }
         Ok(pins)
@@ -237,7 +244,7 @@ impl Deployments {
 pub struct PinRequest {
     /// The repository before the image's name; `None`: that of the push, else the setting OBELISK_IMAGES.
     pub repository: Option<String>,
-    /// The tag; `None`: that of the push, else the setting OBELISK_TAG.
+    /// The tag, of a push one that it wrote; `None`: that of the push, else the setting OBELISK_TAG.
     pub tag: Option<String>,
     /// Where the digests are: an OCI layout, or what `--metadata-file` of a build or push wrote; `None`: no digests.
     pub source: Option<PathBuf>,
@@ -247,6 +254,17 @@ pub struct PinRequest {
 struct Known {
     digest: String,
     references: Vec<Reference>,
+}
+
+/// The failure of a tag that a push did not write.
+fn unpushed(image: &str, tag: &str, source: &Path, pushed: &[Reference]) -> Failure {
+    let short = |it: &Reference| match &it.tag {
+        Some(tag) => format!("{}:{tag}", it.repository),
+        None => it.to_string(),
+    };
+    let names = pushed.iter().map(short).collect::<Vec<_>>().join(", ");
+    Failure::usage(format!("image `{image}` was not pushed as `{tag}`: `{}` says {names}", source.display()))
+        .hint(format!("leave `--tag` out, name a tag that was pushed, or push again with `--tag {tag}`"))
 }
 
 /// The images that a build or push left, by name.

@@ -19,7 +19,8 @@ use crate::engine::foundation::{self, Cut};
 use crate::engine::index::INDEX_FORMAT;
 use crate::engine::local::LayerRecord;
 use crate::engine::run::Ran;
-use crate::engine::{base, convert, run, sdists};
+use crate::engine::sdists::Way;
+use crate::engine::{base, convert, dpkg, run, sdists};
 use crate::error::Failure;
 use crate::python::bytecode::{self, imports};
 
@@ -230,11 +231,15 @@ impl<'a> Keys<'a> {
                 }
             }
             Op::Build(build) => {
-                let key = self.taken(build.builder, Platform::native().unwrap_or(platform))?;
+                let way = sdists::way(build, platform);
+                let key = self.taken(build.builder, way.builders_platform(platform))?;
                 hasher.field("name", &build.sdist.name).field("archive", build.sdist.digest);
                 hasher.field("conversion", build.conversion.to_json());
                 hasher.field("version", convert::version(&build.conversion));
                 hasher.field("builder", key.0);
+                if let Way::Cross { target } = way {
+                    hasher.field("target", self.taken(target, platform)?.0);
+                }
                 hasher.list("env", build.env.iter().map(|(name, value)| format!("{name}={value}")));
                 hasher.field("versions", format!("{:?}", (run::VERSION, sdists::VERSION)));
             }
@@ -246,6 +251,11 @@ impl<'a> Keys<'a> {
                 let names = configure.packages.iter().map(|archive| archive.name.split('_').next().unwrap_or_default());
                 hasher.field("configure", configure.to_json());
                 hasher.field("effects", format!("{:?}", effects::versions(names)));
+            }
+            Op::Dpkg(wanted) => {
+                let key = self.taken(wanted.configurator, Platform::native().unwrap_or(platform))?;
+                hasher.field("dpkg", wanted.to_json()).field("configurator", key.0);
+                hasher.field("versions", format!("{:?}", (run::VERSION, dpkg::VERSION)));
             }
             Op::Run(step) => {
                 hasher.field("run", step.run.to_json()).field("version", run::VERSION);

@@ -177,7 +177,7 @@ fn lock_digest(bench: &Bench<'_>, python: &Python<StageId>) -> Result<layers::Di
     })
 }
 
-fn debian_of<'a>(bench: &'a Bench<'_>, id: StageId) -> Option<&'a Debian> {
+fn debian_of<'a>(bench: &'a Bench<'_>, id: StageId) -> Option<&'a Debian<StageId>> {
     match &bench.project.plan.stages[id.0].step {
         StageStep::Layer { source: Source::Debian(debian), .. } => Some(debian),
         _ => None,
@@ -185,7 +185,7 @@ fn debian_of<'a>(bench: &'a Bench<'_>, id: StageId) -> Option<&'a Debian> {
 }
 
 /// The `debian(...)` sources of a stage, bottom first, its own last.
-fn chain_of<'a>(bench: &'a Bench<'_>, id: StageId) -> Vec<&'a Debian> {
+fn chain_of<'a>(bench: &'a Bench<'_>, id: StageId) -> Vec<&'a Debian<StageId>> {
     let steps = bench.project.plan.steps(id);
     steps.into_iter().filter_map(|(id, _)| debian_of(bench, id)).collect()
 }
@@ -448,12 +448,15 @@ fn takes(bench: &Bench<'_>, lock: &Lock, platform: Platform, resolved: &lower::R
     for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
         let inputs = if let Op::Run(step) = op { step.inputs.as_slice() } else { &[] };
         for op in std::iter::once(op).chain(inputs.iter().map(|input| &input.op)) {
-            let stage = match op {
-                Op::Take(take) => take.stage,
-                Op::Build(build) => build.builder,
+            let stages = match op {
+                Op::Take(take) => vec![take.stage],
+                Op::Build(build) => build.stages().collect(),
+                Op::Dpkg(dpkg) => vec![dpkg.configurator],
                 _ => continue,
             };
-            takes(bench, lock, platform, &lower::lower(&bench.project.plan, stage, lock, platform, &lock_file)?)?;
+            for stage in stages {
+                takes(bench, lock, platform, &lower::lower(&bench.project.plan, stage, lock, platform, &lock_file)?)?;
+            }
         }
     }
     Ok(())

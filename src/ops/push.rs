@@ -75,7 +75,8 @@ pub fn places(
 /// Builds what is stale and pushes everything.
 pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<PushedImage>, Failure> {
     let places = places(bench, registries, request)?;
-    let (built, deliveries, supply) = prepare(bench, registries, request, &places)?;
+    let ready = prepare(bench, registries, request, &places, Begin::Uploads);
+    let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
     let mut pushed = registries.push(&deliveries, &supply, bench.observer)?.into_iter().zip(&deliveries).peekable();
     let mut done = Vec::new();
     for built in built {
@@ -96,8 +97,16 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
 /// Builds what is stale and says what a push would send.
 pub fn plan_push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<Planned>, Failure> {
     let places = places(bench, registries, request)?;
-    let (_, deliveries, supply) = prepare(bench, registries, request, &places)?;
+    let (_, deliveries, supply) = prepare(bench, registries, request, &places, Begin::Nothing)?;
     Ok(registries.plan_push(&deliveries, &supply, bench.observer)?)
+}
+
+/// What is begun at the registries while images are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    Nothing,
+    /// The uploads that an image which changed needs at least.
+    Uploads,
 }
 
 fn prepare(
@@ -105,11 +114,20 @@ fn prepare(
     registries: &Registries,
     request: &PushRequest,
     places: &BTreeMap<String, Vec<Reference>>,
+    begin: Begin,
 ) -> Result<(Vec<Built>, Vec<Delivery>, Supply), Failure> {
     // Who may not push is told so before the long work; where there is none, the push itself tells.
-    let all: BTreeSet<&Repository> = places.values().flatten().map(|place| &place.repository).collect();
-    let all: Vec<&Repository> = all.into_iter().collect();
-    let mut built = build_after(bench, &request.build, &|| Ok(registries.may_push(&all)?))?;
+    let mut built = build_after(bench, &request.build, &|made| {
+        let mut uploads: BTreeMap<&Repository, usize> = BTreeMap::new();
+        for (image, place) in places.iter().flat_map(|(image, places)| places.iter().map(move |it| (image, it))) {
+            let platforms = made.iter().filter(|name| *name == image).count();
+            // A configuration and a layer of each platform.
+            let least = if begin == Begin::Uploads { 2 * platforms } else { 0 };
+            let begun = uploads.entry(&place.repository).or_default();
+            *begun = least.max(*begun);
+        }
+        Ok(registries.may_push(&uploads)?)
+    })?;
     if !request.annotations.is_empty() {
         for it in &mut built {
             it.image = annotated(&it.image, &request.annotations);

@@ -102,7 +102,7 @@ impl StatCache {
             && file.write_all(Digest::of(&body).as_bytes()).is_ok()
             && file.write_all(&body).is_ok()
         {
-            let _ = file.persist(path);
+            let _ = cache::replace(&file.into_temp_path(), path);
         }
         self.known = saved.files;
         self.changed = false;

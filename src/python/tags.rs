@@ -103,6 +103,11 @@ impl WheelName {
         self.platforms.iter().all(|platform| platform == "any")
     }
 
+    /// Whether it was made for a platform as compilers make it there: `linux_aarch64`, no promise about the system's age.
+    pub fn is_made_for(&self, platform: Platform) -> bool {
+        self.platforms.iter().all(|tag| tag.strip_prefix("linux_") == Some(platform.machine()))
+    }
+
     /// Parses `name-version[-build]-python-abi-platform.whl`; `None` for anything else.
     pub fn parse(file: &str) -> Option<WheelName> {
         let stem = file.strip_suffix(".whl")?;

@@ -122,6 +122,8 @@ pub struct Client {
     origins: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Contact>>>>,
     standings: tokio::sync::Mutex<HashMap<String, bool>>,
     sessions: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Session>>>>,
+    /// Uploads that were begun before there was anything to send.
+    pub(super) begun: Mutex<HashMap<Repository, Vec<super::upload::Session>>>,
 }
 
 /// How a host is reached.
@@ -185,7 +187,7 @@ impl From<RegistryError> for Failure {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -201,6 +203,7 @@ impl Client {
             origins: Mutex::default(),
             standings: tokio::sync::Mutex::default(),
             sessions: Mutex::default(),
+            begun: Mutex::default(),
             config,
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use cache::Store;
+use futures_util::future::try_join_all;
 use layers::Platform;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use reqwest::{Method, StatusCode};
@@ -65,7 +66,13 @@ impl Client {
 
     /// Finds out whether somebody may push: whether the registry is there, and takes the credentials for it. What a
     /// registry checks only when bytes arrive is found out only then.
-    pub async fn may_push(&self, repository: &Repository) -> Result<(), RegistryError> {
+    ///
+    /// So many uploads are begun by it, which is the best answer of all; [`Client::push`] takes them for what it sends, and
+    /// [`Client::end_uploads`] ends those that nobody took.
+    pub async fn may_push(&self, repository: &Repository, uploads: usize) -> Result<(), RegistryError> {
+        if uploads > 0 {
+            return try_join_all((0..uploads).map(|_| self.begin_ahead(repository))).await.map(drop);
+        }
         let url = self.url(repository, &format!("{}/manifests/latest", repository.path)).await?;
         let scopes = vec![push_scope(repository)];
         let ask = Ask::new("push", Method::HEAD, url, scopes).header(ACCEPT, MANIFESTS);

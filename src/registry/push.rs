@@ -1,10 +1,11 @@
 //! Images into repositories: what is there is not sent, what is shared is sent once, tags come last.
 //!
-//! For each image: HEAD its manifest by digest; if it is there, only the tags are written. Else its blobs are brought
-//! (known, mounted from a sister repository, or uploaded), then configurations and manifests by digest, children before
-//! their index, then the tags. All images go at once. Where two repositories of a registry want the same blob, the image
-//! that comes first uploads it and the others mount it; a wait is always for an image that comes earlier, so none can be
-//! circular.
+//! For each image: HEAD its manifest by digest, and beside it what was there last; if it is there, only the tags are
+//! written. Else its blobs are brought (known, mounted from a sister repository, or uploaded), then manifests by digest,
+//! children before their index; what the tags name is written by them, last. Small blobs that are new are sent beside the
+//! first questions. All images go at once. Where two repositories
+//! of a registry want the same blob, the image that comes first uploads it and the others mount it; a wait is always for an
+//! image that comes earlier, so none can be circular.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -13,13 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use cache::Store;
-use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
+use futures_util::future::{BoxFuture, FutureExt as _, join, try_join, try_join_all};
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::OnceCell;
 
 use super::body::Outgoing;
-use super::client::{Ask, Client};
+use super::client::{Ask, Client, lock};
 use super::digest::AnyDigest;
 use super::document::{Descriptor, Document};
 use super::error::RegistryError;
@@ -241,12 +242,17 @@ impl Supply {
 /// Blobs of repositories, and whether each is there by now.
 type Brought = HashMap<(Repository, AnyDigest), Arc<OnceCell<()>>>;
 
+/// What is sent as fast as it is asked for, bytes.
+const SMALL: u64 = 256 << 10;
+
 /// A push in progress.
 struct Run<'a> {
     client: &'a Client,
     deliveries: &'a [Delivery],
     supply: &'a Supply,
     memo: Memo,
+    /// What the memo says of each repository.
+    last: HashMap<&'a Repository, Remembered>,
     observer: &'a dyn Observer,
     /// The deliveries that want a blob, by registry, first one first.
     wanted: HashMap<(&'a str, AnyDigest), Vec<usize>>,
@@ -264,10 +270,6 @@ struct Run<'a> {
     uploads: AtomicBool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Client {
     /// Pushes everything. The first failure ends it; what was sent stays and is found by the next push.
     pub async fn push(
@@ -278,6 +280,9 @@ impl Client {
     ) -> Result<Vec<Pushed>, RegistryError> {
         let run = Run::new(self, deliveries, supply, observer, false);
         let pushed = try_join_all((0..deliveries.len()).map(|at| run.deliver(at))).await;
+        if pushed.is_err() {
+            self.end_uploads(None).await;
+        }
         if let (Err(RegistryError::Damaged(digest)), Some(store)) = (&pushed, &supply.store)
             && let Some(sha256) = digest.sha256()
         {
@@ -319,11 +324,15 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        let memo = supply.store.as_ref().map(Memo::new).unwrap_or_default();
+        let repositories = deliveries.iter().map(|delivery| &delivery.repository);
+        let last = repositories.filter_map(|repository| Some((repository, memo.last(repository)?))).collect();
         Run {
             client,
             deliveries,
             supply,
-            memo: supply.store.as_ref().map(Memo::new).unwrap_or_default(),
+            memo,
+            last,
             observer,
             wanted,
             brought: Mutex::default(),
@@ -345,21 +354,23 @@ impl<'a> Run<'a> {
     async fn deliver(&self, at: usize) -> Result<Pushed, RegistryError> {
         let delivery = &self.deliveries[at];
         let (repository, top) = (&delivery.repository, delivery.bundle.top());
-        let mut known = self.has_manifest(repository, top.digest).await?;
+        let asked = try_join(self.has_manifest(repository, top.digest), self.recall(repository, top.digest));
+        let (asked, ahead) = join(asked, self.send_ahead(at)).await;
+        let (mut known, ()) = asked?;
         if known {
             self.observer.on(Event::Present { name: &repository.at(top.digest).to_string() });
             self.planned(repository, top.digest, top.bytes.len() as u64, Act::Keep);
             self.published[at].send_replace(true);
-            match self.tag(delivery).await {
+            let (tagged, ()) = join(self.tag(delivery), self.client.end_uploads(Some(repository))).await;
+            match tagged {
                 // It said that it has the manifest, and now it misses what the manifest names.
                 Err(error) if misses(&error) => known = false,
                 done => done?,
             }
         }
         if !known {
-            self.recall(repository).await?;
+            ahead?;
             self.publish(at).await?;
-            self.tag(delivery).await?;
         }
         if self.dry.is_none() {
             self.remember(delivery, known)?;
@@ -383,13 +394,14 @@ impl<'a> Run<'a> {
         self.client.glimpse_for_push(&repository.at(digest)).await
     }
 
-    /// Takes over what the memo says about a repository, if the registry still has what the memo was written for.
-    async fn recall(&self, repository: &Repository) -> Result<(), RegistryError> {
-        let Some(remembered) = self.memo.last(repository) else { return Ok(()) };
+    /// Takes over what the memo says about a repository, if the registry still has what the memo was written for. That is
+    /// asked beside the question for `top`, unless it is the same question.
+    async fn recall(&self, repository: &Repository, top: AnyDigest) -> Result<(), RegistryError> {
+        let Some(remembered) = self.last.get(repository).filter(|it| it.top != top) else { return Ok(()) };
         if self.has_manifest(repository, remembered.top).await? {
             let mut known = lock(&self.known);
             let of_repository = known.entry(repository.clone()).or_default();
-            of_repository.extend(remembered.below);
+            of_repository.extend(&remembered.below);
             of_repository.insert(remembered.top);
         } else {
             self.memo.forget(repository)?;
@@ -413,6 +425,22 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Sends small blobs that no repository is known to have, before anything is known: asking takes as long as sending.
+    async fn send_ahead(&self, at: usize) -> Result<(), RegistryError> {
+        let delivery = &self.deliveries[at];
+        let is_small = |blob: &&Descriptor| blob.size <= SMALL && !blob.is_foreign();
+        let new: BTreeMap<AnyDigest, &Descriptor> = delivery
+            .bundle
+            .blobs
+            .iter()
+            .flatten()
+            .filter(is_small)
+            .filter(|blob| self.dry.is_none() && self.is_new(at, &delivery.repository, &blob.digest))
+            .map(|blob| (blob.digest, blob))
+            .collect();
+        try_join_all(new.values().map(|blob| self.bring(at, &delivery.repository, blob))).await.map(drop)
+    }
+
     fn was_brought(&self, repository: &Repository, digest: AnyDigest) -> bool {
         let brought = lock(&self.brought);
         brought.get(&(repository.clone(), digest)).is_some_and(|cell| cell.initialized())
@@ -422,7 +450,7 @@ impl<'a> Run<'a> {
         lock(&self.known).get(repository).is_some_and(|known| known.contains(&digest))
     }
 
-    /// Brings all blobs and documents of a delivery.
+    /// Brings all blobs and documents of a delivery, and writes its tags. Where there are tags, what they name comes by them.
     async fn publish(&self, at: usize) -> Result<(), RegistryError> {
         let delivery = &self.deliveries[at];
         let (repository, bundle) = (&delivery.repository, &delivery.bundle);
@@ -452,7 +480,9 @@ impl<'a> Run<'a> {
                 break;
             }
             failpoint(Point::Blobs);
-            match self.put_documents(repository, bundle, &needed).await {
+            let (put, ()) =
+                join(self.put_documents(delivery, &needed), self.client.end_uploads(Some(repository))).await;
+            match put {
                 // A blob that it said it has is not there: what it said is forgotten, and the blob is sent.
                 Err(error) if again && misses(&error) => {
                     again = false;
@@ -469,27 +499,27 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn put_documents(
-        &self,
-        repository: &Repository,
-        bundle: &Bundle,
-        needed: &[usize],
-    ) -> Result<(), RegistryError> {
-        // Children of one index have nothing to do with each other; an index waits for them.
-        let index = |place: &&usize| bundle.documents[**place].read().is_ok_and(|said| said.is_index);
-        let (indexes, images): (Vec<&usize>, Vec<&usize>) = needed.iter().partition(index);
+    async fn put_documents(&self, delivery: &Delivery, needed: &[usize]) -> Result<(), RegistryError> {
+        let (repository, bundle) = (&delivery.repository, &delivery.bundle);
         let put = |place: usize| async move {
             self.client.put_manifest(repository, &bundle.documents[place], None).await?;
             failpoint(Point::Manifest);
             Ok::<_, RegistryError>(())
         };
-        try_join_all(images.into_iter().map(|place| put(*place))).await?;
+        let last = bundle.documents.len() - 1;
+        // Under a tag, a registry takes the digest to be SHA-256.
+        let by_tag = !delivery.tags.is_empty() && bundle.top().digest.sha256().is_some();
+        let untagged = needed.iter().copied().filter(|place| *place != last || !by_tag);
+        // Children of one index have nothing to do with each other; an index waits for them.
+        let index = |place: &usize| bundle.documents[*place].read().is_ok_and(|said| said.is_index);
+        let (indexes, images): (Vec<usize>, Vec<usize>) = untagged.partition(index);
+        try_join_all(images.into_iter().map(put)).await?;
         failpoint(Point::Manifests);
         for place in indexes {
-            put(*place).await?;
+            put(place).await?;
         }
         failpoint(Point::Index);
-        Ok(())
+        self.tag(delivery).await
     }
 
     fn distrust(
@@ -553,23 +583,44 @@ impl<'a> Run<'a> {
     ) -> Result<(), RegistryError> {
         let digest = blob.digest;
         let missing = lock(&self.missing).contains(&(repository.clone(), digest));
+        let mut session = None;
         if !missing {
-            let permit = self.client.requests.acquire().await;
-            let there = self.client.has_blob(repository, &digest, &push_scope(repository)).await?;
-            drop(permit);
+            let new = self.dry.is_none() && self.is_new(at, repository, &digest);
+            let begin = async {
+                if !new {
+                    return None;
+                }
+                if let Some(begun) = self.client.begun_ahead(repository) {
+                    return Some(Ok(begun));
+                }
+                let _permit = self.client.requests.acquire().await;
+                Some(self.client.start(repository).await)
+            };
+            let look = async {
+                match new && blob.size <= SMALL {
+                    true => Ok(false),
+                    false => self.has_blob(repository, &digest).await,
+                }
+            };
+            let (there, begun) = join(look, begin).await;
+            let there = there?;
+            match begun {
+                Some(Ok(begun)) if there => self.client.cancel(repository, begun).await,
+                Some(begun) if !there => session = Some(begun?),
+                _ => {}
+            }
             if there {
                 self.planned(repository, digest, blob.size, Act::Keep);
                 return Ok(());
             }
         }
-        let session = match missing {
-            true => None,
-            false => match self.mount(at, repository, blob).await? {
+        if !missing && session.is_none() {
+            session = match self.mount(at, repository, blob).await? {
                 Some(Mount::Done) => return Ok(()),
                 Some(Mount::Session(session)) => Some(session),
                 _ => None,
-            },
-        };
+            };
+        }
         if self.dry.is_some() {
             return Ok(());
         }
@@ -577,6 +628,7 @@ impl<'a> Run<'a> {
             Some(source) => source,
             None => self.fetch(blob).await?,
         };
+        let session = session.or_else(|| self.client.begun_ahead(repository));
         let _permit = self.client.transfers.acquire().await;
         failpoint(Point::Upload);
         let name = format!("{repository} {}", &digest.hex()[..12]);
@@ -590,6 +642,21 @@ impl<'a> Run<'a> {
         self.observer.on(Event::Uploaded { name: &name });
         failpoint(Point::Uploaded);
         Ok(())
+    }
+
+    async fn has_blob(&self, repository: &Repository, digest: &AnyDigest) -> Result<bool, RegistryError> {
+        let _permit = self.client.requests.acquire().await;
+        self.client.has_blob(repository, digest, &push_scope(repository)).await
+    }
+
+    /// Whether a blob is hardly anywhere: not among what is remembered of its repository, and no other has it. Then its
+    /// upload begins while the registry is asked, or it is sent without asking.
+    fn is_new(&self, at: usize, repository: &Repository, digest: &AnyDigest) -> bool {
+        let registry = repository.registry.as_str();
+        self.last.get(repository).is_some_and(|last| !last.below.contains(digest))
+            && self.wanted.get(&(registry, *digest)).is_some_and(|who| who.first() == Some(&at))
+            && !self.supply.origins.contains_key(digest)
+            && self.memo.holders(registry, digest).is_empty()
     }
 
     /// Tries to take a blob over from where it is known to be.

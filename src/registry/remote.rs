@@ -1,5 +1,6 @@
 //! The synchronous edge: the rest of the program waits, here things happen at once.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use layers::Platform;
@@ -63,10 +64,18 @@ impl Registries {
         self.wait(self.client.push(deliveries, supply, observer))
     }
 
-    /// Finds out whether somebody may push to these repositories; see [`Client::may_push`].
-    pub fn may_push(&self, repositories: &[&Repository]) -> Result<(), RegistryError> {
-        let asked = repositories.iter().map(|repository| self.client.may_push(repository));
+    /// Finds out whether somebody may push to these repositories, beginning so many uploads; see [`Client::may_push`].
+    pub fn may_push(&self, repositories: &BTreeMap<&Repository, usize>) -> Result<(), RegistryError> {
+        let asked = repositories.iter().map(|(repository, uploads)| self.client.may_push(repository, *uploads));
         self.wait(futures_util::future::try_join_all(asked)).map(drop)
+    }
+
+    /// Ends the uploads that were begun and not needed; see [`Client::end_uploads`].
+    pub fn end_uploads(&self) {
+        let _ = self.wait(async {
+            self.client.end_uploads(None).await;
+            Ok(())
+        });
     }
 
     /// What a push would do; see [`Client::plan_push`].

@@ -167,7 +167,11 @@ impl Observer for Fancy {
                     let _ = self.screen.println(line);
                 }
             }
-            Event::ImageFinished { .. } | Event::Mounted { .. } | Event::Present { .. } | Event::Tagged { .. } => {}
+            Event::ByteCode { .. }
+            | Event::ImageFinished { .. }
+            | Event::Mounted { .. }
+            | Event::Present { .. }
+            | Event::Tagged { .. } => {}
         }
     }
 }

@@ -76,6 +76,9 @@ fn object(event: &Event<'_>) -> Value {
         }
         Event::DownloadFinished { name } => json!({ "event": "download-finished", "name": name }),
         Event::ConversionStarted { name } => json!({ "event": "conversion-started", "name": name }),
+        Event::ByteCode { name, compiled, taken } => {
+            json!({ "event": "byte-code", "name": name, "compiled": compiled, "taken": taken })
+        }
         Event::ConversionFinished { name } => json!({ "event": "conversion-finished", "name": name }),
         Event::LayerStarted { label } => json!({ "event": "layer-started", "label": label }),
         Event::LayerFinished { label, digest, size } => {

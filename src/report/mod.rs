@@ -87,8 +87,9 @@ impl<W: Write + Send> Observer for Quiet<W> {
 
 /// Text without what could steer a terminal: some of it comes from servers and archives.
 pub(crate) fn clean(text: &str) -> Cow<'_, str> {
-    if text.chars().any(char::is_control) {
-        Cow::Owned(text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect())
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.chars().any(steers) {
+        Cow::Owned(text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect())
     } else {
         Cow::Borrowed(text)
     }
@@ -155,6 +156,7 @@ fn line(event: &Event<'_>, colour: bool) -> Option<String> {
         Event::DownloadStarted { .. }
         | Event::DownloadAdvanced { .. }
         | Event::ConversionStarted { .. }
+        | Event::ByteCode { .. }
         | Event::LayerStarted { .. }
         | Event::ImageFinished { cached: true, .. }
         | Event::UploadStarted { .. }

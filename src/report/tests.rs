@@ -106,6 +106,7 @@ fn all(digest: Digest) -> Vec<Event<'static>> {
         Event::DownloadAdvanced { name: "bash.deb", bytes: 500_000 },
         Event::DownloadFinished { name: "bash.deb" },
         Event::ConversionStarted { name: "bash.deb" },
+        Event::ByteCode { name: "bash.deb", compiled: 2, taken: 40 },
         Event::ConversionFinished { name: "bash.deb" },
         Event::StepStarted { label: "run pip" },
         Event::StepOutput { label: "run pip", line: "hello" },

@@ -28,6 +28,12 @@ const ABSENT: &[i64] = &[
     libc::SYS_userfaultfd,
 ];
 
+/// Calls with a path that Debian's proot does not translate: they would see the machine's files. C libraries know older ones.
+const UNTRANSLATED: &[i64] = &[libc::SYS_statx, libc::SYS_openat2, libc::SYS_faccessat2, FCHMODAT2];
+
+/// Of the same number on all architectures; newer than the C library's list.
+const FCHMODAT2: i64 = 452;
+
 /// What outlives a step where it has no IPC namespace.
 const LASTING: &[i64] = &[libc::SYS_msgget, libc::SYS_semget, libc::SYS_mq_open];
 
@@ -71,6 +77,9 @@ fn programs(level: Level, network: Network) -> Result<Vec<BpfProgram>, seccompil
     if level != Level::Namespaces {
         absent.extend(LASTING);
     }
+    if level == Level::Proot {
+        absent.extend(UNTRANSLATED);
+    }
     let absent = absent.into_iter().map(|call| (call, Vec::new())).collect();
 
     let mut refused: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
@@ -91,6 +100,11 @@ fn programs(level: Level, network: Network) -> Result<Vec<BpfProgram>, seccompil
     let others: Result<Vec<_>, _> =
         families.iter().map(|family| condition(SeccompCmpOp::Ne, u64::from(family.unsigned_abs()))).collect();
     refused.insert(libc::SYS_socket, vec![only(others?)?]);
+    if level != Level::Namespaces {
+        // A signal for all: without a namespace of its own, a step's "all" is every process of its user, other steps' too.
+        let all = (-1_i32).cast_unsigned();
+        refused.insert(libc::SYS_kill, vec![only(vec![condition(SeccompCmpOp::Eq, all.into())?])?]);
+    }
 
     [(absent, libc::ENOSYS), (refused, libc::EPERM)]
         .into_iter()

@@ -114,7 +114,9 @@ fn wait_for_end_of_input() {
 
 fn unshare(order: &Order) -> Result<(), String> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    if uid.is_root() {
+    // Root of a user namespace that denies it keeps its groups, as an ordinary user does.
+    let denied = || fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
+    if uid.is_root() && !denied() {
         rustix::thread::set_thread_groups(&[]).map_err(|error| format!("set groups: {error}"))?;
     }
     let mut flags = UnshareFlags::NEWUSER
@@ -222,9 +224,8 @@ fn end_all(events: &Receiver<Event>, mut tracer: Option<Pid>) {
         if round == 500 {
             tracer = None;
         }
-        let found = processes::below(me).into_iter().filter_map(|process| Pid::from_raw(process.pid));
-        for pid in found.filter(|pid| Some(*pid) != tracer) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        for process in processes::below(me).into_iter().filter(|it| Pid::from_raw(it.pid) != tracer) {
+            process.kill();
         }
         loop {
             match events.recv_timeout(Duration::from_millis(2)) {

@@ -1,5 +1,6 @@
 //! The outer side: starts the guard, reads what it and the step say, and watches time, memory, processes and disk.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -104,7 +105,12 @@ pub(super) fn launch(
     let mut watch = Watch::new(order);
     let started = Instant::now();
     let mut cut = None;
-    while running.listen(log) {
+    let logged = Cell::new(0u64);
+    let mut log = |piece: &[u8]| {
+        logged.set(logged.get() + piece.len() as u64);
+        log(piece);
+    };
+    while running.listen(&mut log) {
         if order.level == Level::Proot && running.ending.is_none() && running.last().is_some() {
             // proot goes on for as long as anything that it started.
             running.end();
@@ -122,6 +128,8 @@ pub(super) fn launch(
             Some(SandboxError::Stopped)
         } else if let Some(after) = timeout.filter(|timeout| started.elapsed() > *timeout) {
             Some(SandboxError::Timeout { program: program(order), after })
+        } else if logged.get() > order.limits.disk {
+            Some(limit(order, Exceeded::Disk))
         } else {
             running
                 .overlay()
@@ -324,13 +332,11 @@ impl<'a> Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Kills what a guard that was killed has left, as far as it was there at the last look or descends from what was. (A number would
-    /// have to be given to another process within that time: the kernel gives tens of thousands of others first.)
+    /// Kills what a guard that was killed has left, as far as it was there at the last look or descends from what was.
     fn end_orphans(&mut self) {
-        for process in std::mem::take(&mut self.known) {
-            let descendants = processes::below(process.pid).into_iter().map(|process| process.pid);
-            for pid in descendants.chain([process.pid]).filter_map(rustix::process::Pid::from_raw) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        for process in std::mem::take(&mut self.known).into_iter().filter(processes::Process::is_there) {
+            for one in processes::below(process.pid).into_iter().chain([process]) {
+                one.kill();
             }
         }
     }
@@ -341,7 +347,16 @@ fn free(folder: &Path) -> Option<u64> {
     rustix::fs::statvfs(folder).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Runs an order that has no command.
+/// Runs an order that has no command: what fails is the sandbox, by its own words.
 pub(super) fn attempt(order: &Order, helper: Option<&Path>) -> Result<(), SandboxError> {
-    launch(order, helper, &mut |_| {}, &|| false, Some(Duration::from_secs(20))).map(drop)
+    let mut said = Vec::new();
+    let tried =
+        launch(order, helper, &mut |piece| said.extend_from_slice(piece), &|| false, Some(Duration::from_secs(20)));
+    tried.map(drop).map_err(|error| match error {
+        SandboxError::Status { .. } | SandboxError::Signal { .. } => {
+            let said = String::from_utf8_lossy(&said);
+            SandboxError::Setup(format!("it ended early: {}", said.lines().collect::<Vec<_>>().join("; ")))
+        }
+        other => other,
+    })
 }

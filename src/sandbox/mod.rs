@@ -12,6 +12,7 @@
 //!
 //! Programs that call [`run`] call [`enter_if_asked`] first in `main`: the guard is the same program.
 
+mod emulation;
 mod filter;
 mod guard;
 mod inner;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use emulation::emulates;
 use launch::{Exceeded, Overlay};
 use order::{GUARD, INNER, LAST, OWN, Order, Report, Reports};
 
@@ -431,6 +433,15 @@ fn order(step: &Step<'_>, level: Level) -> Result<Order, SandboxError> {
     Ok(order)
 }
 
+/// No link of the root leads a path of the inside elsewhere, on the way or at its end.
+pub fn check_direct(root: &Path, path: &Path) -> Result<(), SandboxError> {
+    if tree::is_direct(root, relative(path)) {
+        return Ok(());
+    }
+    let why = "it goes through a symbolic link of the root; write the path that the link leads to";
+    Err(SandboxError::Step(format!("{}: {why}", path.display())))
+}
+
 /// A path of the inside can be reached, and no link of the root leads it elsewhere.
 fn inside(root: &Path, path: &Path) -> Result<(), SandboxError> {
     use std::path::Component;
@@ -440,10 +451,7 @@ fn inside(root: &Path, path: &Path) -> Result<(), SandboxError> {
         return Err(SandboxError::Step(format!("{}: a path inside is absolute and has no `..`", path.display())));
     }
     let own = OWN.iter().any(|name| relative(path).starts_with(name));
-    if !own && !tree::is_direct(root, relative(path)) {
-        return Err(SandboxError::Step(format!("{}: a link of the root leads it elsewhere", path.display())));
-    }
-    Ok(())
+    if own { Ok(()) } else { check_direct(root, path) }
 }
 
 static CAN_ENTER: AtomicBool = AtomicBool::new(false);

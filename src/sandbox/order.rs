@@ -62,7 +62,8 @@ impl Order {
     /// open network.
     pub fn bind_hosts(&mut self) -> io::Result<()> {
         let mut add = |source: PathBuf, target: &str| {
-            if !self.binds.iter().any(|bind| bind.target.as_os_str() == target) {
+            let target = std::path::Path::new(target);
+            if !self.binds.iter().any(|bind| target.starts_with(&bind.target)) {
                 self.binds.push(Bind { source, target: target.into(), access: Access::Read });
             }
         };

@@ -71,7 +71,9 @@ fn explain(level: Level, why: &str) -> String {
         Level::Chroot => {
             "it needs the capabilities SYS_CHROOT, SETUID, SETGID, SETPCAP, CHOWN, MKNOD and KILL, as Docker gives them"
         }
-        Level::Proot => "it needs `ptrace`: Linux 4.8 or newer, or a container with the capability SYS_PTRACE",
+        Level::Proot => {
+            "it needs `ptrace`: Linux 4.8 or newer, or a container with the capability SYS_PTRACE; and a `/tmp` that can be written to and executed from"
+        }
     };
     format!("{why} ({helps})")
 }

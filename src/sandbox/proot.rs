@@ -28,6 +28,8 @@ pub(super) fn command(order: &Order) -> Result<Command, String> {
     order.write(&mut file).map_err(|error| during("order", error))?;
 
     let mut command = Command::new(order.proot.as_ref().ok_or("proot is not there")?);
+    // The log is the command's: proot warns of processes that end while it looks at them.
+    command.args(["-v", "-1"]);
     command.current_dir("/").arg("-i").arg(format!("{}:{}", order.uid, order.gid)).arg("-r").arg(order.tree());
     for (name, ..) in DEVICES {
         command.arg("-b").arg(format!("/dev/{name}"));

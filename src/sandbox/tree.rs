@@ -10,7 +10,9 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, lgetxattr, llistxattr, lremovexattr, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Timespec, Timestamps, lgetxattr, llistxattr, lremovexattr, mknodat, utimensat,
+};
 
 /// How deep an outcome may be nested.
 const DEEPEST: usize = 256;
@@ -40,7 +42,7 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     at(path, fs::set_permissions(path, Permissions::from_mode(mode)))
 }
 
-/// Copies files, directories and links with modes and times, and gives them to `owner`. Hard links become files of their own, as
+/// Copies files, directories, links and pipes with modes and times, and gives them to `owner`. Hard links become files of their own, as
 /// in an overlay. Entries of `from` itself that are in `leave_out` are left out.
 pub(super) fn copy(from: &Path, to: &Path, owner: Option<(u32, u32)>, leave_out: &[&str]) -> io::Result<()> {
     let metadata = at(from, fs::symlink_metadata(from))?;
@@ -58,8 +60,10 @@ pub(super) fn copy(from: &Path, to: &Path, owner: Option<(u32, u32)>, leave_out:
         }
     } else if kind.is_file() {
         at(from, reflink_copy::reflink_or_copy(from, to))?;
+    } else if kind.is_fifo() {
+        at(to, mknodat(CWD, to, FileType::Fifo, mode(&metadata).into(), 0).map_err(io::Error::from))?;
     } else {
-        return Err(io::Error::other(format!("{}: neither a file nor a folder nor a link", from.display())));
+        return Err(io::Error::other(format!("{}: neither a file, a folder, a link nor a pipe", from.display())));
     }
     if let Some((uid, gid)) = owner {
         at(to, lchown(to, Some(uid), Some(gid)))?;
@@ -224,7 +228,9 @@ impl Counted {
             {
                 continue;
             }
-            self.bytes += (metadata.blocks() * 512).max(1024);
+            // What takes no room on the disk is read and written as what it says it is, all the same.
+            let holes = if metadata.is_file() { metadata.len() } else { 0 };
+            self.bytes = self.bytes.saturating_add((metadata.blocks() * 512).max(1024).max(holes));
             if metadata.is_dir() {
                 self.folder(tree, &path, excluded, depth + 1)?;
             }
@@ -402,7 +408,10 @@ mod tests {
             set_mode(&root.join(file), 0o644).unwrap();
         }
         symlink("a/same", root.join("link")).unwrap();
+        mknodat(CWD, root.join("pipe"), FileType::Fifo, 0o640.into(), 0).unwrap();
         copy(&root, &tree, None, &["tmp"]).unwrap();
+        let pipe = fs::symlink_metadata(tree.join("pipe")).unwrap();
+        assert!(pipe.file_type().is_fifo() && mode(&pipe) == 0o640);
         assert_eq!(mode(&fs::metadata(tree.join("a/same")).unwrap()), 0o644);
 
         fs::write(tree.join("a/same"), "1").unwrap();

@@ -1,12 +1,20 @@
 //! Commands in build stages.
 
-use std::io::Read as _;
-use std::process::Command;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::thread::spawn;
+use std::time::Duration;
 
 use layers::{Catalogue, Image, ImagePath, Network, Run, Stage, command, debian, files, inline, link, path};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::layout::Layout;
-use crate::support::run::{Outcome, Sandbox, outcome};
+use crate::support::layout::{Layout, sha256};
+use crate::support::processes::{alive, child_of, wait_until};
+use crate::support::run::{Outcome, Sandbox, binary, outcome, tool};
+use crate::support::shared;
 use crate::support::tiny::{Packaged, now};
 
 /// A catalogue of one image, `app`, written into a sandbox.
@@ -87,6 +95,62 @@ fn tree_tells_what_is_only_in_a_stage_that_an_image_takes_from() {
     assert_eq!(headings, ["debian data  (x, in a stage that it takes from)", "debian libapp  (x)"], "{tree}");
 }
 
+/// Two images, of which one takes from a command; the package of the other is held back until the command tells `until`. Gives
+/// whether it did, all that was said, and whether the build succeeded.
+fn beside_a_download(script_text: &str, until: &str) -> (bool, Vec<String>, bool) {
+    let packaged = Packaged::new(now());
+    let built = world(&packaged.sandbox).layer(debian(["data"])).run(script(script_text));
+    let catalogue = Catalogue::new("early")
+        .with("other", Stage::scratch().layer(debian(["libapp"])).image())
+        .with("site", Stage::scratch().layer(built.take(path!("/out"))).image());
+    let plan = packaged.sandbox.write("early.json", catalogue.plan().to_json());
+    let run = |words: &[&str]| {
+        let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str()]);
+        packaged.configure(&mut command);
+        command.args(words);
+        command
+    };
+    outcome(&mut run(&["lock"])).success();
+    outcome(&mut run(&["cache", "clear"])).success();
+    let lock = fs::read_to_string(packaged.lock_file()).unwrap();
+    let withheld = lock.split('"').find(|text| text.ends_with(".deb") && text.contains("libapp_")).unwrap();
+    let withheld = format!("/{withheld}");
+    packaged.files.hold(&withheld);
+    let mut build = run(&["--progress", "json", "build", "--platform", "amd64"]);
+    let mut child = build.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let (sender, lines) = channel();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let reader = spawn(move || said.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+    let mut heard = Vec::new();
+    let told = loop {
+        match lines.recv_timeout(Duration::from_secs(60)) {
+            Ok(line) if line.contains(until) => break true,
+            Ok(line) => heard.push(line),
+            Err(_) => break false,
+        }
+    };
+    packaged.files.let_go();
+    heard.extend(lines.iter());
+    reader.join().unwrap();
+    (told, heard, child.wait().unwrap().success())
+}
+
+#[test]
+fn a_command_does_not_wait_for_the_archives_of_other_images() {
+    let (ran, said, built) = beside_a_download("mkdir /out; cp /usr/share/data/plain /out/", "step-finished");
+    assert!(ran, "the command waited: {said:#?}");
+    assert!(built, "{said:#?}");
+    assert_eq!(said.iter().filter(|line| line.contains("step-started")).count(), 1, "{said:#?}");
+}
+
+#[test]
+fn a_command_that_fails_beside_other_work_runs_once_and_is_what_is_told() {
+    let (_, said, built) = beside_a_download("echo tried; exit 3", "step-output");
+    assert!(!built);
+    assert!(said.iter().any(|line| line.contains("status 3")), "{said:#?}");
+    assert_eq!(said.iter().filter(|line| line.contains("step-started")).count(), 1, "{said:#?}");
+}
+
 /// A world for commands: the machine's static busybox, and `/bin/sh`.
 fn world(sandbox: &Sandbox) -> Stage {
     let busybox = std::fs::read("/bin/busybox").unwrap_or_else(|error| {
@@ -96,7 +160,7 @@ fn world(sandbox: &Sandbox) -> Stage {
     let stage = Stage::scratch().layer(files("busybox", path!("/bin/busybox")).mode(0o755));
     [
         "sh", "cat", "cp", "ln", "ls", "mkdir", "rm", "sleep", "stat", "env", "id", "touch", "chmod", "grep", "wget",
-        "sort",
+        "sed", "sort",
     ]
     .into_iter()
     .fold(stage, |stage, name| stage.layer(link(ImagePath::new(format!("/bin/{name}")).unwrap(), "busybox")))
@@ -142,17 +206,7 @@ fn made(sandbox: &Sandbox) -> Vec<String> {
 /// What a file of the image holds.
 fn content(sandbox: &Sandbox, path: &str) -> String {
     let image = &Layout::open(&sandbox.work().join("dist")).image("app")[0];
-    for layer in &image.layers {
-        for entry in tar::Archive::new(layer.tar.as_slice()).entries().unwrap() {
-            let mut entry = entry.unwrap();
-            if entry.path().unwrap().to_str() == Some(path) {
-                let mut text = String::new();
-                entry.read_to_string(&mut text).unwrap();
-                return text;
-            }
-        }
-    }
-    panic!("no layer holds `{path}`")
+    String::from_utf8(image.content(path)).unwrap()
 }
 
 #[test]
@@ -273,14 +327,147 @@ fn a_command_that_fails_says_where_and_what_and_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// What a cache remembers, and what lies on its way there.
+#[derive(Debug, PartialEq, Eq)]
+struct Kept {
+    ledger: Vec<PathBuf>,
+    blobs: Vec<PathBuf>,
+    temporary: Vec<PathBuf>,
+}
+
+fn kept(cache: &Path) -> Kept {
+    let below = |bucket: &str| {
+        let listed = tool("find", [cache.join(bucket).as_os_str(), "-mindepth".as_ref(), "1".as_ref()]);
+        let mut found: Vec<PathBuf> = listed.lines().map(PathBuf::from).collect();
+        found.sort();
+        found
+    };
+    Kept { ledger: below("ledger-v1"), blobs: below("blobs-v1"), temporary: below("tmp-v1") }
+}
+
+/// A sandbox whose stage is known, so that another command in it adds nothing but itself; and what its cache holds.
+fn warm() -> (Sandbox, Kept) {
+    let sandbox = taking(|sandbox| world(sandbox).run(script("mkdir /out; echo good > /out/a")));
+    build(&sandbox, &[]).success();
+    let before = kept(sandbox.cache());
+    assert_eq!(before.temporary, [""; 0].map(PathBuf::from));
+    assert!(!before.ledger.is_empty());
+    (sandbox, before)
+}
+
+/// Processes in the foreground, in the background and in a session of their own, which all have `marker` among their words.
+fn busy(marker: &str) -> String {
+    format!("mkdir /out; echo x > /out/x; setsid sleep {marker} & sleep {marker} & ")
+}
+
+fn marker(number: u32) -> String {
+    format!("{}{number}", 500_000 + std::process::id())
+}
+
+#[track_caller]
+fn nothing_is_left(sandbox: &Sandbox, before: &Kept, marker: &str) {
+    wait_until("the command's processes are gone", || !alive(marker));
+    assert_eq!(kept(sandbox.cache()), *before);
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(sandbox.cache().to_str().unwrap()), "{mounts}");
+}
+
 #[test]
-fn a_command_that_takes_too_long_is_ended() {
-    let sandbox = taking(|sandbox| {
-        world(sandbox).run(script("mkdir /out; sleep 600").timeout(std::time::Duration::from_secs(1)))
-    });
-    let began = std::time::Instant::now();
-    build(&sandbox, &[]).failure(1, &["took longer than 1 s"]);
-    assert!(began.elapsed().as_secs() < 60);
+fn a_command_that_fails_or_is_ended_leaves_no_record_no_file_no_mount_and_no_process() {
+    let (sandbox, before) = warm();
+    let cases = [
+        ("exit 3", "ended with exit status 3"),
+        ("kill -9 $$", "was ended by signal 9"),
+        ("sleep 600", "took longer than 1 s and was ended"),
+    ];
+    for (number, (end, said)) in (0..).zip(cases) {
+        let marker = marker(number);
+        let run = script(&format!("{}{end}", busy(&marker))).timeout(Duration::from_secs(1));
+        write(&sandbox, &world(&sandbox).run(run));
+        build(&sandbox, &[]).failure(1, &[said, "tests/it/commands.rs:"]);
+        nothing_is_left(&sandbox, &before, &marker);
+    }
+}
+
+#[test]
+fn whoever_is_killed_while_a_command_runs_nothing_is_left() {
+    let (sandbox, before) = warm();
+    // imgbuild twice, then the guard, then the first process of the namespaces.
+    for (number, generation) in (10..).zip([0, 0, 1, 2]) {
+        let marker = marker(number);
+        write(&sandbox, &world(&sandbox).run(script(&format!("{}sleep {marker}", busy(&marker)))));
+        let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--sandbox", "namespaces"]);
+        let building = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until("the command runs", || alive(&marker));
+        let victim = (0..generation).fold(building.id(), |pid, _| child_of(pid));
+        kill_process(Pid::from_raw(victim.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        let ended = Outcome::of(building.wait_with_output().unwrap());
+        if generation == 0 {
+            assert_eq!(ended.status, 128 + 9);
+            // Its files are the next builder's to remove.
+            wait_until("the command's processes are gone", || !alive(&marker));
+            assert!(!kept(sandbox.cache()).temporary.is_empty());
+            write(&sandbox, &world(&sandbox).run(script("exit 1")));
+            build(&sandbox, &[]).failure(1, &["exit status 1"]);
+        } else {
+            ended.failure(1, &["cannot set up the sandbox", "tests/it/commands.rs:"]);
+        }
+        nothing_is_left(&sandbox, &before, &marker);
+    }
+    write(&sandbox, &world(&sandbox).run(script("mkdir /out; echo better > /out/a")));
+    build(&sandbox, &[]).success();
+    assert_eq!(content(&sandbox, "out/a"), "better\n");
+}
+
+#[test]
+fn files_of_a_command_that_runs_are_not_taken_for_those_of_a_killed_builder() {
+    let (sandbox, _) = warm();
+    let marker = marker(20);
+    let text = format!("mkdir /out; echo slow > /out/a; while test ! -e /kept/go; do sleep 0.0{marker}; done");
+    write(&sandbox, &world(&sandbox).run(script(&text).cache(path!("/kept"))));
+    let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--output", "oci:slow"]);
+    let building = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the command runs", || alive(&format!("0.0{marker}")));
+    // Another builder of the same cache, which lets the first one go when it is done.
+    let run = script("mkdir /out; echo quick > /out/a; touch /kept/go").cache(path!("/kept"));
+    write(&sandbox, &world(&sandbox).run(run));
+    build(&sandbox, &[]).success();
+    Outcome::of(building.wait_with_output().unwrap()).success();
+    assert_eq!(kept(sandbox.cache()).temporary, [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn a_command_that_fills_the_disk_of_the_cache_is_ended_and_leaves_nothing() {
+    assert!(rustix::process::geteuid().is_root(), "only root can mount a small disk; run the tests as root");
+    let sandbox = taking(|sandbox| world(sandbox).run(script("mkdir /out; echo good > /out/a")));
+    let marker = marker(30);
+    let fill = "mkdir /out; i=0; while cat /bin/busybox > /out/$i; do i=$((i+1)); done; ";
+    let image =
+        Stage::scratch().layer(world(&sandbox).run(script(&format!("{fill} sleep {marker}"))).take(path!("/out")));
+    sandbox.write("fill.json", Catalogue::new("commands").with("app", image.image()).plan().to_json());
+    let disk = sandbox.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let script = "disk=$1; imgbuild=$2; mount -t tmpfs -o size=300m,mode=0700 disk $disk
+        list() { find $disk/ledger-v1 $disk/blobs-v1 $disk/tmp-v1 | sort; }
+        used() { df --output=used $disk | tail -n 1; }
+        export IMGBUILD_CACHE_DIR=$disk
+        $imgbuild --catalogue plan.json build
+        list > before; before=$(used)
+        if $imgbuild --catalogue fill.json build; then exit 9; fi
+        rm $disk/commands-v1/log-*; list > after
+        diff before after
+        # The stat cache learns of files that are no longer quite new.
+        test $(($(used) - before)) -lt 1024
+        test $(grep -c $disk /proc/self/mounts) = 1
+        rm -r $disk/ledger-v1/* dist
+        $imgbuild --catalogue plan.json build";
+    let mut command = Command::new("unshare");
+    sandbox.place(&mut command);
+    command.args(["--mount", "sh", "-euxc", script, "sh"]).arg(&disk).arg(binary());
+    let ended = outcome(&mut command);
+    assert!(ended.stderr.contains("less than 64 MiB are left and was ended"), "{}", ended.stderr);
+    assert!(!alive(&marker));
+    ended.success();
 }
 
 /// Every file below a folder that holds this text.
@@ -317,6 +504,82 @@ fn a_secret_that_is_left_behind_is_refused() {
         taking(|sandbox| world(sandbox).run(script("mkdir /out; cp /run/secrets/token /out/x").secret("token")));
     sandbox.write("secret", "0123456789abcdef\n");
     build(&sandbox, &["--secret", "token=file:secret"]).failure(1, &["left the secret `token` in `/out/x`"]);
+}
+
+#[test]
+fn a_secret_is_found_in_names_links_and_by_its_lines() {
+    for (text, place) in [
+        ("mkdir /out; : >/out/$(cat /run/secrets/token | sed -n 2p)", "`/out`"),
+        ("mkdir /out; ln -s x-$(sed -n 2p /run/secrets/token) /out/l", "`/out/l`"),
+        ("mkdir /out; sed -n 2p /run/secrets/token >/out/line", "`/out/line`"),
+    ] {
+        let sandbox = taking(|sandbox| world(sandbox).run(script(text).secret("token")));
+        sandbox.write("secret", "[first]\nanother-line-0123456789\n");
+        let said = format!("left the secret `token` in {place}");
+        build(&sandbox, &["--secret", "token=file:secret"]).failure(1, &[&said]);
+    }
+}
+
+#[test]
+fn nobody_else_looks_into_what_commands_keep() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let sandbox = taking(|sandbox| world(sandbox).run(script("mkdir /out; touch /c/kept").cache(path!("/c"))));
+    build(&sandbox, &[]).success();
+    let folder = sandbox.cache().join("commands-v1");
+    assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o7777, 0o700);
+    // Nor is it given away with the cache.
+    let file = sandbox.path().join("cache.tar");
+    sandbox.imgbuild(["cache", "export", file.to_str().unwrap()]).success();
+    let listed = tool("tar", ["-tf".as_ref(), file.as_os_str()]);
+    let is_named = |line: &str| line.rsplit_once('/').is_some_and(|(_, name)| layers::Digest::from_hex(name).is_ok());
+    assert!(listed.lines().count() > 3 && listed.lines().all(is_named), "{listed}");
+}
+
+#[test]
+fn another_timeout_runs_nothing_again() {
+    let text = "mkdir /out; echo made >/out/x";
+    let sandbox = taking(|sandbox| world(sandbox).run(script(text).timeout(Duration::from_secs(50))));
+    build(&sandbox, &[]).success();
+    write(&sandbox, &world(&sandbox).run(script(text).timeout(Duration::from_secs(60))));
+    let again = build(&sandbox, &[]);
+    assert!(!again.stderr.contains("runs run"), "{}", again.stderr);
+    again.success();
+}
+
+#[test]
+fn a_stage_is_not_opened_through_its_links_into_the_machine() {
+    let sandbox = Sandbox::new();
+    let host = sandbox.path().join("host");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("precious"), "kept").unwrap();
+    sandbox.write("src/n", "1");
+    let stage = world(&sandbox).layer(link(path!("/outside"), host.to_str().unwrap()));
+    let run = script("mkdir /out").input(files("src", path!("/outside/precious")));
+    write(&sandbox, &stage.clone().run(run));
+    sandbox.imgbuild(["--catalogue", "plan.json", "lock"]).success();
+    let line = |sandbox: &Sandbox| {
+        let plan: serde_json::Value =
+            serde_json::from_slice(&fs::read(sandbox.work().join("plan.json")).unwrap()).unwrap();
+        let stages = plan["stages"].as_array().unwrap();
+        let step = stages.iter().find(|stage| stage["step"] == "run").unwrap();
+        format!("{}:{}", step["at"]["file"].as_str().unwrap(), step["at"]["line"])
+    };
+    let place = line(&sandbox);
+    let shell = ["--catalogue", "plan.json", "shell", &place, "--", "/bin/true"];
+    sandbox.imgbuild(shell).failure(1, &["/outside/precious", "symbolic link"]);
+    build(&sandbox, &[]).failure(1, &["/outside/precious", "symbolic link"]);
+    assert_eq!(fs::read_to_string(host.join("precious")).unwrap(), "kept");
+    // Nor is its folder made there.
+    write(&sandbox, &stage.run(script("mkdir /out").workdir(path!("/outside/made"))));
+    let place = line(&sandbox);
+    sandbox.imgbuild(["--catalogue", "plan.json", "shell", &place, "--", "/bin/true"]).failure(1, &["/outside/made"]);
+    assert!(!host.join("made").exists());
+}
+
+#[test]
+fn a_cache_may_be_where_the_sandbox_puts_files_of_its_own() {
+    let sandbox = taking(|sandbox| world(sandbox).run(script("mkdir /out; touch /etc/x").cache(path!("/etc"))));
+    build(&sandbox, &[]).success();
 }
 
 #[test]
@@ -409,4 +672,77 @@ fn a_stage_is_opened_before_a_command_with_its_inputs_and_nothing_is_left() {
     assert_eq!(std::fs::read_to_string(sandbox.work().join("opened/src/one")).unwrap(), "1\n");
     let said = ["no stage was written at `commands.rs:1`", "imgbuild plan"];
     sandbox.imgbuild(["--catalogue", "plan.json", "shell", "commands.rs:1"]).failure(2, &said);
+}
+
+#[test]
+fn dpkg_configures_only_what_is_there() {
+    let packaged = Packaged::new(now());
+    let image =
+        |package: &str| Stage::scratch().layer(debian(["libapp"]).configure_on(&Stage::scratch()).configure(package));
+    let run = |package: &str, word: &str| {
+        let plan = Catalogue::new("other").with("x", image(package).image()).plan().to_json();
+        let plan = packaged.sandbox.write("other.json", plan);
+        let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str(), word.as_ref()]);
+        packaged.configure(&mut command);
+        outcome(&mut command)
+    };
+    run("absent", "lock")
+        .failure(1, &["has dpkg configure `absent`, which is not among its packages", "imgbuild tree"]);
+    run("libapp", "lock").success();
+    let planned = run("libapp", "plan").success();
+    assert!(planned.contains("dpkg --configure libapp"), "{planned}");
+    run("libapp", "build").failure(1, &["layer `dpkg --configure libapp` failed", "cannot start `fakeroot`"]);
+}
+
+/// A process that is ended when the test is over.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn real_an_ssh_agent_is_asked_and_its_keys_stay_where_they_are() {
+    let sandbox = Sandbox::sharing(&shared::folder("cache"));
+    let key = sandbox.path().join("key");
+    let words = ["-q", "-t", "ed25519", "-N", "", "-C", "comment-of-the-key", "-f"];
+    outcome(Command::new("ssh-keygen").args(words).arg(&key)).success();
+    let socket = sandbox.path().join("agent");
+    let mut agent = Command::new("ssh-agent");
+    let _agent = Ended(agent.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap());
+    let add = || Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).output().unwrap();
+    // It answers as soon as it listens.
+    while !add().status.success() {
+        std::thread::yield_now();
+    }
+    let client = Stage::scratch().layer(debian(["base-files", "coreutils", "dash", "grep", "openssh-client"]).slim());
+    let public = fs::read_to_string(sandbox.path().join("key.pub")).unwrap();
+    let asking = || {
+        // With the key, so that the cache, which is shared, does not know it from another run. A client that does not know
+        // who it is does not even try to connect.
+        let script = "mkdir /out; ssh-add -l >/out/keys; ssh-add -L >>/out/keys
+                      ! ssh -p 9 127.0.0.1 2>/tmp/said; grep refused /tmp/said";
+        command(["sh", "-ec", script]).env("KEY", public.trim())
+    };
+    write(&sandbox, &client.clone().run(asking()));
+    sandbox.imgbuild(["--catalogue", "plan.json", "lock"]).success();
+    let socket = socket.to_str().unwrap();
+    // Whoever does not say so has none.
+    build(&sandbox, &["--ssh", socket]).failure(1, &["Could not open a connection to your authentication agent"]);
+    write(&sandbox, &client.run(asking().ssh()));
+    build(&sandbox, &[]).failure(2, &["it needs an SSH agent", "--ssh default"]);
+    build(&sandbox, &["--ssh", "plan.json"]).failure(2, &["is not the socket of an agent"]);
+    let mut without = sandbox.command(["--catalogue", "plan.json", "build", "--ssh", "default"]);
+    outcome(without.env_remove("SSH_AUTH_SOCK")).failure(2, &["SSH_AUTH_SOCK is not set"]);
+    let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--ssh", "default"]);
+    outcome(command.env("SSH_AUTH_SOCK", socket)).success();
+    let image = &Layout::open(&sandbox.work().join("dist")).image("app")[0];
+    let keys = image.layers.iter().flat_map(|layer| layer.members()).find(|member| member.path == "out/keys").unwrap();
+    let fingerprint = tool("ssh-keygen", ["-l".as_ref(), "-f".as_ref(), key.as_os_str()]);
+    assert_eq!(keys.sha256, sha256(format!("{fingerprint}{public}").as_bytes()));
+    // The outcome is known, whichever agent there is.
+    build(&sandbox, &[]).success();
 }

@@ -59,7 +59,8 @@ fn deployments_as_they_are_are_valid_and_drawn() {
     let valid = copy.run(&["deploy", "validate", "--only", "compose,config"], &[]);
     assert_eq!(valid.success(), "dev: valid\nprod: valid\ntest: valid\n");
     for environment in ["dev", "prod", "test"] {
-        let said = copy.run(&["env", "check", "--env", environment], &[]).success();
+        let url = [("WEBUI_URL", "https://chat.example.com")];
+        let said = copy.run(&["env", "check", "--env", environment], &url).success();
         assert_eq!(said, format!("{environment}: fine\n"));
     }
     let dot = copy.run(&["deploy", "graph"], &[]).success();
@@ -102,9 +103,47 @@ fn what_was_built_or_pushed_is_pinned() {
         digest("b")
     );
     assert!(kustomize.contains(&expected), "{kustomize}");
-    let document = copy.run(&[&pushed[..], &["json"]].concat(), &[]).success();
-    let document: Value = serde_json::from_str(&document).unwrap();
+    let printed = copy.run(&[&pushed[..], &["json"]].concat(), &[]).success();
+    let document: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(document["images"][2]["reference"], format!("ghcr.io/acme/o/rag:v7@{}", digest("b")));
+
+    // Another repository holds the same digests under the same tag; a tag that was not pushed is no image.
+    let copied = copy.run(&[&pushed[..], &["json", "--repository", "ghcr.io/other/"]].concat(), &[]).success();
+    let copied: Value = serde_json::from_str(&copied).unwrap();
+    assert_eq!(copied["images"][0]["reference"], format!("ghcr.io/other/core:v7@{}", digest("a")));
+    let same = ["json", "--repository", "ghcr.io/acme/o", "--tag", "v7"];
+    assert_eq!(copy.run(&[&pushed[..], &same].concat(), &[]).success(), printed);
+    for more in [&["--tag", "v8"][..], &["--tag", "v8", "--repository", "ghcr.io/acme/o"]] {
+        copy.run(&[&pushed[..], &["compose"], more].concat(), &[]).failure(
+            2,
+            &[
+                "image `core` was not pushed as `v8`: `pushed.json` says ghcr.io/acme/o/core:v7",
+                "hint: leave `--tag` out, name a tag that was pushed, or push again with `--tag v8`",
+            ],
+        );
+    }
+    // A push of two tags to two registries.
+    let images = [("core", "a"), ("rag", "b"), ("init", "c")].map(|(name, letter)| {
+        let places =
+            [format!("ghcr.io/acme/o/{name}:v7"), format!("r.example/x/{name}:v8"), format!("r.example/x/{name}:v9")];
+        json!({"name": name, "digest": digest(letter), "references": places})
+    });
+    copy.sandbox.write("two.json", json!({"version": 1, "images": images}).to_string());
+    let cases: [(&[&str], &str); 5] = [
+        (&[], "ghcr.io/acme/o/rag:v7"),
+        (&["--tag", "v9"], "r.example/x/rag:v9"),
+        (&["--repository", "r.example/x"], "r.example/x/rag:v8"),
+        (&["--repository", "r.example/x", "--tag", "v9"], "r.example/x/rag:v9"),
+        (&["--repository", "mirror.example/y", "--tag", "v8"], "mirror.example/y/rag:v8"),
+    ];
+    for (flags, reference) in cases {
+        let render = &["deploy", "render", "--pin", "--from", "two.json"][..];
+        let said = copy.run(&[render, flags].concat(), &[]).success();
+        assert!(said.contains(&format!("  rag:\n    image: {reference}@{}\n", digest("b"))), "{flags:?}: {said}");
+    }
+    let two = ["deploy", "render", "--pin", "--from", "two.json", "--tag", "v1"];
+    let all = "ghcr.io/acme/o/core:v7, r.example/x/core:v8, r.example/x/core:v9";
+    copy.run(&two, &[]).failure(2, &[&format!("image `core` was not pushed as `v1`: `two.json` says {all}")]);
 
     let tagged =
         copy.run(&["deploy", "render", "--tag", "v8", "--repository", "r.example/x", "-o", "new/pins.yaml"], &[]);
@@ -168,6 +207,37 @@ fn every_mistake_is_told_clearly() {
             &["/.env: line 1: `CHUNK_SIZE` is not NAME=VALUE"],
         ),
         (vec!["env", "check", "--env", "dev", "--env-file", "no.env"], &[], none, 2, &["`no.env` cannot be read"]),
+        // A variable that production has to set: in none of its files, or empty.
+        (
+            check("prod"),
+            &[],
+            none,
+            1,
+            &[
+                "WEBUI_URL: must be set in prod: the default `http://localhost:8080` does not do there",
+                "hint: set it in `.env` beside the compose files: Address under which people open the chat",
+            ],
+        ),
+        (check("prod"), &[("WEBUI_URL", "")], none, 1, &["WEBUI_URL: must be set in prod"]),
+        (
+            check("prod"),
+            &[
+                ("WEBUI_URL", "https://chat.example.com"),
+                ("ENVIRONMENT", "dev"),
+                ("CORE_MEMORY_LIMIT", "1k"),
+                ("DOCS_DOMAIN", "chat.localhost"),
+                ("OLLAMA_MODEL", "bad model"),
+            ],
+            none,
+            1,
+            &[
+                "4 problems in the settings of `prod`",
+                "ENVIRONMENT: must be prod: in dev init takes short and well-known keys",
+                "CORE_MEMORY_LIMIT: `1k`: must be at least 16m",
+                "DOCS_DOMAIN: is that of CHAT_DOMAIN, too",
+                "OLLAMA_MODEL: `bad model`: must be the name of a model",
+            ],
+        ),
         // Missing secrets.
         (
             check("prod"),
@@ -220,6 +290,27 @@ fn every_mistake_is_told_clearly() {
         (vec!["deploy", "render", "--pin"], &[], none, 2, &["`dist` cannot be read", "hint: build or push first"]),
         (vec!["deploy", "render", "--tag", "latest"], &[], none, 2, &["`latest` is not a tag"]),
         (vec!["deploy", "render"], &[], none, 2, &["--tag <TAG>"]),
+        (
+            vec!["deploy", "render", "--tag", "v1", "--repository", "https://ghcr.io/acme"],
+            &[],
+            none,
+            2,
+            &["`https://ghcr.io/acme` is not an image repository", "hint: say it without a scheme and a tag"],
+        ),
+        (
+            vec!["deploy", "render", "--tag", "v1"],
+            &[("OBELISK_IMAGES", "a:b/c d")],
+            none,
+            2,
+            &["`a:b/c d` is not an image"],
+        ),
+        (
+            vec!["deploy", "graph", "--env", "prod", "--profile", "monitoring,tsl"],
+            &[],
+            none,
+            2,
+            &["no service of prod is in the profile `tsl`", "hint: there are monitoring, tls"],
+        ),
         // What else cannot be understood.
         (
             vec!["deploy", "validate", "--env", "staging"],
@@ -302,6 +393,11 @@ fn real_kubernetes_is_validated_too() {
     let copy = Checkout::new();
     let said = copy.run(&["deploy", "validate", "--env", "dev,prod"], &[]).success();
     assert_eq!(said, "dev: valid\nprod: valid\n");
+    // What compose is told for this machine is nothing that manifests must say, too.
+    let settings = "WEBUI_URL=https://chat.example.com\nCHUNK_SIZE=2000\nOBELISK_IMAGES=ghcr.io/acme/obelisk\n";
+    fs::write(copy.path("docker/compose/.env"), settings).unwrap();
+    let only = ["deploy", "validate", "--env", "dev,prod", "--only", "kubernetes"];
+    assert_eq!(copy.run(&only, &[("LOG_LEVEL", "ERROR")]).success(), "dev: valid\nprod: valid\n");
     copy.edit("kubernetes/base/rag/rag.yaml", "containerPort:", "containerPrt:");
     let failed = copy.run(&["deploy", "validate", "--env", "prod", "--only", "schemas"], &[]);
     failed.failure(1, &["deployment/rag", "containerPort' is a required property"]);
@@ -311,15 +407,42 @@ fn real_kubernetes_is_validated_too() {
         .failure(1, &["prod: StatefulSet `ollama`"]);
 }
 
+/// What `deploy render --pin` says for kustomize is what kustomize makes of every image of ours, those of jobs included.
+#[test]
+fn real_kustomize_takes_the_pins() {
+    let copy = Checkout::new();
+    let images = [("core", "a"), ("rag", "b"), ("init", "c")].map(|(name, letter)| {
+        let digest = format!("sha256:{}", letter.repeat(64));
+        json!({"name": name, "digest": digest, "references": [format!("ghcr.io/acme/o/{name}:v7@{digest}")]})
+    });
+    copy.sandbox.write("pushed.json", json!({"version": 1, "images": images}).to_string());
+    let output = "deployments/kubernetes/pins/kustomization.yaml";
+    let render = ["deploy", "render", "--pin", "--from", "pushed.json", "--format", "kustomize", "--output", output];
+    copy.run(&render, &[]).success();
+    let (last, prod) = ("  - ../../components/backup\n", "kubernetes/overlays/prod/kustomization.yaml");
+    copy.edit(prod, last, &format!("{last}  - ../../pins\n"));
+    let overlay = copy.path("kubernetes/overlays/prod");
+    let rendered = outcome(Command::new("kubectl").arg("kustomize").arg(&overlay)).success();
+    let named = |line: &&str| ["/core:", "/rag:", "/init:"].iter().any(|name| line.contains(name));
+    let ours: Vec<&str> = rendered.lines().filter(|line| line.contains("image: ")).filter(named).collect();
+    assert!(ours.len() >= 9, "{ours:#?}");
+    for line in ours {
+        let pinned = ["core", "rag", "init"].iter().zip(["a", "b", "c"]).any(|(name, letter)| {
+            line.trim() == format!("image: ghcr.io/acme/o/{name}:v7@sha256:{}", letter.repeat(64))
+        });
+        assert!(pinned, "{line}");
+    }
+}
+
 #[test]
 fn every_block_of_commands_says_how_it_is_run() {
     let blocks = pages::blocks();
     for block in &blocks {
-        let known = matches!(block.kind.as_str(), "run" | "run: stack");
+        let known = matches!(block.kind.as_str(), "run" | "run: stack" | "run: stack, by its names");
         let reason = block.kind.strip_prefix("not run: needs ").is_some_and(|why| why.len() > 5);
         assert!(
             known || reason,
-            "{}: `sh {}` is neither `run`, `run: stack` nor `not run: needs ...`",
+            "{}: `sh {}` is neither `run`, `run: stack`, `run: stack, by its names` nor `not run: needs ...`",
             block.at,
             block.kind
         );
@@ -332,9 +455,51 @@ fn every_block_of_commands_says_how_it_is_run() {
 }
 
 #[test]
+fn commands_in_a_sentence_name_what_there_is() {
+    let copy = Checkout::new();
+    let services: String =
+        ["dev", "prod", "test"].map(|env| copy.run(&["deploy", "graph", "--env", env], &[]).success()).concat();
+    let mut checked = 0;
+    for (page, text) in pages::texts() {
+        // Between blocks of commands, and there between two backquotes.
+        let sentences = text.split("```").step_by(2).collect::<String>();
+        for command in sentences.split('`').skip(1).step_by(2) {
+            let words: Vec<&str> =
+                command.split_whitespace().filter(|it| !it.bytes().any(|it| it.is_ascii_uppercase())).collect();
+            match words.as_slice() {
+                ["docker", "compose", "-f"] | ["docker", "compose"] => continue,
+                ["docker", "compose", verb, rest @ ..] => {
+                    assert!(
+                        ["logs", "up", "down", "run", "restart"].contains(verb),
+                        "{page}: `{command}`: what is `{verb}`?"
+                    );
+                    for name in rest.iter().filter(|it| !it.starts_with('-')) {
+                        let known = services.contains(&format!("\"{name}\" [label"));
+                        assert!(known, "{page}: `{command}`: `{name}` is no service");
+                    }
+                }
+                ["imgbuild", verb, rest @ ..] | [verb @ ("deploy" | "env"), rest @ ..] if !rest.is_empty() => {
+                    let inner = Some(rest[0]).filter(|it| ["deploy", "env"].contains(verb) && !it.starts_with('-'));
+                    let asked = [verb].into_iter().copied().chain(inner).chain(["--help"]).collect::<Vec<_>>();
+                    let help = copy.run(&asked, &[]).success();
+                    for flag in rest.iter().filter(|it| it.starts_with("--")) {
+                        assert!(help.contains(flag), "{page}: `{command}`: `{flag}` is unknown");
+                    }
+                }
+                _ => continue,
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked >= 12, "{checked}");
+}
+
+#[test]
 fn real_the_pages_commands_run() {
     let sandbox = Sandbox::new();
     pages::checkout(&sandbox);
+    // A reader has none yet: the page has it written.
+    assert!(!sandbox.work().join("deployments/docker/compose/.env").exists());
     let mut run = 0;
     for block in pages::blocks().into_iter().filter(|block| block.kind == "run") {
         let done = outcome(&mut pages::shell(&sandbox, &block.text));
@@ -356,6 +521,10 @@ fn real_commands_that_are_not_run_are_checked() {
     let pin = "imgbuild deploy render --tag v1 --repository registry.example/obelisk --output pinned.yaml";
     outcome(&mut pages::shell(&sandbox, pin)).success();
     let all: String = pages::blocks().into_iter().map(|block| block.text).collect();
+    let rendered = outcome(
+        Command::new("kubectl").arg("kustomize").arg(repository().join("deployments/kubernetes/overlays/prod")),
+    );
+    let manifests = deployments::kubernetes::Manifests::parse(&rendered.success()).unwrap();
     let mut checked = 0;
     for block in pages::blocks().into_iter().filter(|block| block.kind.starts_with("not run: needs ")) {
         for line in block.text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
@@ -401,22 +570,51 @@ fn real_commands_that_are_not_run_are_checked() {
                         assert!(help.contains(flag), "{}: {line}: `{flag}` is unknown", block.at);
                     }
                 }
-                ["kubectl", rest @ ..] => {
+                ["kubectl", ..] | ["tar", .., "|", "kubectl", _, _, "exec", _, _, _, _, _, _, _] => {
+                    let at = words.iter().position(|word| *word == "kubectl").expect("it is one of them");
+                    let rest = &words[at + 1..];
                     check(&format!(
                         "kubectl {} --help",
                         rest.iter().find(|it| !it.starts_with('-') && **it != "obelisk").unwrap()
                     ));
+                    for word in rest {
+                        let word = word.trim_start_matches("--from=");
+                        let kinds = [
+                            ("deployment", "Deployment"),
+                            ("statefulset", "StatefulSet"),
+                            ("cronjob", "CronJob"),
+                            ("job", "Job"),
+                        ];
+                        let named = kinds
+                            .iter()
+                            .find_map(|(short, kind)| Some((*kind, word.strip_prefix(&format!("{short}/"))?)));
+                        let made = |name: &str| {
+                            all.lines().any(|it| it.contains("create job ") && it.ends_with(&format!(" {name}")))
+                        };
+                        if let Some((kind, name)) = named {
+                            assert!(
+                                manifests.of(kind).contains_key(name) || (kind == "Job" && made(name)),
+                                "{}: {line}: there is no {kind} `{name}`",
+                                block.at
+                            );
+                        }
+                        // A script that is run is one that is mounted.
+                        if let Some(script) = word.strip_prefix("/etc/vault/") {
+                            let path = sandbox.work().join("deployments/docker/config/vault").join(script);
+                            assert!(path.is_file(), "{}: {line}: {}", block.at, path.display());
+                        }
+                    }
                     if let Some(at) = rest.iter().position(|word| *word == "-k") {
                         check(&format!("kubectl kustomize {}", rest[at + 1]));
                     }
                 }
                 ["bash", script, ..] => assert!(all.contains(&format!("> {script}\n")), "{}: {line}", block.at),
-                ["copy", _, volume] => {
+                ["copy", _, volume, ..] | ["docker", "cp", .., "|", "into", volume] => {
                     let volumes = check("docker compose -f deployments/docker/compose/prod.yaml config --volumes");
                     assert!(volumes.lines().any(|it| it == *volume), "{}: `{volume}` is no volume", block.at);
                 }
                 // Plain copies out of and into volumes: the shell's words are read, no more.
-                [first, ..] if *first == "docker" || *first == "copy()" || first.starts_with("id=") => {
+                [first, ..] if *first == "docker" || first.ends_with("()") || first.starts_with("id=") => {
                     check(&format!("bash -n <<'END'\n{line}\nEND"));
                 }
                 _ => panic!("{}: `{line}` is checked by nothing", block.at),

@@ -95,6 +95,15 @@ fn service(name: &str, script: &str) -> (String, Vec<String>) {
         let names = exported.split(';').next().unwrap().split_whitespace();
         variables.extend(names.map(|it| it.split('=').next().unwrap().to_owned()));
     }
+    if name == "open-webui" {
+        // The file that init writes and the script reads.
+        let init = fs::read_to_string(repository().join("images/init/configure-services.sh")).unwrap();
+        let written = init.split_once("openwebui.env \"").unwrap().1;
+        let lines = written.lines().skip(1).map_while(|line| line.split_once('='));
+        let names: Vec<&str> = lines.map(|(name, _)| name).collect();
+        assert!(names.len() >= 9 && names.contains(&"OPENAI_API_KEYS"), "{names:?}");
+        variables.extend(names.into_iter().map(str::to_owned));
+    }
     (tag.trim_start_matches('v').to_owned(), variables)
 }
 
@@ -120,7 +129,8 @@ fn real_litellm_reads_every_variable_and_setting() {
     for (section, files) in sections {
         let names: Vec<&String> = config[section].as_object().unwrap().keys().collect();
         assert!(names.len() >= 3, "{section}: {names:?}");
-        for name in names {
+        let (_, known) = deployments::config::LITELLM_SETTINGS.iter().find(|(it, _)| *it == section).unwrap();
+        for name in names.into_iter().map(String::as_str).chain(known.iter().copied()) {
             assert!(package.says(files, name), "{} has no setting `{name}` in {section}", package.name);
         }
         // Settings of upstream's file that are none.
@@ -130,10 +140,52 @@ fn real_litellm_reads_every_variable_and_setting() {
     }
 }
 
+/// What LiteLLM takes for the password of its pages, by its own functions: the script that starts it leaves none of the ways
+/// open by which everybody would get in.
+#[test]
+fn real_litellm_takes_the_master_key_for_a_password_that_is_unset_and_an_empty_one_for_none() {
+    let (version, _) = service("litellm", "litellm/start.sh");
+    let package = Package::of("litellm", &version);
+    let source = package.files.iter().find(|(name, _)| name == "litellm/proxy/auth/login_utils.py");
+    let (_, source) = source.expect("the package has this file");
+    let script = "import ast, json, os, secrets, sys\n\
+        from collections.abc import Mapping\n\
+        from typing import Final\n\
+        class ProxyException(Exception):\n\
+        \x20   def __init__(self, message, **_): super().__init__(message)\n\
+        class ProxyErrorTypes: auth_error = 'auth_error'\n\
+        wanted = ('get_ui_credentials', '_matches_env_credentials', '_admin_credentials_match')\n\
+        tree = ast.parse(open(sys.argv[1]).read())\n\
+        tree.body = [it for it in tree.body if isinstance(it, ast.FunctionDef) and it.name in wanted]\n\
+        assert len(tree.body) == 3, [it.name for it in tree.body]\n\
+        exec(compile(tree, 'login_utils', 'exec'))\n\
+        def let_in(password, given, key):\n\
+        \x20   os.environ.pop('UI_PASSWORD', None)\n\
+        \x20   if password is not None: os.environ['UI_PASSWORD'] = password\n\
+        \x20   try: return _admin_credentials_match('admin', given, key, {})\n\
+        \x20   except ProxyException as error: return str(error)\n\
+        cases = [('', '', 'sk-x'), (None, 'sk-x', 'sk-x'), (None, '', 'sk-x'), ('word', 'word', 'sk-x'), ('word', 'sk-x', 'sk-x'), (None, '', None)]\n\
+        print(json.dumps([let_in(*case) for case in cases]))\n";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("login_utils.py");
+    fs::write(&file, source).unwrap();
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).arg(file).env_remove("UI_USERNAME");
+    let said = outcome(&mut python).success();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    // An empty password lets everybody in who gives none; without the variable it is the master key; without both nobody gets in.
+    let expected = serde_json::json!([true, true, false, true, false]);
+    assert_eq!(said.as_array().unwrap()[..5], expected.as_array().unwrap()[..], "{said}");
+    assert!(said[5].as_str().is_some_and(|it| it.contains("set Proxy master key")), "{said}");
+    // Neither the one nor the other comes about (`litellm_has_a_password_or_none_but_never_an_empty_one`).
+    let start = fs::read_to_string(repository().join("deployments/docker/config/litellm/start.sh")).unwrap();
+    assert!(start.contains("for name in LITELLM_MASTER_KEY LITELLM_SALT_KEY DATABASE_PASSWORD"), "{start}");
+}
+
 #[test]
 fn real_open_webui_reads_every_variable() {
     let (version, mut variables) = service("open-webui", "openwebui/start.sh");
-    assert!(variables.len() >= 24 && variables.iter().any(|it| it == "OPENAI_API_KEYS"), "{variables:?}");
+    assert!(variables.len() >= 26 && variables.iter().any(|it| it == "OPENAI_API_KEYS"), "{variables:?}");
     // The program itself does not read these: the image's start script does, libraries do.
     variables.retain(|it| !["HOME", "PORT", "HF_HUB_OFFLINE"].contains(&it.as_str()));
     let never = [
@@ -147,5 +199,11 @@ fn real_open_webui_reads_every_variable() {
         "LOG_LEVEL",
         "RAG_ENABLED",
     ];
-    Package::of("open-webui", &version).knows(&variables, &never);
+    let package = Package::of("open-webui", &version);
+    package.knows(&variables, &never);
+    // Why the pages say that the first account needs ENABLE_SIGNUP=true: it is refused before accounts are counted.
+    let (_, auths) = package.files.iter().find(|(name, _)| name == "open_webui/routers/auths.py").unwrap();
+    let signup = auths.split_once("async def signup(").unwrap().1;
+    let (refused, counted) = (signup.find("not request.app.state.config.ENABLE_SIGNUP"), signup.find("user_count ="));
+    assert!(refused.unwrap() < counted.unwrap(), "{}", &signup[..600]);
 }

@@ -132,6 +132,52 @@ fn requests_that_make_no_sense_are_refused_before_anything_is_built() {
 }
 
 #[test]
+fn an_edit_costs_three_trips_of_which_one_goes_beside_the_build() {
+    let registry = registry(|_| {});
+    let sandbox = project(&["one", "two"]);
+    push_all(&sandbox, &registry).success();
+    sandbox.write("context/one/own", "this is another");
+    registry.clear_log();
+    registry.state().kind.latency = std::time::Duration::from_millis(50);
+    push_all(&sandbox, &registry).success();
+    let asked = registry.requests("");
+    let begun = asked.iter().filter(|it| it.line.starts_with("POST")).count();
+    assert_eq!(begun, 2, "the configuration and the layer: {asked:#?}");
+    assert!(!asked.iter().any(|it| it.line.starts_with("HEAD") && it.line.contains("/blobs/")), "{asked:#?}");
+    assert_eq!(registry.round_trips(), 3, "{asked:#?}");
+    assert_eq!(registry.state().uploads(), 0);
+    registry.assert_whole();
+}
+
+#[test]
+fn uploads_that_nobody_needs_are_ended() {
+    let registry = registry(|_| {});
+    let sandbox = project(&["one"]);
+    push_all(&sandbox, &registry).success();
+    // One upload is for a layer, and no layer is new.
+    let image = || Stage::scratch().layer(files("shared", path!("/shared"))).layer(files("one", path!("/own"))).image();
+    let twice = Stage::scratch().layer(files("shared", path!("/shared"))).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("one", twice).plan().to_json());
+    registry.clear_log();
+    push_all(&sandbox, &registry).success();
+    let ended = registry.requests("DELETE").len();
+    assert_eq!((ended, registry.state().uploads()), (1, 0), "{:#?}", registry.requests(""));
+    // A build that fails needs none of them.
+    let failing = Stage::scratch().layer(files("shared", path!("/x"))).layer(files("one", path!("/x/data/below")));
+    sandbox.write("plan.json", Catalogue::new("test").with("one", failing.image()).plan().to_json());
+    registry.clear_log();
+    push_all(&sandbox, &registry).failure(1, &[]);
+    let ended = registry.requests("DELETE").len();
+    assert_eq!((ended, registry.state().uploads()), (2, 0), "{:#?}", registry.requests(""));
+    // Nor does whoever only asks.
+    sandbox.write("context/one/own", "something else");
+    sandbox.write("plan.json", Catalogue::new("test").with("one", image()).plan().to_json());
+    registry.clear_log();
+    run(&sandbox, &["push", "--registry", &format!("{}/team", registry.host()), "--tag", "v1", "--dry-run"]).success();
+    assert!(registry.requests("POST").is_empty());
+}
+
+#[test]
 fn a_dry_run_says_what_would_be_sent() {
     let registry = registry(|_| {});
     let sandbox = project(&["one", "two"]);

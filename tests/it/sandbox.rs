@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use imgbuild::sandbox::{self, Access, Bind, ID, Level, Limits, Network, Outcome, SandboxError, Secret, Step};
 
 use crate::support::docker;
+use crate::support::processes::{alive, child_of, wait_until};
 use crate::support::run::{binary, outcome, tool};
 
 /// A folder that any user of the machine can reach, removed at the end.
@@ -196,24 +197,6 @@ fn listing(folder: &Path) -> BTreeMap<String, String> {
     let mut lines = BTreeMap::new();
     walk(folder, folder, &mut lines);
     lines
-}
-
-/// Whether a process with this word among its arguments is alive.
-fn alive(word: &str) -> bool {
-    fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-        fs::read(entry.path().join("cmdline"))
-            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|found| found == word.as_bytes()))
-    })
-}
-
-/// Waits for something that another process does, without which the test fails.
-#[track_caller]
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 const CHANGES: &str = r"
@@ -504,13 +487,16 @@ fn here_the_host_cannot_be_reached() {
         assert!(!log.contains("untouched"), "{level}: {log}");
         let seen = seen.unwrap_or_else(|error| panic!("{level}: {error}\n{log}"));
         assert!(!seen.changed.values().any(|what| what.starts_with("special")), "{level}: {seen:?}");
+        if *level == Level::Namespaces {
+            let _ = place.shell(*level, "kill -9 -1; true", |_| {});
+        } else {
+            // All of its user's, other steps' processes too, are not for it to end. 0 only asks.
+            assert_eq!(place.says(*level, "kill -0 -1 2>/dev/null || echo refused"), "refused\n", "{level}");
+        }
         if *level != Level::Proot {
             // proot is a view and no wall: it hides no process. Elsewhere signals and ptrace do not get out.
             let pid = sleeper.id();
-            let script = format!(
-                "kill -9 {pid} && echo killed; kill -9 {} && echo killed; kill -9 -1; true",
-                std::process::id()
-            );
+            let script = format!("kill -9 {pid} && echo killed; kill -9 {} && echo killed; true", std::process::id());
             let (log, ended) = place.shell(*level, &script, |_| {});
             assert!(!log.contains("killed"), "{level}: {log} {ended:?}");
             let traced = perl(&place, *level, &format!("print call(101, 16, {pid}, 0, 0)"), |_| {});
@@ -630,6 +616,16 @@ fn here_bombs_are_bounded() {
             matches!(&ended, Err(SandboxError::Limit { allowed, .. }) if allowed == "16 MiB on disk"),
             "{level}: {ended:?} {log}"
         );
+        // Files that take no room and are as long as those that do; and what is only said.
+        let sparse = "for i in $(seq 60); do dd if=/dev/zero of=/hole$i bs=1 count=1 seek=8000000 2>/dev/null; done";
+        let talk = "while :; do echo 0123456789012345678901234567890123456789; done";
+        for script in [sparse, talk] {
+            let (_, ended) = place.shell(*level, script, disk);
+            assert!(
+                matches!(&ended, Err(SandboxError::Limit { allowed, .. }) if allowed == "16 MiB on disk"),
+                "{level}: {script}: {ended:?}"
+            );
+        }
         let deep = "for i in $(seq 300); do mkdir d && cd d; done; exit 0";
         let (log, ended) = place.shell(*level, deep, |_| {});
         assert!(ended.as_ref().is_err_and(|error| format!("{error}").contains("folders")), "{level}: {ended:?} {log}");
@@ -739,15 +735,6 @@ fn here_nothing_is_left_when_any_process_is_killed() {
     }
 }
 
-fn child_of(parent: u32) -> u32 {
-    let found = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-        let status = fs::read_to_string(entry.path().join("status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        (line.trim().parse() == Ok(parent)).then(|| entry.file_name().to_str().unwrap().parse().unwrap())
-    });
-    found.unwrap()
-}
-
 #[test]
 fn here_a_level_that_is_demanded_is_not_lowered() {
     levels();
@@ -823,10 +810,9 @@ fn another_user() {
     assert!(said.contains("test sandbox::here_bombs_are_bounded ... ok"), "{said}");
 }
 
-/// The tests in a container: an image made of this machine's own files, no network.
-fn in_container(levels: &str, arguments: &[&str]) {
+/// An image made of this machine's own files, with these tests, `/bin/imgbuild` and proot; gives its name in the tests' engine.
+pub fn image() -> &'static str {
     static IMAGE: OnceLock<()> = OnceLock::new();
-    let engine = docker::engine();
     let name = "imgbuild-sandbox-tests";
     IMAGE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -847,8 +833,13 @@ fn in_container(levels: &str, arguments: &[&str]) {
         fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
         let tar = folder.path().join("image.tar");
         tool("tar", [OsStr::new("-C"), root.as_os_str(), OsStr::new("-cf"), tar.as_os_str(), OsStr::new(".")]);
-        engine.docker([OsStr::new("import"), tar.as_os_str(), OsStr::new(name)]);
+        docker::engine().docker([OsStr::new("import"), tar.as_os_str(), OsStr::new(name)]);
     });
+    name
+}
+
+/// The tests in a container, without a network.
+fn in_container(levels: &str, arguments: &[&str]) {
     let variables = [
         "IMGBUILD_TEST_BINARY=/bin/imgbuild".to_owned(),
         "IMGBUILD_TEST_ROOT=/fixture".to_owned(),
@@ -860,9 +851,9 @@ fn in_container(levels: &str, arguments: &[&str]) {
         command.extend(["--env", variable]);
     }
     command.extend(arguments);
-    command.extend([name, "/bin/it"]);
+    command.extend([image(), "/bin/it"]);
     command.extend(HERE);
-    let said = engine.docker(command);
+    let said = docker::engine().docker(command);
     assert!(said.contains("test sandbox::here_bombs_are_bounded ... ok"), "{said}");
 }
 

@@ -84,13 +84,7 @@ fn real_base_is_what_mmdebstrap_makes_less_what_is_left_out() {
     let root = shared::once(&format!("base-{}", &sha256(versions.as_bytes())[7..23]), |root| {
         shared::mmdebstrap(root, &["--variant=essential", &format!("--include={}", wanted.join(","))], &["trixie"]);
     });
-    let list =
-        tool("dpkg-query", ["--root", root.to_str().unwrap(), "--show", "--showformat", "${Package} ${Version}\n"]);
-    let theirs: BTreeMap<String, String> = list
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(name, version)| (name.to_owned(), version.to_owned()))
-        .collect();
+    let theirs = shared::packages(&root);
     for (name, version) in &ours {
         assert_eq!(theirs.get(name), Some(version), "{name}");
     }

@@ -123,6 +123,22 @@ impl Layout {
 }
 
 impl Image {
+    /// What a file holds, by its path without a slash in front; one of the layers must have it.
+    #[track_caller]
+    pub fn content(&self, path: &str) -> Vec<u8> {
+        for layer in &self.layers {
+            for entry in tar::Archive::new(layer.tar.as_slice()).entries().unwrap() {
+                let mut entry = entry.unwrap();
+                if entry.path().unwrap().to_str() == Some(path) {
+                    let mut bytes = Vec::new();
+                    entry.read_to_end(&mut bytes).unwrap();
+                    return bytes;
+                }
+            }
+        }
+        panic!("no layer holds `{path}`")
+    }
+
     /// Checks what the specification and the runtimes ask of an image; gives what is wrong.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
@@ -287,21 +303,20 @@ impl Layer {
 /// What applying the layers leaves: whiteouts take away, later members replace earlier ones.
 pub fn applied(layers: &[Layer]) -> BTreeMap<String, Member> {
     let mut tree: BTreeMap<String, Member> = BTreeMap::new();
-    let below = |path: &str| format!("{path}/");
     for layer in layers {
         for member in layer.members() {
             let path = member.path.trim_end_matches('/').to_owned();
             let (folder, name) = path.rsplit_once('/').map_or(("", path.as_str()), |(folder, name)| (folder, name));
-            let gone = match name.strip_prefix(".wh.") {
-                Some(".wh..opq") => Some((folder.to_owned(), false)),
-                Some(hidden) => Some((Path::new(folder).join(hidden).to_str().unwrap().to_owned(), true)),
-                None => None,
-            };
-            match gone {
-                Some((path, itself)) => tree.retain(|at, _| !(at.starts_with(&below(&path)) || itself && *at == path)),
+            match name.strip_prefix(".wh.") {
+                Some(".wh..opq") => remove_below(&mut tree, folder),
+                Some(hidden) => {
+                    let hidden = Path::new(folder).join(hidden).to_str().unwrap().to_owned();
+                    remove_below(&mut tree, &hidden);
+                    tree.remove(&hidden);
+                }
                 None => {
                     if member.kind != tar::EntryType::Directory {
-                        tree.retain(|at, _| !at.starts_with(&below(&path)));
+                        remove_below(&mut tree, &path);
                     }
                     tree.insert(path, member);
                 }
@@ -309,6 +324,15 @@ pub fn applied(layers: &[Layer]) -> BTreeMap<String, Member> {
         }
     }
     tree
+}
+
+/// Takes away what lies below a folder; below the root that is everything.
+fn remove_below(tree: &mut BTreeMap<String, Member>, folder: &str) {
+    let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+    let below = tree.range(prefix.clone()..).map(|(at, _)| at).take_while(|at| at.starts_with(&prefix));
+    for path in below.cloned().collect::<Vec<_>>() {
+        tree.remove(&path);
+    }
 }
 
 /// Writes a layer's tar to a file, for tools that want one.

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use super::layout::sha256;
+use super::layout::{Layer, applied, sha256};
 
 /// What is at each path, the root left out: `file 0644 0:0 cc55e2ec0123`, `dir 0755 0:0`, `link -> target`.
 pub type Tree = BTreeMap<String, String>;
@@ -46,6 +46,23 @@ fn walk(root: &Path, below: &str, device: u64, tree: &mut Tree) {
             walk(root, &path, device, tree);
         }
     }
+}
+
+/// What applying layers leaves.
+pub fn of_layers(layers: &[Layer]) -> Tree {
+    let tree = applied(layers);
+    let line = |path: &str| {
+        let member = &tree[path];
+        let first = member.link.as_ref().filter(|_| member.kind == tar::EntryType::Link);
+        let content = first.map_or(member, |first| &tree[first]);
+        let mode_and_owner = format!("{:04o} {}:{}", member.mode, member.owner.0, member.owner.1);
+        match member.kind {
+            tar::EntryType::Directory => format!("dir {mode_and_owner}"),
+            tar::EntryType::Symlink => format!("link -> {}", member.link.as_ref().unwrap()),
+            _ => format!("file {mode_and_owner} {} {}", &content.sha256[7..19], content.size),
+        }
+    };
+    tree.keys().map(|path| (path.clone(), line(path))).collect()
 }
 
 /// How two trees differ, a line a path: `- path what` is only in the first or differs there, `+ path what` in the second.

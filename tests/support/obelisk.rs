@@ -101,22 +101,27 @@ impl Obelisk {
 
     /// Links what the lock names for amd64 from one cache to another, as far as it is there.
     fn link(&self, from: &Path, to: &Path) {
-        let lock = self.lock();
-        let debs = lock["debian"]["linux/amd64"].as_array().unwrap().iter();
-        let wheels = lock["python"].as_array().unwrap().iter();
-        let wheels = wheels.flat_map(|it| it["wheels"]["linux/amd64"].as_array().unwrap());
-        for archive in debs.chain(wheels) {
-            let (from, to) = (blob(from, archive), blob(to, archive));
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            if from.exists() && !to.exists() {
-                fs::hard_link(from, to).unwrap();
-            }
-        }
+        link_downloads(&self.lock(), &["linux/amd64"], from, to);
     }
 
     /// All images for amd64.
     pub fn layout(&self) -> Layout {
         Layout::open(&self.file("dist"))
+    }
+}
+
+/// Links what a lock names for these platforms from one cache to another, as far as it is there, and nothing else.
+pub fn link_downloads(lock: &Value, platforms: &[&str], from: &Path, to: &Path) {
+    let of = |by_platform: &Value| -> Vec<Value> {
+        platforms.iter().flat_map(|platform| by_platform[*platform].as_array().cloned().unwrap_or_default()).collect()
+    };
+    let wheels = lock["python"].as_array().unwrap().iter().flat_map(|it| of(&it["wheels"]));
+    for archive in of(&lock["debian"]).into_iter().chain(wheels) {
+        let (from, to) = (blob(from, &archive), blob(to, &archive));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        if from.exists() && !to.exists() {
+            fs::hard_link(from, to).unwrap();
+        }
     }
 }
 

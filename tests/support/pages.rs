@@ -17,16 +17,20 @@ pub struct Block {
     pub text: String,
 }
 
-/// Every block of every page, in order; a block that says nothing about how it is run is of the kind ``.
-pub fn blocks() -> Vec<Block> {
+/// Every page in order: its file name and its text.
+pub fn texts() -> Vec<(String, String)> {
     let folder = repository().join("docs/deployments");
     let mut pages: Vec<_> = fs::read_dir(&folder).unwrap().map(|page| page.unwrap().path()).collect();
     pages.retain(|page| page.extension().is_some_and(|it| it == "md"));
     pages.sort();
+    let name = |page: &Path| page.file_name().unwrap().to_str().unwrap().to_owned();
+    pages.into_iter().map(|page| (name(&page), fs::read_to_string(&page).unwrap())).collect()
+}
+
+/// Every block of every page, in order; a block that says nothing about how it is run is of the kind ``.
+pub fn blocks() -> Vec<Block> {
     let mut blocks = Vec::new();
-    for page in pages {
-        let name = page.file_name().unwrap().to_str().unwrap().to_owned();
-        let text = fs::read_to_string(&page).unwrap();
+    for (name, text) in texts() {
         let mut open: Option<Block> = None;
         for (number, line) in text.lines().enumerate() {
             match (line.trim_start().strip_prefix("```"), &mut open) {

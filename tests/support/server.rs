@@ -1,6 +1,6 @@
 //! Servers that end with the tests, also where a test fails or the whole run is killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -105,6 +105,8 @@ struct State {
     root: PathBuf,
     asked: Mutex<Vec<String>>,
     faults: Mutex<BTreeMap<String, u16>>,
+    held: Mutex<BTreeSet<String>>,
+    let_go: Condvar,
     ended: AtomicBool,
 }
 
@@ -117,6 +119,8 @@ impl Files {
             root: root.into(),
             asked: Mutex::default(),
             faults: Mutex::default(),
+            held: Mutex::default(),
+            let_go: Condvar::new(),
             ended: AtomicBool::new(false),
         });
         let shared = Arc::clone(&state);
@@ -139,6 +143,17 @@ impl Files {
     /// Answers with this status to whoever asks for a path (with its leading slash).
     pub fn fault(&self, path: &str, status: u16) {
         self.state.faults.lock().unwrap().insert(path.to_owned(), status);
+    }
+
+    /// Lets whoever asks for a path (with its leading slash) wait, until [`Files::let_go`].
+    pub fn hold(&self, path: &str) {
+        self.state.held.lock().unwrap().insert(path.to_owned());
+    }
+
+    /// Answers all that wait.
+    pub fn let_go(&self) {
+        self.state.held.lock().unwrap().clear();
+        self.state.let_go.notify_all();
     }
 
     /// Answers nobody any more: connections are refused, open ones are closed after their next request.
@@ -195,6 +210,8 @@ fn answer(state: &State, mut stream: TcpStream) -> io::Result<()> {
             .replace("%2b", "+")
             .replace("%7E", "~")
             .replace("%3A", ":");
+        let held = state.held.lock().unwrap();
+        drop(state.let_go.wait_while(held, |held| held.contains(&plain)).unwrap());
         let fault = state.faults.lock().unwrap().get(&plain).copied();
         let page = if plain.ends_with('/') { "index.html" } else { "" };
         let file = state.root.join(format!("{plain}{page}").trim_start_matches('/'));

@@ -1,5 +1,6 @@
 //! What tests make once and keep: in the folder `tests` of cargo's target folder, or where `IMGBUILD_TEST_CACHE` says.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,6 +80,14 @@ pub fn mmdebstrap(root: &Path, arguments: &[&str], suites: &[&str]) {
             .args(&sources),
     )
     .success();
+}
+
+/// The packages that dpkg has installed in a root, with their versions.
+pub fn packages(root: &Path) -> BTreeMap<String, String> {
+    let format = "${db:Status-Abbrev}|${Package}|${Version}\n";
+    let list = tool("dpkg-query", ["--root", root.to_str().unwrap(), "--show", "--showformat", format]);
+    let fields = list.lines().filter_map(|line| line.strip_prefix("ii |")?.split_once('|'));
+    fields.map(|(name, version)| (name.to_owned(), version.to_owned())).collect()
 }
 
 /// A command in the trixie root, with the folders `binds` at their own paths.

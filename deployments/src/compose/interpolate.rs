@@ -18,7 +18,7 @@ pub enum Interpolation {
         /// The message of the file.
         message: String,
     },
-    /// A `$` that starts nothing, or variables nested too deep.
+    /// A `${` that starts no variable, or variables nested too deep.
     #[error("`{text}` is not a variable; a dollar sign itself is written `$$`")]
     Malformed {
         /// The text from the dollar sign on, shortened.
@@ -35,19 +35,23 @@ enum Piece<'a> {
 
 /// Puts variables into a text. Unset variables without a default are empty.
 pub fn interpolate(text: &str, settings: &Settings) -> Result<String, Interpolation> {
+    with(text, &|name| settings.get(name).cloned())
+}
+
+/// The same, with whoever knows the variables.
+pub(super) fn with(text: &str, known: &dyn Fn(&str) -> Option<String>) -> Result<String, Interpolation> {
     let mut out = String::with_capacity(text.len());
     for piece in pieces(text)? {
         match piece {
             Piece::Text(text) => out.push_str(text),
             Piece::Dollar => out.push('$'),
             Piece::Variable { name, operator, word } => {
-                let set = settings.get(name);
                 // With a colon an empty value counts as unset.
-                let usable = set.filter(|value| !(operator.starts_with(':') && value.is_empty()));
+                let usable = known(name).filter(|value| !(operator.starts_with(':') && value.is_empty()));
                 match (operator.trim_start_matches(':'), usable) {
-                    ("-" | "?" | "", Some(value)) => out.push_str(value),
-                    ("-", None) => out.push_str(&interpolate(word, settings)?),
-                    ("+", Some(_)) => out.push_str(&interpolate(word, settings)?),
+                    ("-" | "?" | "", Some(value)) => out.push_str(&value),
+                    ("-", None) => out.push_str(&with(word, known)?),
+                    ("+", Some(_)) => out.push_str(&with(word, known)?),
                     ("?", None) => {
                         return Err(Interpolation::Required { name: name.into(), message: word.into() });
                     }
@@ -100,12 +104,12 @@ fn pieces(text: &str) -> Result<Vec<Piece<'_>>, Interpolation> {
             pieces.push(Piece::Variable { name, operator, word });
             rest = &inner[end + 1..];
         } else {
-            let length = name_length(after);
-            if length == 0 {
-                return Err(malformed());
+            // A dollar sign that starts nothing is one.
+            match name_length(after) {
+                0 => pieces.push(Piece::Dollar),
+                length => pieces.push(Piece::Variable { name: &after[..length], operator: "", word: "" }),
             }
-            pieces.push(Piece::Variable { name: &after[..length], operator: "", word: "" });
-            rest = &after[length..];
+            rest = &after[name_length(after)..];
         }
     }
     pieces.push(Piece::Text(rest));
@@ -181,7 +185,7 @@ pub(super) fn variables_of(value: &Value, into: &mut BTreeMap<String, Option<Str
 mod tests {
     use super::*;
 
-    fn with(text: &str) -> Result<String, Interpolation> {
+    fn put(text: &str) -> Result<String, Interpolation> {
         let settings = [("SET", "v"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         interpolate(text, &settings.into())
     }
@@ -199,21 +203,22 @@ mod tests {
             ("$$SET $${SET}", "$SET ${SET}"),
             ("${NO:-${SET}-x}", "v-x"),
             ("${NO:-http://h:1}", "http://h:1"),
+            ("$ a$1 $(x) 5$", "$ a$1 $(x) 5$"),
         ] {
-            assert_eq!(with(text).unwrap(), expected, "{text}");
+            assert_eq!(put(text).unwrap(), expected, "{text}");
         }
     }
 
     #[test]
     fn required_and_malformed_variables_are_errors() {
-        assert_eq!(with("${NO:?set it}").unwrap_err().to_string(), "`NO` must be set: set it");
-        assert_eq!(with("${EMPTY:?e}").unwrap_err().to_string(), "`EMPTY` must be set: e");
-        for text in ["$", "${", "${}", "${1A}", "${A!b}", "a$ b", "${A"] {
-            assert!(matches!(with(text), Err(Interpolation::Malformed { .. })), "{text}");
+        assert_eq!(put("${NO:?set it}").unwrap_err().to_string(), "`NO` must be set: set it");
+        assert_eq!(put("${EMPTY:?e}").unwrap_err().to_string(), "`EMPTY` must be set: e");
+        for text in ["${", "${}", "${1A}", "${A!b}", "${A"] {
+            assert!(matches!(put(text), Err(Interpolation::Malformed { .. })), "{text}");
         }
         let nested = |depth: usize| format!("{}{}", "${A:-".repeat(depth), "}".repeat(depth));
-        assert_eq!(with(&nested(DEEPEST)).unwrap(), "");
-        let error = with(&nested(200_000)).unwrap_err().to_string();
+        assert_eq!(put(&nested(DEEPEST)).unwrap(), "");
+        let error = put(&nested(200_000)).unwrap_err().to_string();
         assert!(error.starts_with("`${A:-${A:-") && error.len() < 200, "{error}");
     }
 

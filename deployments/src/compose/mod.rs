@@ -4,6 +4,7 @@
 //! plain files. Anything else is refused by name rather than half understood. Compose itself is the judge: a test
 //! compares this module's result with `docker compose config` for every environment.
 
+mod dotenv;
 mod interpolate;
 mod merge;
 mod model;
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::yaml::{self, YamlError};
 
+pub use dotenv::dotenv;
 pub use interpolate::{Interpolation, interpolate, variables};
 pub use model::{Condition, Mount, Port, Service};
 
@@ -66,21 +68,28 @@ pub struct Project {
 impl Project {
     /// Reads an entry file. `given` wins over the environment files that the entry names, as in Compose.
     pub fn open(entry: &Path, given: &Settings) -> Result<Project, ComposeError> {
-        Project::with(entry, &[], given)
+        Project::with(entry, &[], given, &|_| None)
     }
 
-    /// Reads an entry file and lays further files over it, as `docker compose -f ENTRY -f FILE...` does.
-    pub fn with(entry: &Path, over: &[PathBuf], given: &Settings) -> Result<Project, ComposeError> {
+    /// Reads an entry file and lays further files over it, as `docker compose -f ENTRY -f FILE...` does. `outside` answers for
+    /// variables of the shell that are no settings, where an environment file mentions them.
+    pub fn with(
+        entry: &Path,
+        over: &[PathBuf],
+        given: &Settings,
+        outside: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Project, ComposeError> {
         let top = yaml::marked(entry, &yaml::read(entry)?)?;
         let folder = entry.parent().unwrap_or(Path::new(".")).to_owned();
         let mut files = vec![entry.to_owned()];
         let mut settings = Settings::new();
         let mut parts = Vec::new();
+        let known = |name: &str| given.get(name).cloned().or_else(|| outside(name));
         for include in list(top.get("include")) {
             let (paths, env_files) = included(entry, include)?;
             for file in env_files {
                 let path = folder.join(&file);
-                settings.extend(dotenv(&path, &yaml::read(&path)?)?);
+                settings.extend(dotenv(&path, &yaml::read(&path)?, &known)?);
             }
             for file in paths {
                 let path = folder.join(file);
@@ -114,7 +123,9 @@ impl Project {
             })?;
             merge::file(&mut model, part);
         }
-        let name = model.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let written = model.get("name").and_then(Value::as_str);
+        let name = settings.get("COMPOSE_PROJECT_NAME").map(String::as_str).filter(|name| !name.is_empty());
+        let name = name.or(written).unwrap_or_default().to_owned();
         if name.is_empty() {
             let what = "no `name`: without one the project is called after its folder".into();
             return Err(ComposeError::Unfit { path: entry.to_owned(), what });
@@ -139,36 +150,6 @@ impl Project {
         let internal = |value: &Value| value.get("internal").and_then(Value::as_bool) == Some(true);
         self.top("networks").into_iter().filter(|(_, value)| internal(value)).map(|(name, _)| name).collect()
     }
-}
-
-/// Lines `NAME=VALUE` of an environment file; `#` starts a comment line; quotes around a value are taken off.
-pub fn dotenv(path: &Path, text: &str) -> Result<Settings, ComposeError> {
-    let mut settings = Settings::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let odd = || {
-            let what = format!("line {}: `{line}` is not NAME=VALUE", number + 1);
-            ComposeError::Unfit { path: path.to_owned(), what }
-        };
-        let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or_else(odd)?;
-        let name = name.trim();
-        if name.is_empty() || name.contains(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_') {
-            return Err(odd());
-        }
-        let value = value.trim();
-        // Behind a closing quote there may be a comment.
-        let quoted = |mark: char| {
-            let (inside, behind) = value.strip_prefix(mark)?.rsplit_once(mark)?;
-            (behind.is_empty() || behind.trim_start().starts_with('#')).then_some(inside)
-        };
-        let value =
-            quoted('"').or_else(|| quoted('\'')).unwrap_or_else(|| value.split(" #").next().unwrap_or("").trim());
-        settings.insert(name.to_owned(), value.to_owned());
-    }
-    Ok(settings)
 }
 
 fn list(value: Option<&Value>) -> Vec<&Value> {
@@ -199,20 +180,6 @@ fn included(entry: &Path, include: &Value) -> Result<(Vec<String>, Vec<String>),
 #[allow(clippy::unwrap_used, reason = "a failing test may panic")]
 mod tests {
     use super::*;
-
-    #[test]
-    fn environment_files_are_read_as_compose_reads_them() {
-        let text = "# c\nA=1\n export B=two words\nC=\"x # y\"\nD='q'\nE=v # note\nF=\nG=\"g\" # note\n";
-        let settings = dotenv(Path::new("x.env"), text).unwrap();
-        let expected = [("A", "1"), ("B", "two words"), ("C", "x # y"), ("D", "q"), ("E", "v"), ("F", ""), ("G", "g")];
-        assert_eq!(settings, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
-        let error = dotenv(Path::new("x.env"), "A=1\nnonsense\n").unwrap_err().to_string();
-        assert_eq!(error, "x.env: line 2: `nonsense` is not NAME=VALUE");
-        for odd in ["=x", "A B=1", "A-B=1"] {
-            let error = dotenv(Path::new("x.env"), odd).unwrap_err().to_string();
-            assert_eq!(error, format!("x.env: line 1: `{odd}` is not NAME=VALUE"));
-        }
-    }
 
     #[test]
     fn an_entry_without_a_project_directory_is_refused() {

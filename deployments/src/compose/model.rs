@@ -76,6 +76,8 @@ pub struct Service {
     pub restart: Option<String>,
     /// The health check's command; empty: none.
     pub health: Vec<String>,
+    /// Times, by the key that they are written under: those of the health check, and how long it may take to end.
+    pub times: BTreeMap<String, String>,
     /// How often a health check may fail, where it is written.
     pub retries: Option<u64>,
     /// Whether its root file system cannot be written.
@@ -88,6 +90,8 @@ pub struct Service {
     pub cap_add: BTreeSet<String>,
     /// Whether `no-new-privileges` is set.
     pub no_new_privileges: bool,
+    /// What of the host it is given, as it is written: `privileged: true`, `pid: host`, `devices: /dev/kvm`.
+    pub host: Vec<String>,
     /// Limits: processors and memory as they are written.
     pub limits: BTreeMap<String, String>,
     /// Labels.
@@ -139,9 +143,16 @@ impl Service {
             profiles: items(value.get("profiles")).into_iter().map(scalar).collect(),
             restart: text("restart"),
             health: match value.pointer("/healthcheck/test") {
+                _ if value.pointer("/healthcheck/disable").and_then(Value::as_bool) == Some(true) => Vec::new(),
                 Some(Value::String(line)) => vec![line.clone()],
                 other => items(other).into_iter().map(scalar).collect(),
             },
+            times: ["interval", "timeout", "start_period"]
+                .into_iter()
+                .filter_map(|key| Some((key, value.pointer(&format!("/healthcheck/{key}"))?)))
+                .chain(value.get("stop_grace_period").map(|it| ("stop_grace_period", it)))
+                .map(|(key, it)| (key.to_owned(), scalar(it)))
+                .collect(),
             retries: value.pointer("/healthcheck/retries").map(scalar).and_then(|text| text.parse().ok()),
             read_only: value.get("read_only").and_then(Value::as_bool) == Some(true),
             synced: items(value.pointer("/develop/watch"))
@@ -152,6 +163,7 @@ impl Service {
             no_new_privileges: items(value.get("security_opt"))
                 .into_iter()
                 .any(|item| matches!(scalar(item).as_str(), "no-new-privileges:true" | "no-new-privileges")),
+            host: host(value),
             limits: mapping(value.pointer("/deploy/resources/limits")),
             labels: mapping(value.get("labels")),
             logging: mapping(value.pointer("/logging/options")),
@@ -179,6 +191,31 @@ fn mapping(value: Option<&Value>) -> BTreeMap<String, String> {
 
 fn source(item: &Value) -> String {
     scalar(item.get("source").unwrap_or(item))
+}
+
+/// What of the host a service is given. A reservation of a GPU (`deploy.resources`) is none of it: its toolkit gives that device
+/// alone.
+fn host(value: &Value) -> Vec<String> {
+    let on = |value: Option<&Value>| value.is_some_and(|it| scalar(it).eq_ignore_ascii_case("true"));
+    let mut given = Vec::new();
+    for key in ["privileged", "use_api_socket"] {
+        given.extend(on(value.get(key)).then(|| format!("{key}: true")));
+    }
+    for key in ["cgroup", "ipc", "network_mode", "pid", "userns_mode", "uts"] {
+        given.extend(value.get(key).filter(|it| scalar(it) == "host").map(|_| format!("{key}: host")));
+    }
+    for key in ["devices", "device_cgroup_rules"] {
+        given.extend(items(value.get(key)).into_iter().map(|item| format!("{key}: {}", source(item))));
+    }
+    for option in items(value.get("security_opt")).into_iter().map(scalar) {
+        let off = option.ends_with("unconfined") || matches!(option.as_str(), "label:disable" | "label=disable");
+        given.extend(off.then(|| format!("security_opt: {option}")));
+    }
+    for key in ["post_start", "pre_stop"] {
+        let privileged = items(value.get(key)).into_iter().any(|hook| on(hook.get("privileged")));
+        given.extend(privileged.then(|| format!("{key}: privileged: true")));
+    }
+    given
 }
 
 fn depends_on(value: Option<&Value>) -> BTreeMap<String, Condition> {

@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use crate::yaml::{self, YamlError};
 
-pub(crate) use check::nearest;
-pub use check::{check, check_secrets};
+pub(crate) use check::{bytes, nearest};
+pub use check::{check, check_required, check_secrets, is_repository};
 pub use write::{docs, example};
 
 /// A schema that cannot be used.
@@ -81,6 +81,9 @@ pub struct Variable {
     /// The environments, or overrides, that know it; empty: all environments.
     #[serde(default)]
     pub only: BTreeSet<String>,
+    /// The environments where it has to be set.
+    #[serde(default)]
+    pub required: BTreeSet<String>,
     /// What it means.
     pub doc: String,
 }
@@ -93,12 +96,22 @@ impl Variable {
 
     /// Whether services see it.
     pub fn is_seen(&self) -> bool {
-        self.scope != Scope::Env
+        matches!(self.scope, Scope::Container | Scope::Both)
+    }
+
+    /// Whether Compose reads it by itself, not for its files.
+    pub fn is_compose(&self) -> bool {
+        self.scope == Scope::Compose
     }
 
     /// Whether an environment knows it.
     pub fn is_known_in(&self, environment: &str) -> bool {
         self.only.is_empty() || self.only.contains(environment)
+    }
+
+    /// Whether it is how much memory a service may use.
+    pub fn is_memory_limit(&self) -> bool {
+        self.kind == Kind::Size && self.group == "Limits"
     }
 }
 
@@ -112,6 +125,8 @@ pub enum Scope {
     Container,
     /// Both, under the same name.
     Both,
+    /// Compose by itself: its files do not mention it.
+    Compose,
 }
 
 /// What a value looks like.
@@ -138,6 +153,14 @@ pub enum Kind {
     Host,
     /// An IP address.
     Ip,
+    /// An image repository without a tag, such as `ghcr.io/you/obelisk`.
+    Repository,
+    /// The tag of an image.
+    Tag,
+    /// The name of a model, as init takes it.
+    Model,
+    /// Names of models, separated by spaces.
+    Models,
     /// A path.
     Path,
     /// One of `values`.
@@ -198,6 +221,16 @@ impl Schema {
             {
                 return Err(contradiction(&variable.name, format!("its default does not fit its type: {why}")));
             }
+            for environment in &variable.required {
+                let what = if !crate::ENVIRONMENTS.contains(&environment.as_str()) {
+                    format!("`required` names `{environment}`, which is no environment")
+                } else if !variable.is_setting() || !variable.is_known_in(environment) {
+                    format!("is required in {environment}, where it cannot be set")
+                } else {
+                    continue;
+                };
+                return Err(contradiction(&variable.name, what));
+            }
             if (variable.kind == Kind::Enum) == variable.values.is_empty() {
                 return Err(contradiction(
                     &variable.name,
@@ -238,6 +271,14 @@ pub(crate) mod tests {
             }
         );
         assert!(with(&good.replace("doc =", "dok =")).contains("dok"));
+        for (more, said) in [
+            ("required = [\"staging\"]", "variable `A`: `required` names `staging`, which is no environment"),
+            ("only = [\"prod\"]\nrequired = [\"dev\"]", "variable `A`: is required in dev, where it cannot be set"),
+        ] {
+            assert_eq!(with(&good.replace("doc =", &format!("{more}\ndoc ="))), format!("s.toml: {said}"));
+        }
+        let inside = good.replace("\"env\"", "\"container\"").replace("doc =", "required = [\"prod\"]\ndoc =");
+        assert!(with(&inside).contains("is required in prod, where it cannot be set"));
     }
 
     #[test]

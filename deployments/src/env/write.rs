@@ -1,5 +1,6 @@
 //! What is generated from the schema.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::{Schema, Scope, Variable};
@@ -48,9 +49,8 @@ pub fn docs(schema: &Schema) -> String {
             0 => "given by a person, may be empty".to_owned(),
             bytes => format!("`{}` + {bytes} random bytes in hex", secret.prefix).replace("`` + ", ""),
         };
-        let only = secret.only.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let _ =
-            writeln!(out, "| `{}` | {made} | {} | {only} | {} |", secret.name, secret.services.join(", "), secret.doc);
+        let (services, only) = (secret.services.join(", "), listed(&secret.only));
+        let _ = writeln!(out, "| `{}` | {made} | {services} | {only} | {} |", secret.name, secret.doc);
     }
     out
 }
@@ -59,12 +59,13 @@ fn table<'a>(out: &mut String, group: &str, variables: impl Iterator<Item = &'a 
     let rows: Vec<String> = variables
         .map(|it| {
             let default = if it.default.is_empty() { "(empty)".to_owned() } else { format!("`{}`", it.default) };
-            let only = it.only.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             format!(
-                "| `{}` | {} | {default} | {} | {only} | {} |\n",
+                "| `{}` | {} | {default} | {} | {} | {} | {} |\n",
                 it.name,
                 shape(it),
                 it.services.join(", "),
+                listed(&it.only),
+                listed(&it.required),
                 it.doc
             )
         })
@@ -72,8 +73,8 @@ fn table<'a>(out: &mut String, group: &str, variables: impl Iterator<Item = &'a 
     if rows.is_empty() {
         return;
     }
-    let _ = write!(out, "\n### {group}\n\n| name | type | default | services | only in | meaning |\n");
-    out.push_str("| --- | --- | --- | --- | --- | --- |\n");
+    let _ = write!(out, "\n### {group}\n\n| name | type | default | services | only in | required in | meaning |\n");
+    out.push_str("| --- | --- | --- | --- | --- | --- | --- |\n");
     out.extend(rows);
 }
 
@@ -87,11 +88,18 @@ fn shape(variable: &Variable) -> String {
 }
 
 fn concerns(variable: &Variable) -> String {
-    let services = variable.services.join(", ");
-    match variable.only.iter().map(String::as_str).collect::<Vec<_>>().join(", ") {
-        only if only.is_empty() => services,
-        only => format!("{services}; {only} only"),
+    let mut text = variable.services.join(", ");
+    if !variable.only.is_empty() {
+        let _ = write!(text, "; {} only", listed(&variable.only));
     }
+    if !variable.required.is_empty() {
+        let _ = write!(text, "; required in {}", listed(&variable.required));
+    }
+    text
+}
+
+fn listed(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -106,7 +114,7 @@ mod tests {
         let schema = schema();
         let text = example(&schema, None).replace("\n#", "\n").replace("\n ", "\n# ").replace("\n# #", "\n##");
         let text: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
-        let settings = dotenv(std::path::Path::new("example"), &text).unwrap();
+        let settings = dotenv(std::path::Path::new("example"), &text, &|_| None).unwrap();
         let expected = schema.variables.iter().filter(|it| it.is_setting()).count();
         assert_eq!(settings.len(), expected);
         assert_eq!(settings["CHUNK_SIZE"], "2500");
@@ -116,5 +124,12 @@ mod tests {
     fn an_environment_gets_its_own_settings_only() {
         let text = example(&schema(), Some("prod"));
         assert!(text.contains("#DOCS_DOMAIN=") && !text.contains("#RAG_PORT="));
+    }
+
+    #[test]
+    fn what_is_required_is_said() {
+        assert!(example(&schema(), None).contains("\n# url; open-webui; required in prod\n#WEBUI_URL="));
+        let row = "| `WEBUI_URL` | url | `http://localhost:8080` | open-webui |  | prod | Address under";
+        assert!(docs(&schema()).contains(row), "{}", docs(&schema()));
     }
 }

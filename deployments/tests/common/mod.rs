@@ -22,3 +22,8 @@ pub fn project(environment: &str) -> Project {
 pub fn schema() -> Schema {
     Schema::open(&root().join("docker/env/schema.toml")).unwrap()
 }
+
+/// Problems, a line each.
+pub fn listed<T: ToString>(problems: &[T]) -> String {
+    problems.iter().map(|problem| format!("{}\n", problem.to_string())).collect()
+}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,3 +99,44 @@ def test_serve_answers_logs_json_and_ends_when_told(environ):
     assert server.returncode == 0
     lines = [json.loads(line) for line in errors.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+
+
+def test_a_changed_source_is_served_at_once(environ, tmp_path):
+    source = tmp_path / "src"
+    shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    api = source / "obelisk/rag/api.py"
+    text = api.read_text()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ["PYTHONPATH"] = str(source)
+
+    def answer() -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as said:
+                return said.read().decode()
+        except OSError:
+            return ""
+
+    def until(wanted: str) -> None:
+        limit = time.monotonic() + 60
+        while wanted not in answer():
+            assert time.monotonic() < limit and service.poll() is None
+            time.sleep(0.05)
+
+    command = [sys.executable, "-m", "obelisk", "rag", "serve", "--reload", "--host", "127.0.0.1", "--port", str(port)]
+    log = tmp_path / "log"
+    with log.open("w") as stderr, subprocess.Popen(command, env=environ, stderr=stderr) as service:
+        until('"ok"')
+        # Source that cannot be read ends the service, not who starts it.
+        api.write_text("def (\n")
+        limit = time.monotonic() + 60
+        while "waiting for a change of its source" not in log.read_text():
+            assert time.monotonic() < limit and service.poll() is None
+            time.sleep(0.05)
+        assert answer() == "" and '"status": "ok"' in text
+        api.write_text(text.replace('"status": "ok"', '"status": "changed"'))
+        until('"changed"')
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(60) == 0
+    assert log.read_text().count("its source changed: started again") >= 2

@@ -70,6 +70,14 @@ def test_a_wrong_secret_is_not_repeated(tmp_path):
     assert "canary" not in str(caught.value)
 
 
+def test_a_secret_that_is_no_text_is_told_with_its_place(tmp_path):
+    file = tmp_path / "token"
+    file.write_bytes(b"secret\xff\xfe")
+    with pytest.raises(ConfigError) as caught:
+        load({"API_TOKEN_FILE": str(file)})
+    assert caught.value.problems == [f"API_TOKEN_FILE names {file}, which is no text: byte 7 is no UTF-8; write it anew"]
+
+
 def test_host_and_port_of_milvus_are_understood():
     assert load({"MILVUS_HOST": "m"}).milvus_uri == "http://m:19530"
     assert load({"MILVUS_HOST": "m", "MILVUS_PORT": "1"}).milvus_uri == "http://m:1"

@@ -1,7 +1,9 @@
 """The service: the store follows the vault, whatever happens in between."""
 
 import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +93,29 @@ def test_a_refused_page_holds_up_nobody_and_is_tried_again_when_it_changes(setti
         (vault / "animals/birds.markdown").write_text("# Birds\n\nThe wren is small and loud.\n")
         again = await rag.sync()
         assert (again.embedded, again.skipped, rag.skipped()) == (1, 0, {})
+        await rag.close()
+
+    run(work())
+
+
+def test_what_a_refused_page_no_longer_says_is_gone(settings, vault, models):
+    async def work():
+        rag = Rag(settings, CountingStore())
+        await rag.sync()
+        models.forbidden = "magpie"
+        (vault / "animals/birds.markdown").write_text("# Birds\n\nThe magpie takes what shines.\n")
+        changes = await rag.sync()
+        assert (changes.embedded, changes.removed, changes.skipped) == (0, 1, 1)
+        assert list(rag.skipped()) == ["animals/birds.markdown"]
+        texts = [hit.chunk.text for hit in (await rag.find("hoopoe crown feathers")).hits]
+        assert texts and not any("hoopoe" in text for text in texts), texts
+        # A model that refuses everything proves nothing about a page.
+        models.refusal = (400, "no such model")
+        (vault / "animals/cats.md").write_text("# Cats\n\nThe ocelot swims.\n")
+        with pytest.raises(ModelError):
+            await rag.sync()
+        models.refusal = None
+        assert rag.store.ids("animals/cats.md")
         await rag.close()
 
     run(work())
@@ -250,5 +275,35 @@ def test_providers_embed_and_write_alike(settings, models, provider):
             await rag.embedder.embed(["x"])
         assert "sk-" not in str(caught.value)
         await rag.close()
+
+    run(work())
+
+
+def test_what_cannot_be_read_holds_up_nobody_and_stays_as_it_is_known(settings, vault, models, monkeypatch):
+    async def work():
+        store = CountingStore()
+        rag = Rag(settings, store)
+        await rag.sync()
+        before = store.count()
+        read, scan = Path.read_bytes, os.scandir
+
+        def denied(path):
+            if path.name == "index.md":
+                raise PermissionError(13, "Permission denied", str(path))
+            return read(path)
+
+        def closed(path):
+            if Path(path).name == "animals":
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr(Path, "read_bytes", denied)
+        monkeypatch.setattr(os, "scandir", closed)
+        (vault / "index.md").write_text("# Other\n\nIt says something else.\n")
+        (vault / "new.md").write_text("# New\n\nIt is indexed all the same.\n")
+        changes = await rag.sync()
+        assert (changes.skipped, changes.removed, changes.embedded) == (1, 0, 1)
+        assert rag.indexed and store.count() == before + 1
+        assert rag.skipped()["index.md"] == "it cannot be read: Permission denied"
 
     run(work())

@@ -110,3 +110,10 @@ def test_an_edit_changes_only_the_chunks_it_touches():
     sections[10] = sections[10].replace("text", "TEXT")
     after = {chunk.id for chunk in chunks(Page("a.md", "".join(sections)), 200, 0, "m")}
     assert 0 < len(after - before) <= 2
+
+
+@pytest.mark.parametrize("value", ["123456789012345678901234567890", ".inf", '"x\\uD800y"', "[1]"])
+def test_what_no_store_can_hold_is_left_out_of_the_metadata(value):
+    page = parse("a.md", f"---\ntitle: T\nodd: {value}\n---\nbody")
+    assert page.metadata == {"title": "T"}
+    assert parse("a.md", f"---\ntitle: {value}\n---\n# Head\n").metadata == {"title": "Head"}

@@ -1,7 +1,8 @@
 #!/opt/venv/bin/python
 """The commands of MinIO's client `mc` that the backup scripts use, over any S3 server.
 
-    mc --config-dir DIR alias set NAME URL USER PASSWORD
+    mc --config-dir DIR alias set NAME URL      (user and password: a line each of the standard input; as words, where every
+                                                 process of the machine could read them, they are refused)
     mc --config-dir DIR ls NAME
     mc --config-dir DIR mb --ignore-existing NAME/BUCKET
     mc --config-dir DIR rb --force NAME/BUCKET
@@ -69,7 +70,8 @@ def run(words: list[str]) -> None:
         raise Usage
     folder = Path(words[1])
     match words[2:]:
-        case ["alias", "set", name, url, user, password]:
+        case ["alias", "set", name, url]:
+            user, password, *_ = sys.stdin.read().split("\n")
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / f"{name}.json"
             file.touch(0o600)

@@ -12,5 +12,6 @@ cat >/tmp/s3.json <<END
 {"identities": [{"name": "root", "actions": ["Admin", "Read", "Write", "List", "Tagging"],
   "credentials": [{"accessKey": "$(cat /run/secrets/minio_root_user)", "secretKey": "$(cat /run/secrets/minio_root_password)"}]}]}
 END
+# It would write nothing where less than a hundredth of the disk is free.
 exec /opt/venv/bin/weed -logtostderr server -dir=/minio_data -ip=127.0.0.1 -ip.bind=0.0.0.0 -s3 -s3.port=9000 \
-  -s3.config=/tmp/s3.json -master.volumeSizeLimitMB=64 -volume.max=20
+  -s3.config=/tmp/s3.json -master.volumeSizeLimitMB=64 -volume.max=20 -volume.minFreeSpace=64MiB

@@ -76,11 +76,11 @@ fn postgres() -> Image {
         .entrypoint(["/app/start.sh"])
 }
 
-/// Debian's etcd with its two clients.
+/// Debian's etcd with its two clients, and the shell and the tools that the backup jobs' scripts need.
 fn etcd() -> Image {
     let stage = Stage::scratch()
         .layer(
-            debian(base::COMMON.into_iter().chain(["etcd-client", "etcd-server"]))
+            debian(base::COMMON.into_iter().chain(["dash", "coreutils", "etcd-client", "etcd-server"]))
                 .without(base::LEFT_OUT)
                 .without(["adduser", "init-system-helpers", "libpam-systemd", "pipexec"])
                 .slim()

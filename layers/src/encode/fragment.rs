@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,42 @@ pub struct FragmentWriter<W> {
     transplanting: bool,
     paths: BTreeSet<ImagePath>,
     files: BTreeSet<ImagePath>,
+    lend: Option<Lend>,
+    helper: Option<Helper>,
+}
+
+/// Lends a core that nobody else works with: whoever has what it gives may work on a thread more, until that is dropped.
+pub type Lend = Box<dyn Fn() -> Option<Box<dyn Send>>>;
+
+/// A thread that compresses one member while the next one is gathered.
+struct Helper {
+    /// The tar of a member, and the core that it is compressed on.
+    work: Sender<(Vec<u8>, Box<dyn Send>)>,
+    /// The same tar, to be written over, and the member.
+    done: Receiver<(Vec<u8>, Vec<u8>)>,
+    /// Whether it has work.
+    is_busy: bool,
+    /// A buffer that comes next.
+    spare: Vec<u8>,
+}
+
+impl Helper {
+    fn new() -> Helper {
+        let (work, todo) = channel::<(Vec<u8>, Box<dyn Send>)>();
+        let (ready, done) = channel();
+        std::thread::spawn(move || {
+            let mut encoder = MemberEncoder::new();
+            // It ends when the writer is gone.
+            for (tar, core) in todo {
+                let member = encoder.encode(&tar).to_vec();
+                drop(core);
+                if ready.send((tar, member)).is_err() {
+                    break;
+                }
+            }
+        });
+        Helper { work, done, is_busy: false, spare: Vec::with_capacity(MEMBER_SIZE) }
+    }
 }
 
 impl<W: Write> FragmentWriter<W> {
@@ -79,7 +116,14 @@ impl<W: Write> FragmentWriter<W> {
             transplanting: false,
             paths: BTreeSet::new(),
             files: BTreeSet::new(),
+            lend: None,
+            helper: None,
         }
+    }
+
+    /// Compresses on a second core where `lend` has one. The bytes are the same.
+    pub fn with_help(self, lend: Lend) -> FragmentWriter<W> {
+        FragmentWriter { lend: Some(lend), ..self }
     }
 
     /// Adds an entry and, for a regular file, exactly its size in bytes of `content`.
@@ -128,6 +172,7 @@ impl<W: Write> FragmentWriter<W> {
         write_header(&mut header, entry);
         self.push(&header)?;
         self.flush()?;
+        self.settle()?;
         let start = self.position();
         self.out.write_all(&gzip::header())?;
         let copied = std::io::copy(&mut bytes.take(u64::from(stream.compressed)), &mut self.out)?;
@@ -157,6 +202,7 @@ impl<W: Write> FragmentWriter<W> {
     /// Finishes the last member.
     pub fn finish(mut self) -> Result<(W, FragmentLayout), EncodeError> {
         self.flush()?;
+        self.settle()?;
         self.layout.tar_size = self.written;
         self.layout.size = self.layout.members.iter().map(|member| u64::from(member.compressed)).sum();
         Ok((self.out, self.layout))
@@ -210,15 +256,50 @@ impl<W: Write> FragmentWriter<W> {
         Ok(())
     }
 
+    /// Ends the member that is gathered.
     fn flush(&mut self) -> Result<(), EncodeError> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let member = self.encoder.encode(&self.pending);
-        self.out.write_all(member)?;
-        self.layout.members.push(Member { compressed: member.len() as u32, tar: self.pending.len() as u32 });
         self.written += self.pending.len() as u64;
+        let is_busy = self.helper.as_ref().is_some_and(|helper| helper.is_busy);
+        if !is_busy
+            && self.pending.len() == MEMBER_SIZE
+            && let Some(core) = self.lend.as_ref().and_then(|lend| lend())
+        {
+            let helper = self.helper.get_or_insert_with(Helper::new);
+            let tar = std::mem::replace(&mut self.pending, std::mem::take(&mut helper.spare));
+            helper.work.send((tar, core)).expect("a helper lives as long as its writer");
+            helper.is_busy = true;
+            return Ok(());
+        }
+        // What the helper has stands before this one.
+        let tar = self.pending.len() as u32;
+        let member = self.encoder.encode(&self.pending);
+        settle(&mut self.helper, &mut self.out, &mut self.layout)?;
+        write_member(&mut self.out, &mut self.layout, member, tar)?;
         self.pending.clear();
         Ok(())
     }
+
+    /// Writes what the helper has.
+    fn settle(&mut self) -> Result<(), EncodeError> {
+        settle(&mut self.helper, &mut self.out, &mut self.layout)
+    }
+}
+
+fn settle(helper: &mut Option<Helper>, out: &mut impl Write, layout: &mut FragmentLayout) -> Result<(), EncodeError> {
+    let Some(helper) = helper.as_mut().filter(|helper| helper.is_busy) else { return Ok(()) };
+    let (mut tar, member) = helper.done.recv().expect("a helper answers all that it is sent");
+    helper.is_busy = false;
+    write_member(out, layout, &member, tar.len() as u32)?;
+    tar.clear();
+    helper.spare = tar;
+    Ok(())
+}
+
+fn write_member(out: &mut impl Write, layout: &mut FragmentLayout, member: &[u8], tar: u32) -> Result<(), EncodeError> {
+    out.write_all(member)?;
+    layout.members.push(Member { compressed: member.len() as u32, tar });
+    Ok(())
 }

@@ -157,7 +157,7 @@ fn unreadable(error: io::Error) -> EncodeError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DeflateStream, EPOCH, FragmentWriter, Kind, TarReader};
+    use super::super::{DeflateStream, EPOCH, FragmentWriter, Kind, Lend, TarReader};
     use super::*;
     use crate::ImagePath;
 
@@ -329,6 +329,43 @@ mod tests {
             total += held as u64;
         }
         assert_eq!(total, layout.tar_size);
+    }
+
+    #[test]
+    fn a_second_core_changes_no_byte() {
+        let file = |name: String, size: usize| Entry::new(path(&name), Kind::File { size: size as u64 }, 0o644, EPOCH);
+        let (packed, stream) = deflated(&big(20_000));
+        let write = |lend: Option<Lend>| {
+            let mut fragment = FragmentWriter::new(Vec::new());
+            if let Some(lend) = lend {
+                fragment = fragment.with_help(lend);
+            }
+            let mut starts = Vec::new();
+            for at in 0..40 {
+                let content = big(1_000 + at * 14_000);
+                starts.push(
+                    fragment.add(&file(format!("/f{at:02}"), content.len()), &mut content.as_slice()).expect("adds"),
+                );
+            }
+            for name in ["/g", "/h"] {
+                let entry = file(name.into(), 20_000);
+                starts.push(fragment.transplant(&entry, stream, &mut packed.as_slice()).expect("adds"));
+            }
+            let (bytes, layout) = fragment.finish().expect("finishes");
+            (bytes, layout, starts)
+        };
+        let alone = write(None);
+        let lent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        for every in [1, 3] {
+            let asked = lent.clone();
+            let lend = move || {
+                let count = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                count.is_multiple_of(every).then(|| Box::new(()) as Box<dyn Send>)
+            };
+            assert!(write(Some(Box::new(lend))) == alone);
+        }
+        assert!(lent.load(std::sync::atomic::Ordering::Relaxed) > 4, "a core was asked for");
+        assert!(write(Some(Box::new(|| None))) == alone);
     }
 
     #[test]

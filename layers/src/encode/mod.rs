@@ -23,7 +23,7 @@ mod tar;
 
 pub use compression::Compression;
 pub use entry::{Entry, Kind};
-pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Member};
+pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Lend, Member};
 pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
 pub use layer::{LayerDigests, LayerWriter};
 

@@ -9,6 +9,7 @@
 //! .deb     = deb  -> ar  -> decompress -> tar
 //! layer    =                decompress -> tar (OCI whiteouts)
 //! wheel    = wheel -> zip
+//! .pyc     = marshal
 //! ```
 
 pub mod ar;
@@ -16,6 +17,7 @@ pub mod deb;
 mod decompress;
 mod error;
 mod limits;
+pub mod marshal;
 pub mod tar;
 pub mod wheel;
 mod window;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Modules;
 use crate::path::ImagePath;
+use crate::stage::Stage;
 
 /// A further apt repository, with the OpenPGP key that signs it. Its host comes from `imgbuild.toml` by its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,10 +51,11 @@ pub enum Effect {
     },
 }
 
-/// Debian packages with everything they depend on. Made by [`debian`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Debian packages with everything they depend on. Made by [`debian`]. `S` is how a source names another stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Debian {
+#[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
+pub struct Debian<S = Stage> {
     /// Wanted packages, in the order of definition (apt's choices can depend on it): `name`, or `name:arch`.
     pub packages: Vec<String>,
     /// Packages left out on purpose although something depends on them.
@@ -73,11 +75,57 @@ pub struct Debian {
     /// Modules of Python's standard library and of packages that get byte-code.
     #[serde(default, skip_serializing_if = "Modules::is_none")]
     pub bytecode: Modules,
+    /// Packages that dpkg configures, in a sandbox: its scripts are run, and what they make is taken.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub configured: BTreeSet<String>,
+    /// The stage that brings dpkg and whatever else maintainer scripts need.
+    #[serde(default = "super::no_stage", skip_serializing_if = "Option::is_none")]
+    pub configurator: Option<S>,
 }
+
+/// Essential packages (Debian policy 3.8), what scripts use besides, and fakeroot, which keeps the owners that they set.
+const CONFIGURATOR: [&str; 24] = [
+    "adduser",
+    "base-files",
+    "base-passwd",
+    "bash",
+    "coreutils",
+    "dash",
+    "debconf",
+    "debianutils",
+    "diffutils",
+    "dpkg",
+    "fakeroot",
+    "findutils",
+    "grep",
+    "gzip",
+    "hostname",
+    "init-system-helpers",
+    "libc-bin",
+    "mawk",
+    "ncurses-bin",
+    "passwd",
+    "perl-base",
+    "sed",
+    "tar",
+    "util-linux",
+];
 
 /// Installs packages and their dependencies, without Recommends.
 pub fn debian<S: Into<String>>(packages: impl IntoIterator<Item = S>) -> Debian {
-    Debian { packages: packages.into_iter().map(Into::into).collect(), ..Debian::default() }
+    Debian {
+        packages: packages.into_iter().map(Into::into).collect(),
+        without: BTreeSet::new(),
+        recommends: false,
+        exclude: Vec::new(),
+        effects: BTreeMap::new(),
+        ignore_scripts: BTreeMap::new(),
+        allow_missing: BTreeSet::new(),
+        repositories: Vec::new(),
+        bytecode: Modules::None,
+        configured: BTreeSet::new(),
+        configurator: None,
+    }
 }
 
 impl Debian {
@@ -140,6 +188,44 @@ impl Debian {
     pub fn compile_bytecode(mut self, modules: Modules) -> Debian {
         self.bytecode = modules;
         self
+    }
+
+    /// Has a package configured by dpkg: its maintainer scripts are run in a sandbox, over the packages of the stage, and
+    /// what they changed becomes a layer. For scripts that have no native effect; it needs a machine that can run commands,
+    /// and what the scripts write is as reproducible as they are.
+    #[track_caller]
+    pub fn configure(mut self, package: impl Into<String>) -> Debian {
+        self.configured.insert(package.into());
+        if self.configurator.is_none() {
+            self.configurator = Some(Stage::scratch().layer(debian(CONFIGURATOR).slim()));
+        }
+        self
+    }
+
+    /// Has packages configured on top of another stage than the usual one of Debian's essential packages, for scripts that
+    /// need more: it brings `dpkg`, `fakeroot` and `find`, too.
+    pub fn configure_on(mut self, stage: &Stage) -> Debian {
+        self.configurator = Some(stage.clone());
+        self
+    }
+}
+
+impl<S> Debian<S> {
+    /// Replaces the name of the other stage.
+    pub fn map_stage<T, E>(self, rename: impl FnOnce(S) -> Result<T, E>) -> Result<Debian<T>, E> {
+        Ok(Debian {
+            configurator: self.configurator.map(rename).transpose()?,
+            packages: self.packages,
+            without: self.without,
+            recommends: self.recommends,
+            exclude: self.exclude,
+            effects: self.effects,
+            ignore_scripts: self.ignore_scripts,
+            allow_missing: self.allow_missing,
+            repositories: self.repositories,
+            bytecode: self.bytecode,
+            configured: self.configured,
+        })
     }
 
     pub(crate) fn label(&self) -> String {

@@ -17,7 +17,8 @@ pub use entries::{Dir, Inline, Link, dir, inline, link};
 pub use fetch::{Fetch, Unpack, fetch};
 pub use files::{Files, files};
 pub use python::{
-    LockFormat, LockSelection, Modules, Python, Sdist, pip_requirements, poetry_lock, pylock, python, sdist, uv_lock,
+    Foreign, LockFormat, LockSelection, Modules, Python, Sdist, pip_requirements, poetry_lock, pylock, python, sdist,
+    uv_lock,
 };
 pub use take::TakeFrom;
 pub use user::{User, user};
@@ -34,6 +35,11 @@ pub struct Owner {
     pub gid: u32,
 }
 
+/// What a field is that names no stage: a default that asks nothing of `S`.
+fn no_stage<S>() -> Option<S> {
+    None
+}
+
 /// Any of the words. `S` is how a source names another stage: [`Stage`] in a definition,
 /// [`StageId`](crate::StageId) in a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +47,7 @@ pub struct Owner {
 #[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
 pub enum Source<S = Stage> {
     /// Debian packages.
-    Debian(Debian),
+    Debian(Debian<S>),
     /// Python wheels in a virtual environment.
     Python(Python<S>),
     /// Files of the build context.
@@ -62,9 +68,9 @@ pub enum Source<S = Stage> {
 
 impl<S> Source<S> {
     /// Replaces the names of other stages.
-    pub fn map_stage<T, E>(self, rename: impl FnOnce(S) -> Result<T, E>) -> Result<Source<T>, E> {
+    pub fn map_stage<T, E>(self, rename: impl FnMut(S) -> Result<T, E>) -> Result<Source<T>, E> {
         Ok(match self {
-            Source::Debian(it) => Source::Debian(it),
+            Source::Debian(it) => Source::Debian(it.map_stage(rename)?),
             Source::Python(it) => Source::Python(it.map_stage(rename)?),
             Source::Files(it) => Source::Files(it),
             Source::Fetch(it) => Source::Fetch(it),
@@ -101,7 +107,13 @@ macro_rules! into_source {
         }
     )*};
 }
-into_source!(Debian, Files, Fetch, User, Dir, Link, Inline);
+into_source!(Files, Fetch, User, Dir, Link, Inline);
+
+impl From<Debian> for Source {
+    fn from(word: Debian) -> Source {
+        Source::Debian(word)
+    }
+}
 
 impl From<Python> for Source {
     fn from(word: Python) -> Source {

@@ -102,22 +102,62 @@ pub fn pip_requirements(path: impl Into<String>) -> LockSelection {
     LockSelection::new(LockFormat::Requirements, path)
 }
 
+/// How a distribution with compiled parts is built for a platform that is not the machine's. `S` is how it names another stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
+pub enum Foreign<S = Stage> {
+    /// In the builder of that platform, emulated by the machine.
+    Emulated,
+    /// By a cross compiler in the builder of the machine's platform.
+    Cross {
+        /// Headers and libraries, made for that platform.
+        target: S,
+    },
+}
+
+impl<S> Foreign<S> {
+    /// The other stage that it needs.
+    pub fn target(&self) -> Option<&S> {
+        match self {
+            Foreign::Emulated => None,
+            Foreign::Cross { target } => Some(target),
+        }
+    }
+}
+
 /// A distribution that is built from source (PEP 517). A name alone is one, too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Sdist {
     name: String,
     env: BTreeMap<String, String>,
+    foreign: Option<Foreign>,
 }
 
 /// A distribution that is built from source, by its name.
 pub fn sdist(name: impl Into<String>) -> Sdist {
-    Sdist { name: name.into(), env: BTreeMap::new() }
+    Sdist { name: name.into(), env: BTreeMap::new(), foreign: None }
 }
 
 impl Sdist {
     /// Sets an environment variable for its build.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Sdist {
         self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// For platforms other than the machine's, builds it as there: the kernel hands the builder's programs to qemu-user, which
+    /// takes many times as long.
+    pub fn emulated(mut self) -> Sdist {
+        self.foreign = Some(Foreign::Emulated);
+        self
+    }
+
+    /// For platforms other than the machine's, builds it with the cross compilers of the builder (Debian's
+    /// `g++-aarch64-linux-gnu`, `g++-x86-64-linux-gnu`) against the headers and libraries of `target`, a stage with
+    /// `libpython3-dev` and whatever else it links to, which is made for the image's platform.
+    pub fn cross(mut self, target: &Stage) -> Sdist {
+        self.foreign = Some(Foreign::Cross { target: target.clone() });
         self
     }
 }
@@ -150,12 +190,11 @@ pub struct Python<S = Stage> {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sdists: BTreeMap<String, BTreeMap<String, String>>,
     /// The stage in which they are built.
-    #[serde(default = "nothing", skip_serializing_if = "Option::is_none")]
+    #[serde(default = "super::no_stage", skip_serializing_if = "Option::is_none")]
     pub builder: Option<S>,
-}
-
-fn nothing<S>() -> Option<S> {
-    None
+    /// How those with compiled parts are built for platforms other than the machine's, by name.
+    #[serde(default = "BTreeMap::new", skip_serializing_if = "BTreeMap::is_empty")]
+    pub foreign: BTreeMap<String, Foreign<S>>,
 }
 
 /// Installs the wheels that a lock file selects into `/opt/venv` for Debian's Python 3.13.
@@ -169,6 +208,7 @@ pub fn python(lock: LockSelection) -> Python {
         bytecode: Modules::None,
         sdists: BTreeMap::new(),
         builder: None,
+        foreign: BTreeMap::new(),
     }
 }
 
@@ -202,7 +242,9 @@ impl Python {
     /// enough for most that have no compiled parts.
     #[track_caller]
     pub fn build_from_source(mut self, sdist: impl Into<Sdist>) -> Python {
-        let Sdist { name, env } = sdist.into();
+        let Sdist { name, env, foreign } = sdist.into();
+        self.foreign.remove(&name);
+        self.foreign.extend(foreign.map(|how| (name.clone(), how)));
         self.sdists.insert(name, env);
         if self.builder.is_none() {
             let packages = [format!("python{}", self.version)].into_iter();
@@ -222,9 +264,17 @@ impl Python {
 }
 
 impl<S> Python<S> {
-    /// Replaces the name of the other stage.
-    pub fn map_stage<T, E>(self, rename: impl FnOnce(S) -> Result<T, E>) -> Result<Python<T>, E> {
+    /// Replaces the names of other stages.
+    pub fn map_stage<T, E>(self, mut rename: impl FnMut(S) -> Result<T, E>) -> Result<Python<T>, E> {
+        let foreign = self.foreign.into_iter().map(|(name, how)| {
+            let how = match how {
+                Foreign::Emulated => Foreign::Emulated,
+                Foreign::Cross { target } => Foreign::Cross { target: rename(target)? },
+            };
+            Ok((name, how))
+        });
         Ok(Python {
+            foreign: foreign.collect::<Result<_, E>>()?,
             builder: self.builder.map(rename).transpose()?,
             lock: self.lock,
             venv: self.venv,
@@ -234,6 +284,11 @@ impl<S> Python<S> {
             bytecode: self.bytecode,
             sdists: self.sdists,
         })
+    }
+
+    /// The other stages that it needs: the builder, and what cross compilers compile for.
+    pub fn stages(&self) -> impl Iterator<Item = &S> {
+        self.builder.iter().chain(self.foreign.values().filter_map(Foreign::target))
     }
 
     pub(crate) fn label(&self) -> String {

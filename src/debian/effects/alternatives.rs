@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use layers::encode::Kind;
 
-use super::EffectError;
 use super::draft::Draft;
-use crate::debian::scripts::Alternative;
+use super::{EffectError, Package};
+use crate::debian::scripts::{Alternative, Slave};
 
 pub(super) const VERSION: u32 = 1;
 
@@ -124,6 +124,36 @@ pub(super) fn install<'a>(
     Ok(())
 }
 
+/// The manual pages of PostgreSQL's programs, all as slaves of psql's: `maintscripts-functions` of postgresql-client-common.
+pub(super) fn postgresql_client(draft: &mut Draft<'_>, package: &Package) -> Result<(), EffectError> {
+    const MASTER: &str = "psql.1.gz";
+    let version = package.name.rsplit('-').next().unwrap_or_default();
+    const SECTIONS: [&str; 3] = ["man1", "man3", "man7"];
+    let mut slaves = Vec::new();
+    for section in SECTIONS {
+        for page in draft.files(&format!("/usr/share/postgresql/{version}/man/{section}")) {
+            let (name, path) = (page.file_name().to_owned(), page.as_str().to_owned());
+            if name != MASTER {
+                slaves.push(Slave { link: format!("/usr/share/man/{section}/{name}"), name, path });
+            }
+        }
+    }
+    if slaves.is_empty() {
+        return Ok(());
+    }
+    for section in SECTIONS {
+        draft.new_dir(&format!("/usr/share/man/{section}"), 0o755)?;
+    }
+    let master = Alternative {
+        link: format!("/usr/share/man/man1/{MASTER}"),
+        name: MASTER.to_owned(),
+        path: format!("/usr/share/postgresql/{version}/man/man1/{MASTER}"),
+        priority: version.parse::<i32>().map_or(0, |version| version * 10),
+        slaves,
+    };
+    install(draft, [&master])
+}
+
 fn recorded(draft: &Draft<'_>, name: &str) -> Result<Option<Group>, EffectError> {
     let path = format!("{RECORDS}/{name}");
     let Some(bytes) = draft.text(&path)? else { return Ok(None) };
@@ -166,7 +196,6 @@ fn apply(draft: &mut Draft<'_>, name: &str, group: &Group) -> Result<(), EffectE
 mod tests {
     use super::*;
     use crate::debian::follow::tests::Sketch;
-    use crate::debian::scripts::Slave;
 
     fn alternative(path: &str, priority: i32, slave: Option<&str>) -> Alternative {
         let slaves = slave.map(|path| Slave { link: "/usr/bin/nawk".into(), name: "nawk".into(), path: path.into() });
@@ -213,6 +242,40 @@ mod tests {
         assert_eq!(listing(&sketch(), &both), expected);
         both.reverse();
         assert_eq!(listing(&sketch(), &both), expected);
+    }
+
+    #[test]
+    fn pages_of_postgresql_follow_that_of_psql() {
+        let man = "/usr/share/postgresql/17/man";
+        let tree = ["man1/createdb.1.gz", "man1/psql.1.gz", "man7/ABORT.7.gz"]
+            .iter()
+            .fold(Sketch::default(), |tree, page| tree.file(&format!("{man}/{page}"), ""));
+        let package = Package {
+            name: "postgresql-client-17".into(),
+            version: "17.1-1".into(),
+            architecture: "amd64".into(),
+            scripts: Default::default(),
+        };
+        let mut draft = Draft::new(&tree, 7);
+        postgresql_client(&mut draft, &package).expect("the pages fit");
+        let links = draft.finish().into_iter().filter_map(|(entry, _)| match entry.kind {
+            Kind::Symlink { target } => Some(format!("{} -> {target}", entry.path)),
+            _ => None,
+        });
+        let expected = [
+            format!("/etc/alternatives/ABORT.7.gz -> {man}/man7/ABORT.7.gz"),
+            format!("/etc/alternatives/createdb.1.gz -> {man}/man1/createdb.1.gz"),
+            format!("/etc/alternatives/psql.1.gz -> {man}/man1/psql.1.gz"),
+            "/usr/share/man/man1/createdb.1.gz -> /etc/alternatives/createdb.1.gz".into(),
+            "/usr/share/man/man1/psql.1.gz -> /etc/alternatives/psql.1.gz".into(),
+            "/usr/share/man/man7/ABORT.7.gz -> /etc/alternatives/ABORT.7.gz".into(),
+        ];
+        assert_eq!(links.collect::<Vec<_>>(), expected);
+        // Without pages there is nothing to be done.
+        let tree = Sketch::default();
+        let mut draft = Draft::new(&tree, 7);
+        postgresql_client(&mut draft, &package).expect("nothing is in the way");
+        assert!(draft.finish().is_empty());
     }
 
     #[test]

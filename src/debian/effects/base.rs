@@ -76,6 +76,14 @@ pub(super) fn netbase(draft: &mut Draft<'_>, _: &Package) -> Done {
     draft.new_file("/etc/networks", 0o644, networks.as_bytes())
 }
 
+pub(super) fn sudo(draft: &mut Draft<'_>, _: &Package) -> Done {
+    const RULES: &str = "/etc/sudoers";
+    match draft.text(RULES)? {
+        Some(rules) => draft.file(RULES, 0o440, ROOT, rules),
+        None => Ok(()),
+    }
+}
+
 /// `/etc/timezone` is only kept up where an older release left one.
 pub(super) fn tzdata(draft: &mut Draft<'_>, _: &Package) -> Done {
     if draft.at("/etc/localtime").is_none() {

@@ -9,6 +9,7 @@
 //! | they install alternatives or users | done here for any package |
 //! | it has a [`native`] effect | done here; the rest of its scripts is known to be without effect |
 //! | the definition says `.effect(...)` | these entries |
+//! | the definition says `.configure(...)` | nothing here: dpkg does it, in a sandbox |
 //! | the definition says `.ignore_script(...)` | nothing |
 //!
 //! Caches of the whole tree (alternatives, certificates, the dynamic loader's cache) are then written anew, so that
@@ -111,8 +112,9 @@ fn refused(packages: &[(String, String)]) -> String {
     }
     let name = packages.first().map_or("pkg", |(name, _)| name.as_str());
     text.push_str(&format!(
-        "\nsay what such a script would do with `.effect(\"{name}\", ...)`, ignore it with \
-         `.ignore_script(\"{name}\", \"reason\")`, or leave the package out with `.without([\"{name}\"])`"
+        "\nhave dpkg run such a script in a sandbox with `.configure(\"{name}\")`, say what it would do with \
+         `.effect(\"{name}\", ...)`, ignore it with `.ignore_script(\"{name}\", \"reason\")`, or leave the package out with \
+         `.without([\"{name}\"])`"
     ));
     text
 }
@@ -130,26 +132,28 @@ pub struct NativeEffect {
 }
 
 /// Effects of which something remains.
-const ACTING: [(&str, u32, &str, Act); 15] = [
+const ACTING: [(&str, u32, &str, Act); 17] = [
     ("base-passwd", 1, "/etc/passwd, group, subuid and subgid", base::base_passwd),
     ("base-files", 1, "directories, profiles, /var/run and /var/lock as links", base::base_files),
+    ("passwd", 2, "/etc/shadow and /etc/gshadow", accounts::passwd),
     ("libc-bin", 1, "/etc/nsswitch.conf", base::libc_bin),
     ("ca-certificates", 1, "/etc/ca-certificates.conf and /etc/ssl/certs", certificates::configuration),
     ("debianutils", 1, "/etc/shells", shells::debianutils),
     ("fontconfig", 1, "/var/cache/fontconfig", base::fontconfig),
     ("libglib2.0-0t64", 1, "refused where schemas would have to be compiled", base::glib),
     ("libpam-modules", 1, "/etc/security/opasswd and /etc/environment", base::pam_modules),
-    ("libpam-runtime", 1, "/etc/pam.d/common-*", pam::runtime),
+    ("libpam-runtime", 2, "/etc/pam.d/common-*", pam::runtime),
     ("netbase", 1, "/etc/hosts and /etc/networks", base::netbase),
-    ("openssh-client", 1, "group _ssh and ssh-agent's group", accounts::openssh_client),
-    ("passwd", 1, "/etc/shadow and /etc/gshadow", accounts::passwd),
+    ("openssh-client", 2, "group _ssh and ssh-agent's group", accounts::openssh_client),
+    ("postgresql-client-17", 2, "alternatives of manual pages", alternatives::postgresql_client),
     ("python3", 1, "/etc/python3/debian_config", base::python3),
     ("readline-common", 1, "/etc/inputrc", base::readline),
+    ("sudo", 2, "/etc/sudoers is root's to read", base::sudo),
     ("tzdata", 1, "/etc/localtime", base::tzdata),
 ];
 
 /// Packages whose scripts were read and do nothing on a fresh install, although the interpreter cannot tell.
-const IDLE: [(&str, &str); 12] = [
+const IDLE: [(&str, &str); 10] = [
     ("apt", "its user _apt is in base-passwd's file"),
     ("bash", "/bin/sh is dash"),
     ("dash", "diversions of older releases"),
@@ -160,8 +164,6 @@ const IDLE: [(&str, &str); 12] = [
     ("libselinux1", "files of older releases"),
     ("login.defs", "a configuration file of older releases"),
     ("openssl", "/usr/lib/ssl is in the package"),
-    ("postgresql-client-17", "alternatives of manual pages"),
-    ("sudo", "files of older releases"),
 ];
 
 /// The native effect of a package, if there is one.
@@ -220,7 +222,8 @@ pub fn configure(request: &Configure<'_>, tree: &dyn Tree) -> Result<Vec<Made>, 
     }
     let mut draft = Draft::new(tree, request.mtime);
     let heeded: Vec<&Package> = request.packages.iter().filter(heeded).collect();
-    // base-passwd and base-files first: the others need their users and directories.
+    // base-passwd, base-files and passwd first: the others need their users and directories, and accounts that come after the
+    // shadow files are written into these otherwise than those that were there before.
     let order = |package: &&Package| {
         let place = ACTING.iter().position(|(name, ..)| *name == package.name);
         (place.unwrap_or(ACTING.len()), package.name.clone())

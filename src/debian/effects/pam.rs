@@ -83,20 +83,21 @@ fn stack(profiles: &[&Profile], kind: &str, template: &str) -> (String, String) 
         lines.filter(|(_, lines)| !lines.is_empty()).collect()
     };
     let (mut primary, additional) = (of("Primary"), of("Additional"));
-    if primary.is_empty() {
+    let is_null = primary.is_empty();
+    if is_null {
         primary.push(("null", vec!["[default=1]\t\t\tpam_permit.so".to_owned()]));
     }
     let saved =
         primary.iter().chain(&additional).map(|(name, lines)| format!("Module: {name}\n{}\n", lines.join("\n")));
     let saved: String = saved.collect();
     let mut blocks = [String::new(), String::new()];
-    for (block, modules) in blocks.iter_mut().zip([&primary, &additional]) {
+    for (block, (modules, is_null)) in blocks.iter_mut().zip([(&primary, is_null), (&additional, false)]) {
         let lines: Vec<&String> = modules.iter().flat_map(|(_, lines)| lines).collect();
         for (index, line) in lines.iter().enumerate() {
             // `end` jumps behind the last line of the block and the fallback that follows it.
             let jump = (lines.len() - index).to_string();
-            // The module and its options are printed with a space between them, whether there are options or not.
-            let space = if line.ends_with(".so") { " " } else { "" };
+            // The module of a profile and its options are printed with a space between them, whether there are options or not.
+            let space = if line.ends_with(".so") && !is_null { " " } else { "" };
             block.push_str(&format!("{word}\t{}{space}\n", line.replace("=end", &format!("={jump}"))));
         }
     }

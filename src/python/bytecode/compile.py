@@ -3,8 +3,9 @@
 # or with the length 0xffffffff where the source does not compile.
 import sys
 import _imp
-from importlib._bootstrap_external import _RAW_MAGIC_NUMBER, _code_to_hash_pyc
+from _frozen_importlib_external import MAGIC_NUMBER, _code_to_hash_pyc
 
+magic = int.from_bytes(MAGIC_NUMBER, "little")
 sys.setrecursionlimit(10000)
 source, answers = sys.stdin.buffer, sys.stdout.buffer
 while True:
@@ -15,11 +16,11 @@ while True:
     text = source.read(int.from_bytes(head[4:], "little"))
     try:
         code = compile(text, path, "exec", dont_inherit=True, optimize=0)
+        pyc = _code_to_hash_pyc(code, _imp.source_hash(magic, text), False)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-        # What pip and compileall leave out as well: templates, code for other versions.
+        # What pip and compileall leave out as well: templates, code for other versions, what is nested too deeply for marshal.
         answers.write(b"\xff\xff\xff\xff")
     else:
-        pyc = _code_to_hash_pyc(code, _imp.source_hash(_RAW_MAGIC_NUMBER, text), False)
         answers.write(len(pyc).to_bytes(4, "little"))
         answers.write(pyc)
     answers.flush()

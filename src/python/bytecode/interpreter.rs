@@ -3,7 +3,7 @@
 //! Nothing of the building machine takes part: no Python, no libc, no environment. The program is `ld-linux` of the
 //! image's libc6 with the image's libraries, so it runs wherever the kernel runs programs of its architecture.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, symlink};
@@ -15,7 +15,7 @@ use layers::ImagePath;
 use layers::encode::Kind;
 
 use super::CompileError;
-use super::marshal::canonical;
+use super::marshal::{TOO_DEEP, canonical};
 
 /// What compiles; it reads sources from its standard input.
 const PROGRAM: &str = include_str!("compile.py");
@@ -48,10 +48,26 @@ struct Workers {
     running: usize,
 }
 
-/// Whether a file of the packages is needed to start the interpreter and to compile.
+/// What the interpreter is linked with, in one release or another, and what loads it.
+const LIBRARIES: [&str; 9] =
+    ["ld-linux", "libc.so", "libm.so", "libz.so", "libexpat.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so"];
+
+/// Files of the standard library that it starts with, and `os.py` and the folder `lib-dynload`, by which it knows where it is:
+/// without them it looks at what this machine has. Whatever a source says that it is encoded in, one of `encodings` decodes it.
+const MODULES: [&str; 9] =
+    ["os", "abc", "codecs", "io", "linecache", "stringprep", "warnings", "_py_warnings", "_weakrefset"];
+
+/// Whether a file of the packages is needed to start the interpreter and to compile. They have many more, and files cost time.
 pub fn is_needed(path: &str) -> bool {
-    let is_library = path.starts_with("/usr/lib/") && path.contains(".so") && path.matches('/').count() == 4;
-    path.starts_with("/usr/lib/python3") || path.starts_with("/usr/bin/python3") || is_library
+    let Some(below) = path.strip_prefix("/usr/lib/") else { return path.starts_with("/usr/bin/python3") };
+    match below.split('/').collect::<Vec<_>>()[..] {
+        [python, "encodings" | "lib-dynload", _] => python.starts_with("python3."),
+        [python, file] if python.starts_with("python3.") => {
+            file.strip_suffix(".py").is_some_and(|module| MODULES.contains(&module))
+        }
+        [_, file] => LIBRARIES.iter().any(|library| file.starts_with(library)),
+        _ => false,
+    }
 }
 
 impl Interpreter {
@@ -64,12 +80,15 @@ impl Interpreter {
         fs::create_dir_all(scratch)?;
         let folder = tempfile::Builder::new().prefix("python-").tempdir_in(scratch)?;
         let mut links: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+        let mut folders: BTreeSet<PathBuf> = BTreeSet::new();
         let mut loader = None;
         let mut libraries = None;
         for part in parts {
             let at = folder.path().join(part.path.relative());
             let above = at.parent().unwrap_or(folder.path());
-            fs::create_dir_all(above)?;
+            if folders.insert(above.to_path_buf()) {
+                fs::create_dir_all(above)?;
+            }
             let name = part.path.as_str().rsplit('/').next().unwrap_or_default();
             match part.kind {
                 Kind::File { .. } => {
@@ -223,8 +242,11 @@ impl Worker {
         let Some((head, code)) = pyc.split_at_checked(16) else {
             return Err(died(io::ErrorKind::InvalidData.into()));
         };
-        let code = canonical(code).map_err(|source| CompileError::Marshal { path: path.clone(), source })?;
-        Ok(Some([head, &code].concat()))
+        match canonical(code) {
+            Ok(code) => Ok(Some([head, &code].concat())),
+            Err(TOO_DEEP) => Ok(None),
+            Err(source) => Err(CompileError::Marshal { path: path.clone(), source }),
+        }
     }
 }
 

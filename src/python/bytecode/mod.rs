@@ -8,11 +8,11 @@
 
 pub mod imports;
 mod interpreter;
-pub mod marshal;
 
 use std::io;
 
 use layers::ImagePath;
+pub use layers::format::marshal;
 
 pub use interpreter::{Interpreter, Part, is_needed};
 

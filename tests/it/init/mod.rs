@@ -102,8 +102,8 @@ impl Job {
     /// Everything that a job left, by path: mode and content.
     fn files(&self) -> BTreeMap<String, (u32, String)> {
         let mut found = BTreeMap::new();
-        for folder in ["tokens", "config"] {
-            for entry in fs::read_dir(self.home.path().join(folder)).unwrap().flatten() {
+        for folder in ["tokens", "config/rag", "config/openwebui"] {
+            for entry in fs::read_dir(self.home.path().join(folder)).into_iter().flatten().flatten() {
                 let mode = entry.metadata().unwrap().mode() & 0o7777;
                 let text = fs::read_to_string(entry.path()).unwrap();
                 found.insert(format!("{folder}/{}", entry.file_name().to_str().unwrap()), (mode, text));
@@ -142,6 +142,37 @@ impl Run {
 }
 
 #[test]
+fn whoever_waits_starts_when_a_job_of_the_same_version_has_completed() {
+    let job = Job::new();
+    let complete = job.home.path().join("tokens/complete");
+    let waits = |job: &Job| -> bool {
+        let limited = ["1", "bash", scripts().join("init-sequence.sh").to_str().unwrap(), "--wait"].map(str::to_owned);
+        let mut command = Command::new("timeout");
+        command.args(limited).env_clear().envs(&job.env).env_remove("LITELLM_MASTER_KEY");
+        let output = command.env("PATH", env::var("PATH").unwrap()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 124)), "{output:?}");
+        assert_eq!(said.contains("waiting for the job to complete"), output.status.code() == Some(124), "{said}");
+        output.status.code() == Some(124)
+    };
+    assert!(waits(&job), "before the job ran");
+    // The tokens alone are not its end.
+    job.script("generate-tokens.sh", &[]).ends(0);
+    assert!(waits(&job), "there are tokens, and the job has not completed");
+    job.run(&[]).ends(0);
+    assert!(!waits(&job), "the job has completed");
+    let ours = fs::read_to_string(&complete).unwrap();
+    fs::remove_file(&complete).unwrap();
+    fs::write(&complete, "0".repeat(64)).unwrap();
+    assert!(waits(&job), "another version has completed");
+    let again = job.run(&[]).ends(0);
+    assert_eq!(again.stdout(), "unchanged\n");
+    assert_eq!(fs::read_to_string(&complete).unwrap(), ours);
+    assert!(!waits(&job));
+    job.run(&["--wait", "more"]).ends(2);
+}
+
+#[test]
 fn the_first_run_prepares_everything_and_the_second_changes_nothing() {
     let job = Job::new().set("EXTRA_MODELS", "qwen2:0.5b");
     let first = job.run(&[]).ends(0);
@@ -154,8 +185,10 @@ model mxbai-embed-large added in LiteLLM
 model qwen2:0.5b added in LiteLLM
 model obelisk-rag added in LiteLLM
 token registered in LiteLLM
-wrote openwebui.env
-wrote rag.yaml
+wrote openwebui/openwebui.env
+wrote rag/litellm_api_token
+wrote rag/rag_api_token
+wrote rag/rag.yaml
 ";
     let sorted = |text: &str| {
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -177,19 +210,40 @@ fn tokens_are_for_owner_and_group_and_registered_with_their_limits() {
     let job = Job::new().set("TOKEN_RPM_LIMIT", "7");
     job.run(&[]).ends(0);
     let files = job.files();
-    for name in ["api_tokens.env", "litellm_api_token", "rag_api_token", "webui_secret_key"] {
-        assert_eq!(files[&format!("tokens/{name}")].0, 0o440, "{name}");
+    for name in ["tokens/api_tokens.env", "config/rag/litellm_api_token", "config/rag/rag_api_token"] {
+        assert_eq!(files[name].0, 0o440, "{name}");
     }
-    assert_eq!(files["config/openwebui.env"].0, 0o440);
-    let tokens = job.tokens();
+    assert_eq!(files["config/openwebui/openwebui.env"].0, 0o440);
+    // Each reader's folder holds what it needs, and nothing of another one's.
+    let (tokens, rag) = (job.tokens(), files.iter().filter(|(name, _)| name.starts_with("config/rag/")));
+    let rag: Vec<&str> = rag.map(|(_, (_, text))| text.as_str()).collect();
+    assert!(rag.len() == 3 && !rag.concat().contains(&tokens["WEBUI_SECRET_KEY"]), "{rag:?}");
     let token = &tokens["LITELLM_API_TOKEN"];
     assert!(token.starts_with("sk-") && token.len() == 51, "{token}");
-    assert_eq!(files["tokens/litellm_api_token"].1, format!("{token}\n"));
+    assert_eq!(files["config/rag/litellm_api_token"].1, format!("{token}\n"));
+    assert_eq!(files["config/rag/rag_api_token"].1, format!("{}\n", tokens["RAG_API_TOKEN"]));
     let key = job.services.with(|state| state.keys[token].clone());
     assert_eq!((&key["rpm_limit"], &key["tpm_limit"]), (&7.into(), &100_000.into()));
     assert_eq!(key["models"], serde_json::json!(["llama3", "mxbai-embed-large", "obelisk-rag"]));
     let left: Vec<&String> = files.keys().filter(|name| name.contains(".new.")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// What a killed job left beside a file goes with the next one, wherever it is; what is young may be of a job at work.
+#[test]
+fn copies_that_a_killed_job_left_are_removed_when_they_are_old() {
+    let job = Job::new();
+    job.run(&[]).ends(0);
+    let before = job.files();
+    let folders = ["tokens", "config/rag", "config/openwebui"];
+    for (folder, name, age) in folders.iter().flat_map(|it| [(it, ".new.AAAAAA", 4000), (it, ".new.BBBBBB", 0)]) {
+        let file = fs::File::create(job.home.path().join(folder).join(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+    }
+    assert_eq!(job.run(&[]).ends(0).stdout(), "unchanged\n");
+    let after = job.files();
+    let left: Vec<&str> = after.keys().filter(|it| !before.contains_key(*it)).map(String::as_str).collect();
+    assert_eq!(left, ["config/openwebui/.new.BBBBBB", "config/rag/.new.BBBBBB", "tokens/.new.BBBBBB"]);
 }
 
 #[test]
@@ -224,6 +278,27 @@ fn a_rotation_that_litellm_missed_is_made_up_for() {
 }
 
 #[test]
+fn tokens_that_litellm_would_not_forget_are_forgotten_later() {
+    let job = Job::new();
+    job.run(&[]).ends(0);
+    job.services.with(|state| state.refuse_writes = Some((403, "/key/delete")));
+    let previous = job.home.path().join("tokens/api_tokens.previous");
+    let mut old = String::new();
+    for _ in 0..2 {
+        old += &format!("LITELLM_API_TOKEN={}\n", job.tokens()["LITELLM_API_TOKEN"]);
+        job.run(&["--rotate"]).ends(40).says("deleting the previous token from LiteLLM failed");
+        assert_eq!(fs::read_to_string(&previous).unwrap(), old);
+        assert_eq!(fs::metadata(&previous).unwrap().mode() & 0o7777, 0o440);
+    }
+    job.services.with(|state| state.refuse_writes = None);
+    let said = job.run(&["--rotate"]).ends(0).stdout();
+    assert_eq!(said.matches("previous token deleted").count(), 3, "{said}");
+    let keys = job.services.with(|state| state.keys.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(keys, [job.tokens()["LITELLM_API_TOKEN"].clone()]);
+    assert!(!previous.exists());
+}
+
+#[test]
 fn changed_settings_update_what_they_concern() {
     let job = Job::new().set("EXTRA_MODELS", "qwen2:0.5b");
     job.run(&[]).ends(0);
@@ -233,7 +308,7 @@ fn changed_settings_update_what_they_concern() {
     let expected = "model obelisk-rag updated in LiteLLM
 model obelisk-qwen2:0.5b removed from LiteLLM
 token updated in LiteLLM
-wrote openwebui.env
+wrote openwebui/openwebui.env
 ";
     assert_eq!(run, expected);
     let writes = job.services.writes();
@@ -321,7 +396,7 @@ fn each_phase_has_a_status_of_its_own() {
     let job = Job::new().set("WAIT_TIMEOUT", "soon");
     job.run(&["--check"]).ends(10).says("WAIT_TIMEOUT must be a whole number from 1 to 86400");
     let job = Job::new();
-    job.services.with(|state| state.refuse_writes = Some(403));
+    job.services.with(|state| state.refuse_writes = Some((403, "/")));
     job.run(&[]).ends(40).says("storing model").says("status 403: no writes today");
     let job = Job::new();
     fs::write(job.home.path().join("tokens/api_tokens.env"), "LITELLM_API_TOKEN=nonsense\n").unwrap();
@@ -397,7 +472,7 @@ fn secrets_come_from_files_too() {
 
 #[test]
 fn no_secret_is_in_a_log_line_or_an_argument_list() {
-    for format in ["text", "json"] {
+    for (format, status) in [("text", 400), ("json", 422)] {
         let job = Job::new()
             .set("LOG_FORMAT", format)
             .set("OPENAI_API_KEY", OPENAI)
@@ -418,13 +493,295 @@ fn no_secret_is_in_a_log_line_or_an_argument_list() {
         }
         assert!(told.contains("--config"), "the arguments were not noted");
         // What is refused is repeated in a log, and must not repeat what was sent.
-        job.services.with(|state| {
-            state.refuse_writes = Some(400);
-            state.models.clear();
-        });
-        let run = job.run(&[]).ends(40);
-        assert!(!run.stderr().contains("canary"), "{}", run.stderr());
+        let secrets: Vec<String> = job.tokens().into_values().chain([MASTER.into(), OPENAI.into()]).collect();
+        for lost in ["obelisk-gpt-4o", "obelisk-obelisk-rag", "the key"] {
+            let (models, keys) = job.services.with(|state| {
+                state.refuse_writes = Some((status, "/"));
+                let before = (state.models.clone(), state.keys.clone());
+                if state.models.remove(lost).is_none() {
+                    state.keys.clear();
+                }
+                before
+            });
+            let said = job.script("configure-services.sh", &[]).ends(40).says(&format!("status {status}")).stderr();
+            let told = secrets.iter().any(|secret| said.contains(secret.get(..12).unwrap()));
+            assert!(!told, "{lost}: {said}");
+            assert_eq!(said.contains("***"), status == 400, "{lost}: {said}");
+            job.services.with(|state| (state.models, state.keys) = (models, keys));
+        }
     }
+}
+
+#[test]
+fn litellm_has_a_password_or_none_but_never_an_empty_one() {
+    let home = TempDir::new().unwrap();
+    let script = fs::read_to_string(scripts().join("../../deployments/docker/config/litellm/start.sh")).unwrap();
+    let start = home.path().join("start.sh");
+    fs::write(&start, script.replace("/run/secrets", home.path().to_str().unwrap())).unwrap();
+    let says = home.path().join("litellm");
+    fs::write(&says, "#!/bin/sh\necho \"${UI_PASSWORD-none} ${OPENAI_API_KEY-none} $*\"\n").unwrap();
+    fs::set_permissions(&says, fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["litellm_master_key", "litellm_salt_key", "postgres_password"] {
+        fs::write(home.path().join(name), "there\n").unwrap();
+    }
+    let run = || {
+        let path = format!("{}:{}", home.path().display(), env::var("PATH").unwrap());
+        let output = Command::new("sh").args([start.to_str().unwrap(), "--port", "4000"]).env("PATH", path).output();
+        Run(output.unwrap())
+    };
+    let password = home.path().join("litellm_ui_password");
+    assert_eq!(run().ends(0).stdout(), "none none --port 4000\n");
+    for empty in ["", "\n"] {
+        fs::write(&password, empty).unwrap();
+        run().ends(1).says("UI_PASSWORD is empty").says("litellm_ui_password is empty or not readable for uid");
+    }
+    fs::write(&password, "secret\n").unwrap();
+    assert_eq!(run().ends(0).stdout(), "secret none --port 4000\n");
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_left_as_it_was() {
+    let job = Job::new();
+    job.run(&[]).ends(0);
+    let before = job.files();
+    let job = job.set("RAG_API_URL", "http://other:8000");
+    // A full disk: no file may have a byte, and the signal for that is ignored.
+    let script = scripts().join("configure-services.sh");
+    let limited = format!("trap '' XFSZ; ulimit -f 0; exec bash '{}'", script.display());
+    let mut command = Command::new("bash");
+    command.args(["-c", &limited]).env_clear().envs(&job.env).env("PATH", env::var("PATH").unwrap());
+    let run = Run(command.output().unwrap()).ends(40).says("cannot write").says("openwebui.env");
+    assert!(!run.stdout().contains("wrote"), "{}", run.stdout());
+    assert_eq!(job.files(), before);
+    assert_eq!(job.script("configure-services.sh", &[]).ends(0).stdout(), "wrote openwebui/openwebui.env\n");
+
+    // A folder in the file's place.
+    let target = job.home.path().join("config/rag/rag.yaml");
+    fs::remove_file(&target).unwrap();
+    fs::create_dir(&target).unwrap();
+    let run = job.script("configure-services.sh", &[]).ends(40).says(&format!("cannot write {}", target.display()));
+    assert_eq!(run.stdout(), "");
+    fs::remove_dir(&target).unwrap();
+    assert!(job.files().keys().all(|name| !name.contains(".new.")), "{:?}", job.files().keys());
+}
+
+/// Open WebUI's own start script, in front of which ours puts what init wrote.
+#[test]
+fn open_webui_starts_with_what_init_wrote() {
+    let job = Job::new();
+    let home = job.home.path().to_owned();
+    let path = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    fs::create_dir(home.join("backend")).unwrap();
+    fs::write(home.join("backend/start.sh"), "env -0 | sort -z\n").unwrap();
+    let script = fs::read_to_string(scripts().join("../../deployments/docker/config/openwebui/start.sh")).unwrap();
+    let script = script
+        .replace("/app/config", &path("config/openwebui"))
+        .replace("/app/backend", &path("backend"))
+        .replace("/run/secrets", &path("secrets"));
+    fs::write(home.join("start.sh"), script).unwrap();
+    let opened_at = |url: &str| {
+        let mut bash = Command::new("bash");
+        bash.arg(home.join("start.sh")).env_clear().env("PATH", env::var("PATH").unwrap());
+        // What a container was told at last year's start.
+        bash.env("STATIC_DIR", home.join("static"))
+            .env("WEBUI_URL", url)
+            .env("OLLAMA_BASE_URLS", "http://old:1")
+            .env("GLOBAL_LOG_LEVEL", "INFO");
+        Run(bash.output().unwrap())
+    };
+    let start = || opened_at("http://localhost:8080");
+    start().ends(1).says("config/openwebui/openwebui.env is missing, empty or not readable for uid");
+    // A key that a person wrote, with everything that a shell would take for its own.
+    let key = "it's $(touch pwned) `touch pwned` \"x\" \\ ;&|";
+    fs::write(
+        home.join("tokens/api_tokens.env"),
+        format!("LITELLM_API_TOKEN=sk-a\nRAG_API_TOKEN=b\nWEBUI_SECRET_KEY={key}\n"),
+    )
+    .unwrap();
+    let job = job.set("RAG_API_URL", "http://retrieval:8000").set("MILVUS_URI", "http://vectors:19530/");
+    job.run(&[]).ends(0);
+    let seen = start().ends(0).stdout();
+    let seen: BTreeMap<&str, &str> = seen.split('\0').filter_map(|it| it.split_once('=')).collect();
+    let (litellm, ollama) = (&job.env["LITELLM_API_URL"], &job.env["OLLAMA_API_URL"]);
+    for (name, value) in [
+        ("OLLAMA_BASE_URLS", ollama.as_str()),
+        ("OPENAI_API_BASE_URLS", &format!("{litellm}/v1;http://retrieval:8000/v1")),
+        ("OPENAI_API_KEYS", "sk-a;b"),
+        ("WEBUI_SECRET_KEY", key),
+        ("RAG_EMBEDDING_ENGINE", "ollama"),
+        ("RAG_EMBEDDING_MODEL", "mxbai-embed-large"),
+        ("RAG_OLLAMA_BASE_URL", ollama),
+        ("VECTOR_DB", "milvus"),
+        ("MILVUS_URI", "http://vectors:19530"),
+        ("GLOBAL_LOG_LEVEL", "INFO"),
+    ] {
+        assert_eq!(seen.get(name), Some(&value), "{name}");
+    }
+    assert!(!home.join("pwned").exists() && !home.join("backend/pwned").exists());
+    // By TLS its cookies go by TLS alone, and another origin's pages are not answered.
+    let names = ["WEBUI_SESSION_COOKIE_SECURE", "CORS_ALLOW_ORIGIN"];
+    assert_eq!(names.map(|name| seen.get(name)), [None, None]);
+    let seen = opened_at("https://chat.example.com:8443/here/").ends(0).stdout();
+    let seen: BTreeMap<&str, &str> = seen.split('\0').filter_map(|it| it.split_once('=')).collect();
+    assert_eq!(names.map(|name| seen[name]), ["true", "https://chat.example.com:8443"]);
+    // Half a file of another version.
+    fs::remove_file(home.join("config/openwebui/openwebui.env")).unwrap();
+    fs::write(home.join("config/openwebui/openwebui.env"), "WEBUI_SECRET_KEY=x\n").unwrap();
+    start().ends(1).says("openwebui.env lacks OPENAI_API_KEYS: run init again");
+}
+
+/// The settings of the retrieval service, by its own reader, of the very file.
+#[test]
+fn real_rag_starts_with_what_init_wrote() {
+    let job = Job::new().set("OPENAI_API_KEY", OPENAI).set("RAG_API_URL", "http://retrieval:8000");
+    let source = scripts().join("../obelisk/src");
+    let read = "import json, os, sys\n\
+                from pathlib import Path\n\
+                from obelisk.rag import config\n\
+                settings = config.load(os.environ, None, config.config_file(os.environ, None, Path('/')))\n\
+                shown = settings.shown(); shown['key'] = str(settings.litellm_api_key)\n\
+                print(json.dumps(shown))\n";
+    let settings = |job: &Job, more: &[(&str, &str)]| -> serde_json::Value {
+        let mut python = Command::new("python3");
+        python.args(["-c", read]).env_clear().env("PATH", env::var("PATH").unwrap()).env("PYTHONPATH", &source);
+        python.env("OBELISK_CONFIG", job.home.path().join("config/rag/rag.yaml")).env("PYTHONDONTWRITEBYTECODE", "1");
+        python.env("LITELLM_API_KEY_FILE", job.home.path().join("config/rag/litellm_api_token"));
+        // What compose makes of settings that nobody made.
+        python.env("EMBEDDING_PROVIDER", "").env("COMPLETION_PROVIDER", "").env("OLLAMA_URL", "").env("MILVUS_URI", "");
+        let run = Run(python.envs(more.iter().copied()).output().unwrap());
+        assert_eq!(run.status(), 0, "python3 with PyYAML is needed (`tests/tools target/tests`): {}", run.stderr());
+        serde_json::from_str(&run.stdout()).unwrap()
+    };
+    let is = |seen: &serde_json::Value, expected: &[(&str, &str)]| {
+        for (name, value) in expected {
+            assert_eq!(seen[name], *value, "{name}: {seen:#}");
+        }
+    };
+    let job = job
+        .set("MILVUS_URI", "http://vectors:19530")
+        .set("OLLAMA_MODEL", "qwen2:0.5b")
+        .set("EMBEDDING_MODEL", "minilm");
+    job.run(&[]).ends(0);
+    let token = job.tokens()["LITELLM_API_TOKEN"].clone();
+    let addresses = [
+        ("ollama_url", job.env["OLLAMA_API_URL"].as_str()),
+        ("litellm_api_url", &job.env["LITELLM_API_URL"]),
+        ("milvus_uri", "http://vectors:19530"),
+        ("key", &token),
+    ];
+    let seen = settings(&job, &[]);
+    is(&seen, &addresses);
+    is(&seen, &[("embedding_provider", "ollama"), ("completion_provider", "litellm")]);
+    is(&seen, &[("embedding_model", "minilm"), ("ollama_model", "qwen2:0.5b")]);
+    // A variable that somebody set wins.
+    is(
+        &settings(&job, &[("OLLAMA_URL", "http://other:1")]),
+        &[("ollama_url", "http://other:1"), ("embedding_model", "minilm")],
+    );
+    // With OpenAI's models it embeds and answers by them, through LiteLLM.
+    let job = job.set("USE_OPENAI", "true").set("OPENAI_COMPLETION_MODEL", "gpt-x");
+    job.run(&[]).ends(0);
+    let seen = settings(&job, &[]);
+    is(
+        &seen,
+        &[("embedding_provider", "litellm"), ("embedding_model", "text-embedding-3-large"), ("ollama_model", "gpt-x")],
+    );
+}
+
+#[test]
+fn addresses_are_judged_as_env_check_judges_them() {
+    let urls = fs::read_to_string(scripts().join("../../tests/fixtures/urls.txt")).unwrap();
+    let judged: Vec<_> =
+        urls.lines().filter_map(|line| line.split_once(' ')).filter(|(judged, _)| *judged != "#").collect();
+    assert!(judged.len() > 20, "{judged:?}");
+    for (judged, url) in judged {
+        let run = Job::new().set("RAG_API_URL", url).run(&["--check"]);
+        assert_eq!(run.status(), if judged == "good" { 0 } else { 10 }, "{url}: {}", run.stderr());
+        assert!(judged == "good" || run.stderr().contains("RAG_API_URL "), "{url}: {}", run.stderr());
+    }
+}
+
+/// Jobs that make new tokens at the same time: one after the other, and at the end everybody knows the same ones.
+#[test]
+fn jobs_that_rotate_together_wait_for_each_other() {
+    let job = Job::new();
+    job.run(&[]).ends(0);
+    let first = job.tokens();
+    let runs: Vec<Run> = std::thread::scope(|scope| {
+        let jobs: Vec<_> = (0..3).map(|_| scope.spawn(|| job.run(&["--rotate"]))).collect();
+        jobs.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let said: String = runs.iter().map(|run| run.stdout() + &run.stderr()).collect();
+    assert!(runs.iter().all(|run| run.status() == 0), "{said}");
+    assert!(said.contains("another job is at work: waiting for its end"), "{said}");
+    assert_eq!(said.matches("\nprevious token deleted from LiteLLM").count(), 3, "{said}");
+    let tokens = job.tokens();
+    assert_ne!(tokens["LITELLM_API_TOKEN"], first["LITELLM_API_TOKEN"]);
+    let keys = job.services.with(|state| state.keys.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(keys, [tokens["LITELLM_API_TOKEN"].clone()], "LiteLLM knows the last token and no other");
+    let files = job.files();
+    assert!(!files.contains_key("tokens/api_tokens.previous"));
+    for (name, file) in [("LITELLM_API_TOKEN", "litellm_api_token"), ("RAG_API_TOKEN", "rag_api_token")] {
+        assert_eq!(files[&format!("config/rag/{file}")].1, format!("{}\n", tokens[name]));
+    }
+    let settings = &files["config/openwebui/openwebui.env"].1;
+    let wanted = format!("OPENAI_API_KEYS='{};{}'", tokens["LITELLM_API_TOKEN"], tokens["RAG_API_TOKEN"]);
+    assert!(settings.contains(&wanted) && settings.contains(&tokens["WEBUI_SECRET_KEY"]), "{settings}");
+    assert_eq!(job.run(&[]).ends(0).stdout(), "unchanged\n");
+}
+
+/// Whoever has the lock, a job changes nothing before it is free, heeds a signal meanwhile, and does not wait for ever.
+#[test]
+fn a_job_waits_for_the_lock_and_not_for_ever() {
+    let job = Job::new();
+    job.run(&[]).ends(0);
+    let before = job.files();
+    let lock = job.home.path().join("tokens/.lock");
+    let hold = || {
+        let mut flock = Command::new("flock");
+        let holder =
+            flock.arg(&lock).args(["sh", "-c", "echo held; exec sleep 600"]).stdout(std::process::Stdio::piped());
+        let mut holder = holder.spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().unwrap()), &mut line).unwrap();
+        assert_eq!(line, "held\n");
+        holder
+    };
+    let free = |mut holder: std::process::Child| {
+        // flock waits for what it runs, which has the lock as well.
+        let child = fs::read_to_string(format!("/proc/{0}/task/{0}/children", holder.id())).unwrap();
+        Command::new("kill").arg(child.trim()).status().unwrap();
+        holder.wait().unwrap();
+    };
+    let job = job.set("WAIT_TIMEOUT", "1").set("PULL_TIMEOUT", "1");
+    let holder = hold();
+    job.run(&["--rotate"])
+        .ends(1)
+        .says("another job is at work: waiting")
+        .says("another job is still at work after 2 s");
+    assert_eq!(job.files(), before);
+
+    let job = job.set("PULL_TIMEOUT", "600");
+    let log = job.home.path().join("log");
+    let start = || {
+        let mut bash = Command::new("bash");
+        bash.arg(scripts().join("init-sequence.sh")).arg("--rotate").env_clear().envs(&job.env);
+        bash.env("PATH", env::var("PATH").unwrap()).stdout(std::process::Stdio::null());
+        let child = bash.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        while !fs::read_to_string(&log).unwrap().contains("another job is at work") {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        child
+    };
+    let mut stopped = start();
+    assert!(Command::new("kill").args(["-TERM", &stopped.id().to_string()]).status().unwrap().success());
+    assert_eq!(stopped.wait().unwrap().code(), Some(143));
+    assert_eq!(job.files(), before);
+
+    let mut waiting = start();
+    free(holder);
+    assert_eq!(waiting.wait().unwrap().code(), Some(0), "{}", fs::read_to_string(&log).unwrap());
+    assert_ne!(job.files()["tokens/api_tokens.env"], before["tokens/api_tokens.env"]);
 }
 
 #[test]
@@ -454,10 +811,8 @@ fn jobs_that_start_together_agree_on_the_tokens() {
     assert!(runs.iter().all(|run| run.status() == 0), "{}", runs.iter().map(Run::stderr).collect::<String>());
     let created = runs.iter().filter(|run| run.stdout().contains("tokens created")).count();
     assert_eq!(created, 1);
-    let files = job.files();
-    for (name, value) in job.tokens() {
-        assert_eq!(files[&format!("tokens/{}", name.to_lowercase())].1, format!("{value}\n"));
-    }
+    assert_eq!(job.tokens().len(), 3);
+    assert_eq!(job.files().len(), 1, "{:?}", job.files().keys());
 }
 
 #[test]
@@ -471,7 +826,7 @@ fn a_signal_stops_the_job_and_what_it_started() {
         .spawn()
         .unwrap();
     // The tokens are there once the job has come to wait for Ollama, or is about to.
-    while !job.home.path().join("tokens/webui_secret_key").exists() {
+    while !job.home.path().join("tokens/api_tokens.env").exists() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let stopped = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();

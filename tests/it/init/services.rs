@@ -47,8 +47,9 @@ pub struct State {
     pub without_database: u32,
     /// Writes that are carried out but answered with 500.
     pub lost_answers: u32,
-    /// Words that LiteLLM repeats in a refusal of every write.
-    pub refuse_writes: Option<u16>,
+    /// The status with which LiteLLM refuses writes to paths that begin so. As the real one does, it repeats what it was
+    /// sent: with 422 in FastAPI's way, otherwise in its words.
+    pub refuse_writes: Option<(u16, &'static str)>,
 }
 
 /// Both services on one port; their paths do not overlap.
@@ -208,9 +209,14 @@ fn answer(state: &mut State, method: &str, path: &str, bearer: &str, body: &Valu
         return unknown_key();
     }
     if method == "POST"
-        && let Some(status) = state.refuse_writes
+        && let Some((status, below)) = state.refuse_writes
+        && path.starts_with(below)
     {
-        return (status, json!({"error": {"message": "no writes today", "code": status}}));
+        let answer = match status {
+            422 => json!({"detail": [{"type": "missing", "loc": ["body"], "msg": "Field required", "input": body}]}),
+            _ => json!({"error": {"message": format!("no writes today: {body}"), "code": status}}),
+        };
+        return (status, answer);
     }
     let outcome = manage(state, method, path, body);
     if method == "POST" && outcome.0 == 200 && state.lost_answers > 0 {

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--watch", action=argparse.BooleanOptionalAction, default=None, help="follow changes (default: WATCH_DOCS)"
     )
+    serve.add_argument("--reload", action="store_true", help="start again whenever the source changes, in development")
 
     config = commands.add_parser("config", help="show the settings and check them")
     config.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as if it were set")
@@ -52,7 +53,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     said = parser().parse_args(arguments)
+    if said.command == "serve" and said.reload:
+        from obelisk import reload
+
+        rest = [word for word in arguments if word != "--reload"]
+        return reload.serve(rest, lambda text: print(f"obelisk: {text}", file=sys.stderr, flush=True))
     try:
         explicit = _explicit(said)
         home = Path(os.environ["HOME"]) if os.environ.get("HOME") else None

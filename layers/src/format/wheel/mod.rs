@@ -149,6 +149,11 @@ impl<R: Read + Seek> Wheel<R> {
         &mut self.archive
     }
 
+    /// What RECORD says of the content of an entry; it is checked when the content is read.
+    pub fn recorded(&self, index: usize) -> Option<&RecordRow> {
+        self.rows.get(index)?.as_ref().map(|(row, _)| row)
+    }
+
     /// Checks the content of an entry against RECORD, for who reads it without [`copy_to`](Self::copy_to).
     pub fn verifier(&self, index: usize) -> Verifier {
         let expected = self.rows[index].as_ref().and_then(|(_, expected)| expected.as_ref());

@@ -18,6 +18,18 @@ pub struct RecordRow {
     pub size: String,
 }
 
+impl RecordRow {
+    /// The row of a file with this content.
+    pub fn of(path: &str, bytes: &[u8]) -> RecordRow {
+        RecordRow { path: path.to_owned(), hash: hash(bytes), size: bytes.len().to_string() }
+    }
+
+    /// Whether these bytes are the file, by SHA-256: `false` as well where the row has another digest or none.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        self.hash == hash(bytes)
+    }
+}
+
 /// Reads a RECORD: UTF-8, three fields a line, fields in double quotes where they need them.
 pub fn parse_record(bytes: &[u8]) -> Result<Vec<RecordRow>, FormatError> {
     let malformed =

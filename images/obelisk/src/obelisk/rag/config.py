@@ -276,6 +276,10 @@ def _secret(variable: str, path: str, name: str, problems: list[str]) -> str | N
     """A secret from a file that holds nothing else, or `name=value` lines."""
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        # Its own words hold a byte of the secret.
+        problems.append(f"{variable} names {path}, which is no text: byte {error.start + 1} is no UTF-8; write it anew")
+        return None
     except (OSError, ValueError) as error:
         problems.append(f"{variable} cannot be read: {error}")
         return None

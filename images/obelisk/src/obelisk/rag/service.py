@@ -3,7 +3,8 @@
 One task owns the index: it compares the vault with what it has indexed, embeds only chunks that the store lacks, removes
 those that are gone, and after a failure compares everything again. So a page that was written, renamed or deleted while
 Milvus or the model was away is right once both are back, and a second run changes nothing. A page that the model refuses
-is left as it was and out of the way of the others; it is tried again when it changes and whenever everything is compared.
+is out of the way of the others; what it no longer says is removed, so no answer quotes it, and what it still says stays.
+It is tried again when it changes and whenever everything is compared.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from obelisk.rag import models, split
 from obelisk.rag.config import Settings
 from obelisk.rag.models import Ask, ModelError, Refused
 from obelisk.rag.store import Hit, Store, StoreError, open_store
-from obelisk.rag.vault import Stamp, Vault
+from obelisk.rag.vault import Stamp, Unreadable, Vault
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ class Rag:
         await asyncio.to_thread(self.store.close)
 
     async def sync(self) -> Changes:
-        """Makes the store equal to the vault. Raises StoreError, ModelError or OSError; then nothing is lost."""
+        """Makes the store equal to the vault. Raises StoreError or ModelError, and OSError if the vault cannot be
+        read; then nothing is lost. A page that cannot be read or is refused is skipped."""
         async with self._lock:
             pages = await asyncio.to_thread(self.vault.scan)
             everything = self._checked is None or time.monotonic() - self._checked > RECHECK
@@ -131,6 +133,8 @@ class Rag:
             if everything:
                 gone = await asyncio.to_thread(self.store.sources) - set(pages)
             for source in sorted(gone):
+                if self.vault.is_unreadable(source):
+                    continue
                 changes.removed += await self._remove(source)
             for source, stamp in pages.items():
                 if known.get(source) == stamp:
@@ -140,12 +144,16 @@ class Rag:
                 try:
                     await self._index(source, changes)
                 except Refused as error:
-                    # A model that refuses a single word refuses everything: that is no fault of the page.
-                    await self.embedder.embed(["page"])
                     self._refused[source] = str(error)
                     changes.skipped += 1
                     self.counters.failed("page")
                     log.warning("page %s is skipped: its embedding was refused: %s", source, error)
+                except Unreadable as error:
+                    # What is known of it stays.
+                    self._refused[source] = str(error)
+                    changes.skipped += 1
+                    self.counters.failed("page")
+                    log.warning("page %s is skipped: %s", source, error)
             self._refused = {source: why for source, why in self._refused.items() if source in pages}
             self.chunks = await asyncio.to_thread(self.store.count)
             self._known, self._checked, self.indexed = pages, time.monotonic(), True
@@ -175,20 +183,34 @@ class Rag:
         made = split.chunks(page, settings.chunk_size, settings.chunk_overlap, settings.embedding_name())
         have = await asyncio.to_thread(self.store.ids, source)
         new = [chunk for chunk in made if chunk.id not in have]
+        old = have - {chunk.id for chunk in made}
         if new:
-            vectors = await self.embedder.embed([chunk.text for chunk in new])
+            try:
+                vectors = await self.embedder.embed([chunk.text for chunk in new])
+            except Refused:
+                await self._takes_anything()
+                changes.removed += await self._delete(old)
+                raise
             await asyncio.to_thread(self.store.upsert, new, vectors)
             changes.embedded += len(new)
         # After the new ones are in: a question in between finds the old text rather than nothing.
-        if old := have - {chunk.id for chunk in made}:
-            await asyncio.to_thread(self.store.delete, old)
-            changes.removed += len(old)
+        changes.removed += await self._delete(old)
         if not new and not old:
             changes.unchanged += 1
 
+    async def _takes_anything(self) -> None:
+        """A model that refuses a single word refuses everything: that is no fault of a page."""
+        try:
+            await self.embedder.embed(["page"])
+        except Refused as error:
+            raise ModelError(str(error)) from error
+
     async def _remove(self, source: str) -> int:
-        ids = await asyncio.to_thread(self.store.ids, source)
-        await asyncio.to_thread(self.store.delete, ids)
+        return await self._delete(await asyncio.to_thread(self.store.ids, source))
+
+    async def _delete(self, ids: set[str]) -> int:
+        if ids:
+            await asyncio.to_thread(self.store.delete, ids)
         return len(ids)
 
     async def keep_in_sync(self) -> None:

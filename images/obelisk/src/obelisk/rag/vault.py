@@ -1,6 +1,7 @@
 """Pages of the vault: which files they are, and what front matter says about them."""
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ class Stamp:
     inode: int
 
 
+class Unreadable(OSError):
+    """A page that is there and cannot be read."""
+
+
 class Vault:
     """A folder of Markdown pages. Hidden files and folders (`.obsidian`, `.trash`) are not part of it."""
 
@@ -42,6 +47,8 @@ class Vault:
         self.root = root
         #: Files and folders whose names are not UTF-8, in escaped form: no answer could name them as a source.
         self.unnamed: set[str] = set()
+        #: Folders that are there and cannot be read: what is known of their pages is not to be forgotten.
+        self.unreadable: set[str] = set()
 
     def scan(self) -> dict[str, Stamp]:
         """All pages with their stamps.
@@ -51,15 +58,22 @@ class Vault:
         """
         found: dict[str, Stamp] = {}
         unnamed: set[str] = set()
+        unreadable: set[str] = set()
         pending = [self.root]
         while pending:
             folder = pending.pop()
             try:
                 entries = list(os.scandir(folder))
-            except OSError:
+            except OSError as error:
                 if folder == self.root:
                     raise
-                continue  # a folder that went away between two looks
+                # It may have gone away between two looks.
+                if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                    name = folder.relative_to(self.root).as_posix()
+                    unreadable.add(name)
+                    if name not in self.unreadable:
+                        log.warning("folder %s cannot be read; its pages stay as they are known: %s", name, error)
+                continue
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
@@ -79,11 +93,15 @@ class Vault:
                     continue
         for name in sorted(unnamed - self.unnamed):
             log.warning("%s is skipped: its name is not UTF-8", name)
-        self.unnamed = unnamed
+        self.unnamed, self.unreadable = unnamed, unreadable
         return dict(sorted(found.items()))
 
+    def is_unreadable(self, source: str) -> bool:
+        """Whether a page lies in a folder that could not be read."""
+        return any(source.startswith(f"{folder}/") for folder in self.unreadable)
+
     def read(self, source: str) -> Page | None:
-        """Reads a page; `None` if it is gone or too large."""
+        """Reads a page; `None` if it is gone or too large. Raises Unreadable."""
         path = self.root / source
         try:
             if path.stat().st_size > MAX_PAGE:
@@ -92,6 +110,8 @@ class Vault:
             text = path.read_bytes().decode("utf-8", errors="replace")
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise Unreadable(f"it cannot be read: {error.strerror or error}") from error
         return parse(source, text)
 
 
@@ -103,8 +123,17 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
+def _can_be_kept(value: Scalar) -> bool:
+    """Whether a store can hold a value: text that can be encoded, whole numbers of 64 bits, numbers that are some."""
+    if isinstance(value, str):
+        return _is_utf8(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return -(2**63) <= value < 2**63
+
+
 def parse(source: str, text: str) -> Page:
-    """Takes front matter off a page. Of its values only text, numbers and truth values are kept."""
+    """Takes front matter off a page. Of its values only text, numbers and truth values that a store can hold are kept."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     body, head = text, None
     if text.startswith("---\n"):
@@ -121,7 +150,8 @@ def parse(source: str, text: str) -> Page:
             log.warning("front matter of %s is not YAML and ignored: %s", source, str(error).splitlines()[0])
             values = None
         if isinstance(values, dict):
-            metadata = {str(key): value for key, value in values.items() if isinstance(value, Scalar)}
+            kept = {str(key): value for key, value in values.items() if isinstance(value, Scalar)}
+            metadata = {key: value for key, value in kept.items() if _is_utf8(key) and _can_be_kept(value)}
     if not isinstance(metadata.get("title"), str):
         metadata["title"] = _title(body) or Path(source).stem
     return Page(source=source, text=body, metadata=metadata)

@@ -11,6 +11,7 @@
 //! The format is that of CPython 3.11 to 3.14 (`Python/marshal.c`, versions 4 and 5); it has no other specification.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// Why a stream is not marshalled code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,26 +20,29 @@ pub struct MarshalError(&'static str);
 
 const FLAG_REF: u8 = 0x80;
 
+/// What people do not write: functions in functions in functions.
+pub const TOO_DEEP: MarshalError = MarshalError("it is nested too deeply");
+
 /// Nesting that is followed: the parser allows 200 brackets and 100 indentations, each of the latter two levels here.
 const DEPTH: usize = 600;
 
 /// A value whose parts are other values of the arena.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Value {
+enum Value<'a> {
     /// A type and bytes that follow it: constants and numbers.
-    Plain(u8, Vec<u8>),
+    Plain(u8, &'a [u8]),
     /// Text, as it is encoded (UTF-8 with surrogates).
-    Text { bytes: Vec<u8>, ascii: bool },
+    Text(&'a [u8]),
     /// A byte string.
-    Bytes(Vec<u8>),
+    Bytes(&'a [u8]),
     /// A tuple.
     Tuple(Vec<usize>),
     /// A frozen set, sorted.
     Set(Vec<usize>),
     /// A slice (3.14).
     Slice([usize; 3]),
-    /// A code object: five numbers, eight values, a number, two values; and its own position, so that no two are equal.
-    Code { numbers: [u8; 20], before: [usize; 8], line: [u8; 4], after: [usize; 2], own: usize },
+    /// A code object: five numbers, eight values, a number, two values. No two count as equal.
+    Code { numbers: &'a [u8], before: [usize; 8], line: &'a [u8], after: [usize; 2] },
 }
 
 #[derive(Default)]
@@ -46,12 +50,12 @@ struct Reader<'a> {
     left: &'a [u8],
     /// Values by their order of `FLAG_REF`; `None` while they are read.
     marked: Vec<Option<usize>>,
-    values: Vec<Value>,
-    known: HashMap<Value, usize>,
+    values: Vec<Value<'a>>,
+    known: HashMap<Value<'a>, usize>,
 }
 
-impl Reader<'_> {
-    fn take(&mut self, count: usize) -> Result<&[u8], MarshalError> {
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], MarshalError> {
         let (taken, left) = self.left.split_at_checked(count).ok_or(MarshalError("it ends early"))?;
         self.left = left;
         Ok(taken)
@@ -72,13 +76,16 @@ impl Reader<'_> {
         if length > i32::MAX as u32 { Err(MarshalError("a negative length")) } else { Ok(length as usize) }
     }
 
-    fn place(&mut self, value: Value) -> usize {
-        if let Some(known) = self.known.get(&value) {
-            return *known;
+    fn place(&mut self, value: Value<'a>) -> usize {
+        let next = self.values.len();
+        if !matches!(value, Value::Code { .. }) {
+            match self.known.entry(value.clone()) {
+                Entry::Occupied(known) => return *known.get(),
+                Entry::Vacant(new) => new.insert(next),
+            };
         }
-        self.values.push(value.clone());
-        self.known.insert(value, self.values.len() - 1);
-        self.values.len() - 1
+        self.values.push(value);
+        next
     }
 
     fn values(&mut self, count: usize, depth: usize) -> Result<Vec<usize>, MarshalError> {
@@ -99,7 +106,7 @@ impl Reader<'_> {
 
     fn value(&mut self, depth: usize) -> Result<usize, MarshalError> {
         if depth == 0 {
-            return Err(MarshalError("it is nested too deeply"));
+            return Err(TOO_DEEP);
         }
         let depth = depth - 1;
         let head = self.byte()?;
@@ -114,26 +121,23 @@ impl Reader<'_> {
             self.marked.len() - 1
         });
         let value = match kind {
-            b'N' | b'T' | b'F' | b'.' | b'S' => Value::Plain(kind, Vec::new()),
-            b'i' => Value::Plain(kind, self.take(4)?.to_vec()),
-            b'g' => Value::Plain(kind, self.take(8)?.to_vec()),
-            b'y' => Value::Plain(kind, self.take(16)?.to_vec()),
+            b'N' | b'T' | b'F' | b'.' | b'S' => Value::Plain(kind, &[]),
+            b'i' => Value::Plain(kind, self.take(4)?),
+            b'g' => Value::Plain(kind, self.take(8)?),
+            b'y' => Value::Plain(kind, self.take(16)?),
             b'l' => {
-                let count = self.number()?;
-                let digits = i32::from_le_bytes(count).unsigned_abs() as usize;
-                let mut bytes = count.to_vec();
-                bytes.extend_from_slice(self.take(digits.checked_mul(2).ok_or(MarshalError("a length"))?)?);
-                Value::Plain(kind, bytes)
+                let whole = self.left;
+                let digits = i32::from_le_bytes(self.number()?).unsigned_abs() as usize;
+                let length = self.take(digits.checked_mul(2).ok_or(MarshalError("a length"))?)?.len();
+                Value::Plain(kind, &whole[..4 + length])
             }
             b'a' | b'A' | b'z' | b'Z' | b't' | b'u' => {
                 let length = if matches!(kind, b'z' | b'Z') { usize::from(self.byte()?) } else { self.length()? };
-                let bytes = self.take(length)?.to_vec();
-                let ascii = bytes.is_ascii();
-                Value::Text { bytes, ascii }
+                Value::Text(self.take(length)?)
             }
             b's' => {
                 let length = self.length()?;
-                Value::Bytes(self.take(length)?.to_vec())
+                Value::Bytes(self.take(length)?)
             }
             b')' => {
                 let count = usize::from(self.byte()?);
@@ -155,11 +159,10 @@ impl Reader<'_> {
             }
             b':' => Value::Slice(self.array(depth)?),
             b'c' => {
-                let mut numbers = [0; 20];
-                numbers.copy_from_slice(self.take(20)?);
+                let numbers = self.take(20)?;
                 let before = self.array(depth)?;
-                let line = self.number()?;
-                Value::Code { numbers, before, line, after: self.array(depth)?, own: self.values.len() }
+                let line = self.take(4)?;
+                Value::Code { numbers, before, line, after: self.array(depth)? }
             }
             _ => return Err(MarshalError("a type that code has no use for")),
         };
@@ -172,16 +175,21 @@ impl Reader<'_> {
 
     /// One value by itself, as bytes.
     fn written(&self, top: usize) -> Result<Vec<u8>, MarshalError> {
-        let mut uses = vec![0u32; self.values.len()];
-        count(&self.values, top, &mut uses);
-        let mut writer = Writer { values: &self.values, uses, numbers: HashMap::new(), out: Vec::new() };
+        let mut writer =
+            Writer { values: &self.values, uses: Vec::new(), numbers: Vec::new(), next: 0, out: Vec::new() };
+        // What has no parts is used once.
+        if !matches!(self.values[top], Value::Plain(..) | Value::Text(_) | Value::Bytes(_)) {
+            writer.uses.resize(self.values.len(), 0);
+            writer.numbers.resize(self.values.len(), None);
+            count(&self.values, top, &mut writer.uses);
+        }
         writer.write(top);
         Ok(writer.out)
     }
 }
 
 /// Counts how often each value is written; what is in a value that is written once counts once.
-fn count(values: &[Value], at: usize, uses: &mut [u32]) {
+fn count(values: &[Value<'_>], at: usize, uses: &mut [u32]) {
     uses[at] += 1;
     if uses[at] > 1 && is_shared(&values[at]) {
         return;
@@ -197,7 +205,7 @@ fn count(values: &[Value], at: usize, uses: &mut [u32]) {
 }
 
 /// Whether a second use is written as a reference: where that is shorter.
-fn is_shared(value: &Value) -> bool {
+fn is_shared(value: &Value<'_>) -> bool {
     match value {
         Value::Plain(_, bytes) => bytes.len() > 4,
         Value::Tuple(parts) => !parts.is_empty(),
@@ -206,9 +214,11 @@ fn is_shared(value: &Value) -> bool {
 }
 
 struct Writer<'a> {
-    values: &'a [Value],
+    values: &'a [Value<'a>],
     uses: Vec<u32>,
-    numbers: HashMap<usize, u32>,
+    /// The numbers of those that are referred to.
+    numbers: Vec<Option<u32>>,
+    next: u32,
     out: Vec<u8>,
 }
 
@@ -216,22 +226,23 @@ impl Writer<'_> {
     fn write(&mut self, at: usize) {
         let value = &self.values[at];
         let mut flag = 0;
-        if self.uses[at] > 1 && is_shared(value) {
-            if let Some(number) = self.numbers.get(&at) {
+        if self.uses.get(at).is_some_and(|uses| *uses > 1) && is_shared(value) {
+            if let Some(number) = self.numbers[at] {
                 self.out.push(b'r');
                 self.out.extend(number.to_le_bytes());
                 return;
             }
-            let next = self.numbers.len() as u32;
-            self.numbers.insert(at, next);
+            self.numbers[at] = Some(self.next);
+            self.next += 1;
             flag = FLAG_REF;
         }
         match value {
             Value::Plain(kind, bytes) => {
                 self.out.push(kind | flag);
-                self.out.extend(bytes);
+                self.out.extend_from_slice(bytes);
             }
-            Value::Text { bytes, ascii } => {
+            Value::Text(bytes) => {
+                let ascii = bytes.is_ascii();
                 let is_name =
                     !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
                 let kind = match (ascii, u8::try_from(bytes.len())) {
@@ -253,15 +264,15 @@ impl Writer<'_> {
                 };
                 self.out.push(kind | flag);
                 match u8::try_from(bytes.len()) {
-                    Ok(length) if *ascii => self.out.push(length),
+                    Ok(length) if ascii => self.out.push(length),
                     _ => self.length(bytes.len()),
                 }
-                self.out.extend(bytes);
+                self.out.extend_from_slice(bytes);
             }
             Value::Bytes(bytes) => {
                 self.out.push(b's' | flag);
                 self.length(bytes.len());
-                self.out.extend(bytes);
+                self.out.extend_from_slice(bytes);
             }
             Value::Tuple(parts) => {
                 match u8::try_from(parts.len()) {
@@ -284,9 +295,9 @@ impl Writer<'_> {
             }
             Value::Code { numbers, before, line, after, .. } => {
                 self.out.push(b'c');
-                self.out.extend(numbers);
+                self.out.extend_from_slice(numbers);
                 before.iter().for_each(|part| self.write(*part));
-                self.out.extend(line);
+                self.out.extend_from_slice(line);
                 after.iter().for_each(|part| self.write(*part));
             }
         }

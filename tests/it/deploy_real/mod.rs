@@ -1,6 +1,8 @@
 //! The test stack: brought up by Docker Compose on a real engine from images that imgbuild built, asked, broken, healed,
 //! saved and put back. Its engine has a network namespace of its own, so nothing is reached but what is there.
 
+mod saved;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic;
@@ -9,7 +11,6 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use deployments::compose::{Project, Settings};
 use serde_json::{Value, json};
 
 use crate::support::docker::{Engine, networked_engine};
@@ -132,7 +133,9 @@ impl Stack {
     /// The services' containers, running or not.
     #[track_caller]
     fn containers(&self) -> BTreeMap<String, Container> {
-        let ids = self.engine.docker(["ps", "--all", "--quiet", "--filter", "label=com.docker.compose.oneoff=False"]);
+        let ours = ["label=com.docker.compose.oneoff=False", "label=com.docker.compose.project=obelisk-test"];
+        let filters = ours.iter().flat_map(|label| ["--filter", label]);
+        let ids = self.engine.docker(["ps", "--all", "--quiet"].into_iter().chain(filters));
         let format = "{{index .Config.Labels \"com.docker.compose.service\"}} {{.Id}} {{.State.StartedAt}} \
                       {{with .State.Health}}{{.Status}}{{end}}";
         let told = self.engine.docker(["inspect", "--format", format].into_iter().chain(ids.lines()));
@@ -165,7 +168,7 @@ impl Stack {
     /// Asks rag a question; gives the status and the body.
     fn ask(&self, body: &Value) -> (u16, String) {
         let script = format!(
-            "curl -sS --max-time 60 -w '\\n%{{http_code}}' -H \"Authorization: Bearer $(cat /app/tokens/rag_api_token)\" \
+            "curl -sS --max-time 60 -w '\\n%{{http_code}}' -H \"Authorization: Bearer $(cat /app/config/rag_api_token)\" \
              -H 'Content-Type: application/json' --data-binary '{body}' http://rag:8000/v1/chat/completions"
         );
         let said = self.client(&script).stdout;
@@ -269,8 +272,8 @@ impl Stack {
 
     /// A script with MinIO's client, logged in.
     fn mc(&self, script: &str) -> Outcome {
-        let login = "mc --config-dir /tmp/mc alias set store http://127.0.0.1:9000 \
-                     \"$(cat /run/secrets/minio_root_user)\" \"$(cat /run/secrets/minio_root_password)\"; ";
+        let login = "printf \"%s\\n%s\\n\" \"$(cat /run/secrets/minio_root_user)\" \"$(cat /run/secrets/minio_root_password)\" | \
+                     mc --config-dir /tmp/mc alias set store http://127.0.0.1:9000; ";
         self.inside("minio", &["sh", "-ec", &format!("{login}{script}")])
     }
 
@@ -300,6 +303,24 @@ fn real_the_test_stack_comes_up() {
     assert_eq!(names, deployments::STAND_INS);
     let init = stack.compose(&["ps", "--all", "--format", "{{.Service}} {{.State}} {{.ExitCode}}", "init"]);
     assert_eq!(init.trim(), "init exited 0");
+    // What init wrote is what rag uses: no variable of its container says it.
+    let settings = stack.inside("rag", &["python3", "-m", "obelisk", "rag", "config", "--show"]).success();
+    let told = stack.inside("rag", &["python3", "-c", "import os; print(*os.environ.items(), sep='\\n')"]).success();
+    for (variable, value) in [
+        ("MILVUS_URI", "http://milvus:19530"),
+        ("EMBEDDING_MODEL", "all-minilm"),
+        ("OLLAMA_MODEL", "tiny"),
+        ("LITELLM_API_URL", "http://litellm:4000"),
+    ] {
+        let says = |line: &str| line == format!("{variable}={value}");
+        assert!(settings.lines().any(says), "{variable}: {settings}");
+        let says = |line: &str| line.starts_with(&format!("('{variable}', ")) && !line.ends_with(", '')");
+        assert!(!told.lines().any(says), "{variable}: {told}");
+    }
+    // Of all tokens rag has its two, and not the key that Open WebUI signs its sessions with.
+    let list = "import os; print(sorted(os.listdir('/app/config')), os.path.exists('/app/tokens'))";
+    let seen = stack.inside("rag", &["python3", "-c", list]).success();
+    assert_eq!(seen, "['litellm_api_token', 'rag.yaml', 'rag_api_token'] False\n");
     stack.well();
     // The fixture was there before the start, and is quoted with its source.
     stack.until("the fixture is quoted", QUESTION, |text, sources| {
@@ -319,7 +340,7 @@ fn real_the_test_stack_comes_up() {
     // What is embedded means something: words that the page does not use find it.
     stack.until("another wording finds it", "Where do boats for Ostrel start?", quoted);
     phase("new tokens, restart of rag");
-    let tokens = "cat /app/tokens/rag_api_token; echo; cat /app/tokens/litellm_api_token";
+    let tokens = "cat /app/config/rag_api_token; echo; cat /app/config/litellm_api_token";
     let old = stack.client(tokens).success();
     let rotated = stack.compose(&["run", "--rm", "-T", "--no-deps", "init", "--rotate"]);
     assert!(rotated.contains("tokens rotated"), "{rotated}");
@@ -343,7 +364,7 @@ fn real_the_test_stack_comes_up() {
     // LiteLLM's real proxy answers through the stand-in, by the token that init registered.
     let asked = stack.client(
         "curl -sS --fail-with-body http://litellm:4000/v1/chat/completions -H 'Content-Type: application/json' \
-         -H \"Authorization: Bearer $(cat /app/tokens/litellm_api_token)\" --data-binary \
+         -H \"Authorization: Bearer $(cat /app/config/litellm_api_token)\" --data-binary \
          '{\"model\": \"tiny\", \"messages\": [{\"role\": \"user\", \"content\": \"Tin is cheap. Gold is dear. What is dear?\"}]}'",
     );
     let asked: Value = serde_json::from_str(&asked.success()).unwrap();
@@ -479,7 +500,6 @@ fn real_start_scripts_hand_over_tokens_and_secrets() {
     let stack = stack();
     phase("start scripts");
     let docker = stack.sandbox.work().join("deployments/docker");
-    let services = Project::open(&stack.entry(), &Settings::new()).unwrap().services();
     let run = |mounts: &[(PathBuf, &str)], more: &[&str], command: &[&str]| {
         let mut docker = stack.engine.command();
         docker.args(["run", "--rm", "--read-only", "--tmpfs", "/tmp", "--network", "obelisk-test_app"]);
@@ -502,14 +522,15 @@ fn real_start_scripts_hand_over_tokens_and_secrets() {
     );
     let script = "/etc/openwebui/start.sh";
     let mounts = [(docker.join("config/openwebui/start.sh"), script), (asks, "/app/backend/start.sh")];
-    let urls = format!("OPENAI_API_BASE_URLS={}", services["open-webui"].environment["OPENAI_API_BASE_URLS"]);
-    let set = ["--env", &urls, "--env", "STATIC_DIR=/tmp/static"];
-    let tokens = ["--volume", "obelisk-test_init-tokens:/app/tokens:ro"];
-    let said = run(&mounts, &[&set[..], &tokens].concat(), &[script]).success();
+    let set = ["--env", "STATIC_DIR=/tmp/static"];
+    let written = ["--volume", "obelisk-test_init-openwebui:/app/config:ro"];
+    let said = run(&mounts, &[&set[..], &written].concat(), &[script]).success();
     let counts: Vec<usize> = said.split_whitespace().map(|word| word.parse().unwrap()).collect();
     assert!(counts[..2] == [2, 2] && counts[2] >= 32, "{said}");
-    run(&mounts, &set, &[script])
-        .failure(1, &["/app/tokens/webui_secret_key is missing or empty: has init completed?"]);
+    run(&mounts, &set, &[script]).failure(
+        1,
+        &["/app/config/openwebui.env is missing, empty or not readable for uid 10001: has init completed?"],
+    );
 
     // LiteLLM and Milvus: secrets are variables of the program, and a missing one is named.
     let says = stack
@@ -573,80 +594,183 @@ fn real_every_service_heals() {
     assert!(after == data, "after the stores were killed:\n{data:#?}\n{after:#?}");
 }
 
+/// How documents come into the vault: of the page for production by the test stack's names, and of Kubernetes' claim.
 #[test]
-fn real_a_backup_is_put_back_byte_for_byte() {
+fn real_documents_come_into_the_vault() {
     let stack = stack();
-    let folder = stack.sandbox.path().join("backup");
-    let script = |verb: &str| -> Outcome {
-        let folder = folder.display();
-        stack.shell(&format!("imgbuild deploy {verb} --env test --script > {verb}.sh; bash {verb}.sh '{folder}'"))
-    };
-    stack.fill();
-    stack.client("printf '# The well\\n\\nThe well of Brisk is forty fathoms deep.\\n' > /app/vault/well.md").success();
-    let well = "How deep is the well of Brisk?";
-    let deep = |text: &str, _: &[String]| text == "The well of Brisk is forty fathoms deep.";
-    stack.until("the page is quoted", well, deep);
-    let before = stack.data();
-    let rows = before["postgres"].lines().count();
-    assert!(rows == 503 && before["etcd"].contains("proof/b") && before["minio"].contains("big"), "{before:#?}");
-    assert!(before["minio"].contains("empty \n"), "a bucket without an object is one, too: {before:#?}");
-    phase("backup");
-    script("backup").success();
-    let mut saved: Vec<String> =
-        fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
-    saved.sort();
-    let expected = [
-        "SHA256SUMS",
-        "complete",
-        "init-tokens.tar",
-        "llm-postgres-data.dump",
-        "rag-vault.tar",
-        "vector-etcd-data.db",
-        "vector-milvus-data.tar",
-        "vector-minio-data",
-    ];
-    assert_eq!(saved, expected);
-    script("backup").failure(1, &["already holds a backup"]);
-    stack.well();
-    assert!(stack.data() == before, "a backup changes nothing");
-
-    phase("everything is lost");
-    // Everything is lost: containers, volumes, networks. A new stack starts, with tokens of its own and other data.
-    stack.compose(&["--profile", "client", "down", "--volumes"]);
-    let left = stack.engine.docker(["volume", "ls", "--quiet"]);
-    assert!(!left.contains("obelisk-test_"), "{left}");
-    stack.page("quick-start-test.md", "up --detach");
-    let etcd = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "put", "proof/new", "x"];
-    stack.inside("etcd", &etcd).success();
-    stack
-        .mc("mkdir -p /tmp/put; echo other > /tmp/put/other; for it in milvus later; do \
-              mc --config-dir /tmp/mc mb --ignore-existing store/$it; \
-              mc --config-dir /tmp/mc mirror --overwrite --remove /tmp/put store/$it; done; rm -rf /tmp/put")
-        .success();
-    stack.client("rm /app/vault/lighthouse.md; printf '# Later\\n' > /app/vault/later.md").success();
-    stack.until("nobody knows the page", well, |text, _| !text.contains("forty"));
-
-    // A damaged backup is refused before anything is touched.
-    let dump = folder.join("llm-postgres-data.dump");
-    let whole = fs::read(&dump).unwrap();
-    fs::write(&dump, &whole[..whole.len() / 2]).unwrap();
-    let refused = script("restore");
-    assert!(refused.status != 0 && refused.stderr.contains("llm-postgres-data.dump"), "{}", refused.stderr);
-    fs::write(&dump, whole).unwrap();
-
-    phase("restore");
-    script("restore").success();
-    phase("what is there after the restore");
-    stack.well();
-    let after = stack.data();
-    assert_eq!(stack.client("ls /app/vault/well.md /app/vault/later.md").stdout, "/app/vault/well.md\n");
-    for (name, data) in &before {
-        assert!(after[name] == *data, "{name} is not what it was:\n{data}\n{}", after[name]);
+    phase("documents");
+    let (fact, question) = ("The bell of Torvan weighs nine hundred stone.", "How much does the bell of Torvan weigh?");
+    stack.sandbox.write("my-vault/bells/torvan.md", format!("# Bells\n\n{fact}\n"));
+    stack.sandbox.write("my-vault/an-old-page.md", "# Old\n");
+    let mut blocks = pages::blocks();
+    blocks.retain(|it| it.kind == "run: stack, by its names" && it.at.starts_with("quick-start-prod.md"));
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let text = block
+            .text
+            .replace("obelisk_", "obelisk-test_")
+            .replace(":0.1.0", ":test")
+            .replace("prod.yaml", "test.yaml");
+        stack.shell(&text).success();
     }
-    stack.until("the page is quoted again", well, deep);
-    stack.until("the fixture is quoted again", QUESTION, |text, _| text == FACT);
-    let again = stack.compose(&["run", "--rm", "-T", "--no-deps", "init"]);
-    assert_eq!(again.lines().last(), Some("unchanged"), "tokens, keys and models are those of the backup: {again}");
+    // They came as root's: the next start gives them to the services, and the one after that finds nothing to do.
+    let owner = |path: &str| stack.client(&format!("stat -c %u:%g {path}")).success();
+    let (page, storage) = ("/app/vault/bells/torvan.md", ["run", "--rm", "-T", "--no-deps", "rag-storage"]);
+    assert_eq!(owner(page), "0:0\n");
+    let given = stack.compose(&storage);
+    assert!(given.contains("given to 10001:10001: /volumes/rag-vault/") && given.contains("unchanged: "), "{given}");
+    assert_eq!(owner(page), "10001:10001\n");
+    let again = stack.compose(&storage);
+    assert!(again.lines().count() == 5 && again.lines().all(|it| it.starts_with("unchanged: ")), "{again}");
+    stack.until("the document is quoted", question, |text, sources| {
+        text == fact && sources.iter().any(|it| it == "bells/torvan.md")
+    });
+    assert!(!stack.client("ls /app/vault/*.md").stdout.contains("an-old-page"));
+    stack.well();
+    let page = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/bells/torvan/').read().decode())";
+    assert!(stack.inside("core", &["/usr/bin/python3", "-c", page]).success().contains(fact));
+    let remove = ["run", "--rm", "--network", "none", "--user", "0:0", "--volume", "obelisk-test_rag-vault:/app/vault"];
+    stack.engine.docker([&remove[..], &["--entrypoint", "rm", "obelisk/init:test", "-r", "/app/vault/bells"]].concat());
+    stack.until("it is forgotten", question, |text, _| text != fact);
+
+    // Kubernetes' claim: filled by core's pod, then by whoever puts documents into it.
+    let claim = stack.sandbox.path().join("claim");
+    fs::create_dir_all(claim.join("lost+found")).unwrap();
+    tool("chmod", ["0777".as_ref(), claim.as_os_str()]);
+    let scripts = stack.sandbox.work().join("deployments/docker/config/vault");
+    let script = |image: &str, words: &[&str], archive: &[u8]| -> Outcome {
+        let archive = stack.sandbox.write("archive.tar", archive);
+        let mut run = stack.engine.command();
+        run.args([
+            "run",
+            "--rm",
+            "--interactive",
+            "--read-only",
+            "--tmpfs",
+            "/tmp",
+            "--cap-drop",
+            "ALL",
+            "--network",
+            "none",
+        ]);
+        run.args(["--user", "10001:10001", "--entrypoint", "python3"]);
+        run.arg("--volume").arg(format!("{}:/vault", claim.display()));
+        run.arg("--volume").arg(format!("{}:/etc/vault:ro", scripts.display()));
+        run.arg(format!("obelisk/{image}:test")).arg("/etc/vault/vault.py").args(words);
+        Outcome::of(run.stdin(fs::File::open(archive).unwrap()).output().unwrap())
+    };
+    let files = |folder: &Path| {
+        let list = "cd \"$0\" && find . -name lost+found -prune -o -type f -exec sha256sum {} + | sort -k2";
+        tool("sh", ["-c".as_ref(), list.as_ref(), folder.as_os_str()])
+    };
+    let fill = ["fill", "/app/vault", "/vault"];
+    assert!(script("core", &fill, b"").success().is_empty());
+    let filled = files(&claim);
+    assert_eq!(filled, files(&repository().join("images/obelisk/vault")));
+    assert!(script("core", &fill, b"").stderr.contains("the vault has documents: unchanged"));
+    // A pod that was ended in between: all pages are there and some have their places.
+    fs::create_dir(claim.join(".filling")).unwrap();
+    fs::rename(claim.join("guide"), claim.join(".filling/guide")).unwrap();
+    tool("chown", ["-R".as_ref(), "10001:10001".as_ref(), claim.as_os_str()]);
+    assert!(script("core", &fill, b"").stderr.contains("filled from /app/vault"));
+    assert_eq!(files(&claim), filled);
+    let mut tar = std::process::Command::new("tar");
+    let archive =
+        tar.args(["-cf", "-", "-C"]).arg(stack.sandbox.work().join("my-vault")).arg(".").output().unwrap().stdout;
+    let said = script("rag", &["put", "/vault"], &archive);
+    assert!(said.stderr.contains("2 files put"), "{said:?}");
+    assert_eq!(files(&claim).lines().count(), filled.lines().count() + 2);
+    script("rag", &["replace", "/vault"], b"").failure(1, &["the standard input is no tar archive"]);
+    script("rag", &["replace", "/vault"], &archive).success();
+    assert_eq!(files(&claim), files(&stack.sandbox.work().join("my-vault")));
+    assert!(claim.join("lost+found").is_dir());
+}
+
+/// Development's own half: pages, source and the site's configuration are edited and seen, by the very services of dev.yaml.
+/// Those around them are not needed for it.
+#[test]
+fn real_development_reloads_what_is_edited() {
+    let stack = stack();
+    phase("development");
+    let checkout = stack.sandbox.work();
+    stack.shell("deployments/docker/secrets/make dev").success();
+    // A Compose before 2.32 watches services that it builds itself; nothing is built.
+    let over = "services:\n  core: {build: {context: .}}\n  rag:\n    build: {context: .}\n    environment: {COMPLETION_PROVIDER: \
+                ollama, API_TOKEN_FILE: '', LITELLM_API_KEY_FILE: '', OBELISK_CONFIG: ''}\n";
+    let files = ["deployments/docker/compose/dev.yaml".into(), stack.sandbox.write("over.yaml", over)];
+    let compose = |words: &[&str]| {
+        let mut compose = stack.engine.command();
+        compose.current_dir(&checkout).arg("compose");
+        for file in &files {
+            compose.arg("--file").arg(file);
+        }
+        // The ports of the page are free in the engine's own network.
+        // Compose keeps a lock of a watched project there, which outlives one that is killed.
+        compose.env("XDG_RUNTIME_DIR", stack.sandbox.path());
+        compose.args(words).env("OBELISK_TAG", "test").env("CORE_CPU_LIMIT", "1.0");
+        compose
+    };
+    outcome(&mut compose(&["up", "--detach", "--no-deps", "--no-build", "core", "rag"])).success();
+    let log = fs::File::create(stack.sandbox.path().join("watch.log")).unwrap();
+    let mut watch =
+        compose(&["watch", "--no-up", "core", "rag"]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    let whole = |path: &str| (checkout.join(path), fs::read(checkout.join(path)).unwrap());
+    let edited =
+        ["images/obelisk/vault/index.md", "images/obelisk/src/obelisk/rag/api.py", "images/obelisk/mkdocs.yml"]
+            .map(whole);
+    let tried = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+        let said = |service: &str, path: &str| {
+            let id = stack.engine.docker([
+                "ps",
+                "--quiet",
+                "--filter",
+                "label=com.docker.compose.project=obelisk-dev",
+                "--filter",
+                &format!("label=com.docker.compose.service={service}"),
+            ]);
+            let ask = format!(
+                "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000{path}', timeout=5).read().decode())"
+            );
+            stack.engine.try_docker(["exec", id.trim(), "/usr/bin/python3", "-IS", "-c", &ask]).stdout
+        };
+        let until = |service: &str, path: &str, wanted: &str| {
+            let limit = Instant::now() + Duration::from_secs(120);
+            while !said(service, path).contains(wanted) {
+                let told = || fs::read_to_string(stack.sandbox.path().join("watch.log")).unwrap();
+                let logs = || outcome(&mut compose(&["logs", "--no-color", "--tail", "30", service])).stdout;
+                assert!(Instant::now() < limit, "{service} does not say `{wanted}`:\n{}\n{}", told(), logs());
+                thread::sleep(Duration::from_millis(200));
+            }
+        };
+        let edit = |path: &str, from: &str, to: &str| {
+            // As many editors do: another file takes the place.
+            let path = checkout.join(path);
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains(from), "{}: `{from}`", path.display());
+            let new = path.with_extension("new~");
+            fs::write(&new, text.replacen(from, to, 1)).unwrap();
+            fs::rename(new, path).unwrap();
+        };
+        until("core", "/", "<title>Obelisk");
+        until("rag", "/healthz", "\"ok\"");
+        edit("images/obelisk/vault/index.md", "\n", "\nThe quagga was half a zebra.\n\n");
+        until("core", "/", "The quagga was half a zebra.");
+        edit("images/obelisk/src/obelisk/rag/api.py", "\"status\": \"ok\"", "\"status\": \"edited\"");
+        until("rag", "/healthz", "\"edited\"");
+        edit("images/obelisk/mkdocs.yml", "site_name: Obelisk", "site_name: Quagga");
+        until("core", "/", "Quagga</title>");
+    }));
+    // Others build from this checkout.
+    for (path, text) in edited {
+        fs::write(path, text).unwrap();
+    }
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    outcome(&mut compose(&["down", "--volumes", "--timeout", "2"])).success();
+    if let Err(failed) = tried {
+        panic::resume_unwind(failed);
+    }
+    stack.well();
 }
 
 /// Where a program is.

@@ -1,0 +1,173 @@
+//! Commands that need not wait for everything: a stage whose archives are converted is walked, and its command runs, while
+//! the archives of other images are still being converted.
+//!
+//! ```text
+//! conversions   [ those below commands ][ all others, on what cores are left ]
+//! commands                              [ folder ][ command            ]
+//! walk, layers                                      [ images without commands ][ the others ]
+//! ```
+//!
+//! Only the order changes. What a command made is found by the walk of the images that take from it.
+
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use layers::lower::Resolved;
+use layers::op::Op;
+use layers::{Digest, Key, StageId};
+
+use super::EngineError;
+use super::convert::Drops;
+use super::fragments::unpack_key;
+use super::local::{Local, Subject};
+use super::run::platform_of;
+use super::view::View;
+use crate::parallel::in_parallel;
+
+/// A stage with commands that something is taken from.
+pub struct Early<'a> {
+    subject: Subject<'a>,
+    stage: StageId,
+    /// The fragments of its archives.
+    pub(super) archives: BTreeSet<Key>,
+}
+
+/// How far a build has come, for those that wait for a part of it.
+#[derive(Default)]
+pub(super) struct Course {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is still to be converted, once that is known.
+    pending: Option<BTreeSet<Key>>,
+    /// Stages whose commands have not ended.
+    running: usize,
+    /// Whether nothing is gained by commands that run early.
+    together: bool,
+    /// The first error, which ends everything.
+    failed: Option<EngineError>,
+}
+
+impl Course {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    pub(super) fn pending(&self, keys: BTreeSet<Key>, early: &[Early<'_>]) {
+        let together = keys.iter().all(|key| early.iter().any(|it| it.archives.contains(key)));
+        self.change(|state| {
+            (state.pending, state.together) = (Some(keys), together);
+            if together {
+                state.running = 0;
+            }
+        });
+    }
+
+    pub(super) fn converted(&self, key: &Key) {
+        self.change(|state| {
+            if let Some(pending) = &mut state.pending {
+                pending.remove(key);
+            }
+        });
+    }
+
+    /// Whether a stage is waited for whose commands run early.
+    pub(super) fn runs_commands(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).running > 0
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).failed.is_some()
+    }
+
+    /// Waits until all of these are converted; whether it is worth going on then.
+    fn wait_for(&self, keys: &BTreeSet<Key>) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |state: &mut State| {
+            let is_pending = state.pending.as_ref().is_none_or(|pending| !pending.is_disjoint(keys));
+            is_pending && !state.together && state.failed.is_none()
+        };
+        let state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        !state.together && state.failed.is_none()
+    }
+}
+
+impl Local<'_> {
+    /// The stages with commands that these images take from, each once. One that cannot be told of yet is left to the walk.
+    pub fn early<'p>(&self, images: &[(Subject<'p>, &Resolved)]) -> Vec<Early<'p>> {
+        let mut found: Vec<Early<'p>> = Vec::new();
+        for (subject, resolved) in images {
+            for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+                let Op::Take(take) = op else { continue };
+                let subject = Subject { platform: platform_of(take, subject.platform), ..*subject };
+                let is_known = |it: &Early<'_>| (it.stage, it.subject.platform) == (take.stage, subject.platform);
+                if !found.iter().any(is_known)
+                    && let Some(archives) = self.below_command(subject, take.stage)
+                {
+                    found.push(Early { subject, stage: take.stage, archives });
+                }
+            }
+        }
+        found
+    }
+
+    /// The archives of a stage in which commands run. None where there is no command, or where wheels are built from source first.
+    fn below_command(&self, subject: Subject<'_>, stage: StageId) -> Option<BTreeSet<Key>> {
+        let lowered = self.lowered(subject, stage).ok()?;
+        let ops = || lowered.layers.iter().flat_map(|layer| &layer.ops);
+        if !ops().any(|op| matches!(op, Op::Run(_))) || ops().any(|op| matches!(op, Op::Build(_))) {
+            return None;
+        }
+        let settled = self.settle(subject, &lowered).ok()?;
+        let ops = settled.layers.iter().flat_map(|layer| &layer.ops);
+        Some(
+            ops.filter_map(|op| match op {
+                Op::Unpack { archive, conversion } => Some(unpack_key(archive, conversion, &Drops::new()).0),
+                _ => None,
+            })
+            .collect(),
+        )
+    }
+
+    /// Runs the commands of these stages, each as soon as its archives are converted by [`Local::fragments`], which runs
+    /// beside it.
+    pub fn run_early(&self, early: &[Early<'_>]) -> Result<(), EngineError> {
+        in_parallel(self.jobs, early, |it| {
+            if !self.course.wait_for(&it.archives) {
+                return Ok(());
+            }
+            let open = |digest: &Digest| self.open(digest);
+            self.other_stage(it.subject, it.stage, &mut View::new(&open))?;
+            self.course.change(|state| state.running -= 1);
+            Ok(())
+        })
+    }
+
+    /// Begins an attempt, and forgets what one that failed has left.
+    pub fn begin(&self, early: &[Early<'_>]) {
+        self.course.change(|state| *state = State { running: early.len(), ..State::default() });
+    }
+
+    /// Ends everything that runs beside what failed. The first error is the one that is told.
+    pub fn abandon(&self, error: EngineError) {
+        self.course.change(|state| {
+            state.failed.get_or_insert(error);
+        });
+    }
+
+    /// Whether something failed since [`Local::begin`].
+    pub fn has_failed(&self) -> bool {
+        self.course.has_failed()
+    }
+
+    /// The first error, if there was one.
+    pub fn failure(&self) -> Option<EngineError> {
+        let mut failed = None;
+        self.course.change(|state| failed = state.failed.take());
+        failed
+    }
+}

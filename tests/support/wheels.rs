@@ -1,0 +1,76 @@
+//! Wheels, an index of them, and a `poetry.lock` that names them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use layers::Digest;
+
+use super::run::outcome;
+use super::server::Files;
+
+/// Writes a wheel of these files, `path=content`, as its RECORD lists them.
+const WHEEL: &str = r#"
+import base64, hashlib, sys, zipfile
+folder, name, version, *files = sys.argv[1:]
+info = f"{name}-{version}.dist-info"
+held = [file.split("=", 1) for file in files]
+held.append((f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"))
+held.append((f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"))
+record = ""
+with zipfile.ZipFile(f"{folder}/{name}-{version}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+    for path, content in held:
+        wheel.writestr(path, content)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(content)}\n"
+    wheel.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
+"#;
+
+/// An index on loopback.
+#[derive(Debug)]
+pub struct Index {
+    folder: PathBuf,
+    pub files: Files,
+}
+
+impl Index {
+    /// An empty one in a new folder.
+    pub fn new(folder: &Path) -> Index {
+        fs::create_dir_all(folder).unwrap();
+        Index { folder: folder.into(), files: Files::serve(folder) }
+    }
+
+    /// Puts a wheel of these files, `path=content`, onto the index in place of others of its name; gives its entry in
+    /// poetry.lock.
+    pub fn wheel<S: AsRef<str>>(&self, name: &str, version: &str, files: &[S]) -> String {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let mut write = Command::new("python3");
+        write.args(["-c", WHEEL]).arg(&folder).args([name, version]).args(files.iter().map(AsRef::as_ref));
+        outcome(&mut write).success();
+        let file = format!("{name}-{version}-py3-none-any.whl");
+        let hash = Digest::of(&fs::read(folder.join(&file)).unwrap()).hex();
+        fs::write(folder.join("index.html"), format!("<a href=\"{file}#sha256={hash}\">{file}</a>")).unwrap();
+        entry(name, version, &file, &hash)
+    }
+
+    /// Points a command at the index.
+    pub fn configure(&self, command: &mut Command) {
+        command.env("UV_INDEX_URL", self.files.url()).env("UV_DEFAULT_INDEX", self.files.url());
+        command.env("NO_PROXY", "127.0.0.1");
+    }
+}
+
+/// The entry of a file in poetry.lock.
+pub fn entry(name: &str, version: &str, file: &str, hash: &str) -> String {
+    format!(
+        "[[package]]\nname = \"{name}\"\nversion = \"{version}\"\ndescription = \"\"\noptional = false\n\
+         python-versions = \">=3.8\"\ngroups = [\"main\"]\nfiles = [{{file = \"{file}\", hash = \"sha256:{hash}\"}}]\n\n"
+    )
+}
+
+/// A poetry.lock of these entries.
+pub fn poetry_lock(entries: &[String]) -> String {
+    let end = "[metadata]\nlock-version = \"2.1\"\npython-versions = \">=3.8\"\ncontent-hash = \"0\"\n";
+    entries.concat() + end
+}
