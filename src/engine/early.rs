@@ -47,6 +47,8 @@ struct State {
     running: usize,
     /// Whether nothing is gained by commands that run early.
     together: bool,
+    /// Commands that failed. Whoever waits to run the same one does not try it again.
+    given_up: BTreeSet<Key>,
     /// The first error, which ends everything.
     failed: Option<EngineError>,
 }
@@ -82,6 +84,17 @@ impl Course {
 
     pub(super) fn has_failed(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).failed.is_some()
+    }
+
+    /// Says that this command failed, before anyone is told why.
+    pub(super) fn give_up(&self, command: Key) {
+        self.change(|state| _ = state.given_up.insert(command));
+    }
+
+    /// Whether this command failed, or something else that ends everything.
+    pub(super) fn has_given_up(&self, command: &Key) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.failed.is_some() || state.given_up.contains(command)
     }
 
     /// Waits until all of these are converted; whether it is worth going on then.
@@ -152,10 +165,13 @@ impl Local<'_> {
         self.course.change(|state| *state = State { running: early.len(), ..State::default() });
     }
 
-    /// Ends everything that runs beside what failed. The first error is the one that is told.
+    /// Ends everything that runs beside what failed. The first error is the one that is told, before those of commands that
+    /// were ended because of it.
     pub fn abandon(&self, error: EngineError) {
         self.course.change(|state| {
-            state.failed.get_or_insert(error);
+            if state.failed.as_ref().is_none_or(EngineError::is_a_stop) {
+                state.failed = Some(error);
+            }
         });
     }
 
@@ -164,10 +180,10 @@ impl Local<'_> {
         self.course.has_failed()
     }
 
-    /// The first error, if there was one.
+    /// The first error, if there was one, which is forgotten.
     pub fn failure(&self) -> Option<EngineError> {
         let mut failed = None;
-        self.course.change(|state| failed = state.failed.take());
+        self.course.change(|state| failed = std::mem::take(state).failed);
         failed
     }
 }

@@ -252,6 +252,15 @@ impl EngineError {
             _ => false,
         }
     }
+
+    /// Whether a command was ended, or not begun, because of something else.
+    pub(crate) fn is_a_stop(&self) -> bool {
+        match self {
+            EngineError::At { source, .. } => source.is_a_stop(),
+            EngineError::Sandbox(SandboxError::Stopped) => true,
+            _ => false,
+        }
+    }
 }
 
 /// What a person calls that which failed: commands are no layers.

@@ -215,7 +215,8 @@ impl Local<'_> {
                     Some(found) => found,
                     None => {
                         let job = Job { subject, label: &layer.label, step, inputs: &inputs, key, root_key, view };
-                        let (fragment, level) = self.execute(&job, &text)?;
+                        let done = self.execute(&job, &text).inspect_err(|_| self.course.give_up(key));
+                        let (fragment, level) = done?;
                         let ran = Ran {
                             label: layer.label.clone(),
                             platform: subject.platform,
@@ -306,7 +307,7 @@ impl Local<'_> {
         if is_foreign(platform) {
             self.runs.commands.emulates(self.store, level, platform)?;
         }
-        if self.course.has_failed() {
+        if self.course.has_given_up(&job.key) {
             return Err(SandboxError::Stopped.into());
         }
         let root = self.root(job)?;

@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -318,6 +319,7 @@ fn make_layers(
     engine: &Local<'_>,
     checked: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<(), Trouble> {
+    engine.begin(&[]);
     let mut walked: HashMap<usize, Walked> = HashMap::new();
     on_foundations(bench, lock, wanted, missing, engine, &mut walked, checked)?;
     if !bench.elsewhere.is_empty() && walked.len() < missing.len() {
@@ -357,7 +359,7 @@ fn make_layers(
     in_turn.extend(last);
     let walked = Mutex::new(walked);
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
-    let walk = |Missing { at, cut, .. }: &&Missing| {
+    let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
         let done = engine.walk(subject(at), &it.resolved, cut.as_ref())?;
         within_budget(it, &done)?;
@@ -368,13 +370,19 @@ fn make_layers(
         walked.lock().expect("no thread panics while it holds this").insert(at, done);
         Ok(())
     };
+    let walk = |it: &&Missing| -> Result<(), Infallible> {
+        if !engine.has_failed() {
+            walk_one(it).unwrap_or_else(|error| engine.abandon(error));
+        }
+        Ok(())
+    };
     engine.begin(&early);
     std::thread::scope(|scope| {
         let ahead = scope.spawn(|| engine.run_early(&early).unwrap_or_else(|error| engine.abandon(error)));
-        let fragments = engine.fragments(&stages, &early);
-        let done =
-            fragments.and_then(|()| if engine.has_failed() { Ok(()) } else { in_parallel(bench.jobs, &in_turn, walk) });
-        done.unwrap_or_else(|error| engine.abandon(error));
+        match engine.fragments(&stages, &early) {
+            Ok(()) => in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {}),
+            Err(error) => engine.abandon(error),
+        }
         ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     if let Some(error) = engine.failure() {

@@ -145,7 +145,8 @@ fn a_command_does_not_wait_for_the_archives_of_other_images() {
 
 #[test]
 fn a_command_that_fails_beside_other_work_runs_once_and_is_what_is_told() {
-    let (_, said, built) = beside_a_download("echo tried; exit 3", "step-output");
+    // It ends after an image that takes from it has come to wait for it.
+    let (_, said, built) = beside_a_download("echo tried; sleep 1; exit 3", "step-output");
     assert!(!built);
     assert!(said.iter().any(|line| line.contains("status 3")), "{said:#?}");
     assert_eq!(said.iter().filter(|line| line.contains("step-started")).count(), 1, "{said:#?}");
