@@ -19,7 +19,7 @@ use layers::{Digest, ImagePath};
 use super::EngineError;
 use super::bytecode::{Compiler, Module, open_wheel};
 use super::index::{Fragment, PackageFacts};
-use super::made::{Content, Deflated, Made, ReadStream};
+use super::made::{Content, Deflated, Made, Packed, ReadStream};
 use super::spool::{Room, Spool, Whole};
 use crate::debian::{effects, scripts};
 use crate::python::bytecode::{self, imports};
@@ -53,7 +53,7 @@ pub fn convert(
     match conversion {
         Conversion::Deb { exclude } => deb(file, exclude, drops, room).map_err(failed),
         Conversion::Wheel { venv, python, .. } => {
-            let mut made = wheel(file, &archive.name, venv, python, compiler, room)?;
+            let mut made = wheel(file, path, &archive.name, venv, python, compiler, room)?;
             made.entries.retain(|(entry, _)| !drops.contains(&entry.path));
             Ok(made)
         }
@@ -67,7 +67,7 @@ pub fn convert(
         }
         Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner } => {
             let place = Place { to, strip: *strip_components, owner: Some(*owner) };
-            unpack_zip(file, &archive.name, &place, room).map_err(failed)
+            unpack_zip(file, path, &archive.name, &place, room).map_err(failed)
         }
         Conversion::File { to, mode, owner } => {
             let size = file.metadata()?.len();
@@ -236,6 +236,7 @@ fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Re
 
 fn wheel(
     file: File,
+    at: &Path,
     name: &str,
     venv: &ImagePath,
     python: &str,
@@ -264,18 +265,21 @@ fn wheel(
         installed = wheel.install_with(&scheme, made).map_err(failed)?;
     }
     let wheel = Rc::new(RefCell::new(wheel));
-    let mut made = Made::default();
+    let (again_at, again_name) = (at.to_owned(), name.to_owned());
+    let (venv, python) = (venv.clone(), python.to_owned());
+    let again = move || -> Result<Box<dyn Deflated>, EngineError> {
+        let opened = open_wheel(File::open(&again_at)?, &again_name, venv.as_str(), &python);
+        let (wheel, _) = opened.map_err(|source| EngineError::Format { archive: again_name.clone(), source })?;
+        Ok(Box::new(PackedFiles::new(&again_name, Rc::new(RefCell::new(wheel)))))
+    };
+    let mut made = Made { packed: Some(Packed::new(PackedFiles::new(name, wheel.clone()), again)), ..Made::default() };
     for file in installed.files {
         let (size, content) = match file.content {
             wheel::Content::Bytes(bytes) => (bytes.len() as u64, Content::Bytes(bytes)),
             wheel::Content::Entry(index) => {
-                let (size, stream) = {
-                    let mut wheel = wheel.borrow_mut();
-                    let entry = &wheel.archive().entries()[index];
-                    (entry.size, transplantable(entry))
-                };
-                let packed = PackedFile { archive: name.to_owned(), zip: wheel.clone(), index, room: room.clone() };
-                (size, packed.content(stream))
+                let mut opened = wheel.borrow_mut();
+                let entry = &opened.archive().entries()[index];
+                (entry.size, content(name, &wheel, index, entry, room))
             }
         };
         made.push(Entry::new(file.path, Kind::File { size }, file.mode, file.mtime), content);
@@ -283,11 +287,19 @@ fn wheel(
     Ok(made)
 }
 
-fn unpack_zip(file: File, name: &str, place: &Place<'_>, room: &Room) -> Result<Made<'static>, FormatError> {
-    let archive = zip::Archive::open(Window::new(file, 256 << 10), &Limits::default())?;
+fn unpack_zip(file: File, at: &Path, name: &str, place: &Place<'_>, room: &Room) -> Result<Made<'static>, FormatError> {
+    let open = |file| zip::Archive::open(Window::new(file, 256 << 10), &Limits::default());
+    let archive = open(file)?;
     let entries = archive.entries().to_vec();
     let archive = Rc::new(RefCell::new(archive));
-    let mut made = Made::default();
+    let (again_at, again_name) = (at.to_owned(), name.to_owned());
+    let again = move || -> Result<Box<dyn Deflated>, EngineError> {
+        let opened = open(File::open(&again_at)?);
+        let archive = opened.map_err(|source| EngineError::Format { archive: again_name.clone(), source })?;
+        Ok(Box::new(PackedFiles::new(&again_name, Rc::new(RefCell::new(archive)))))
+    };
+    let packed = Packed::new(PackedFiles::new(name, archive.clone()), again);
+    let mut made = Made { packed: Some(packed), ..Made::default() };
     for (index, found) in entries.into_iter().enumerate() {
         let Some(path) = moved(&found.path, place)? else { continue };
         let is_dir = found.name.ends_with('/');
@@ -301,18 +313,9 @@ fn unpack_zip(file: File, name: &str, place: &Place<'_>, room: &Room) -> Result<
             made.push(entry, Content::None);
             continue;
         }
-        let packed = PackedFile { archive: name.to_owned(), zip: archive.clone(), index, room: room.clone() };
-        made.push(entry, packed.content(transplantable(&found)));
+        made.push(entry, content(name, &archive, index, &found, room));
     }
     Ok(made)
-}
-
-/// A file of a zip archive whose deflate stream is worth keeping.
-fn transplantable(entry: &zip::ZipEntry) -> Option<DeflateStream> {
-    match entry.method {
-        zip::Method::Deflated => DeflateStream::worthwhile(entry.size, entry.compressed_size, entry.crc32),
-        zip::Method::Stored => None,
-    }
 }
 
 /// A zip archive, or a wheel that checks its files against its RECORD as well.
@@ -341,38 +344,50 @@ impl Zip for Wheel<Window<File>> {
     }
 }
 
-/// One file of an open zip archive.
-struct PackedFile<Z> {
+/// The files of an open zip archive.
+struct PackedFiles<Z> {
     archive: String,
     zip: Rc<RefCell<Z>>,
-    index: usize,
-    room: Room,
 }
 
-impl<Z: Zip + 'static> PackedFile<Z> {
-    fn content(mut self, stream: Option<DeflateStream>) -> Content<'static> {
-        match stream {
-            Some(stream) => Content::Deflated(stream, Box::new(self)),
-            None => Content::Open(Box::new(move || {
-                let mut spool = Spool::new(&self.room);
-                self.inflate(&mut spool)?;
-                Ok(Box::new(Whole::new(spool)))
-            })),
-        }
+impl<Z> PackedFiles<Z> {
+    fn new(archive: &str, zip: Rc<RefCell<Z>>) -> PackedFiles<Z> {
+        PackedFiles { archive: archive.to_owned(), zip }
     }
 }
 
-impl<Z: Zip> Deflated for PackedFile<Z> {
-    fn inflate(&mut self, out: &mut dyn Write) -> Result<(), EngineError> {
+impl<Z: Zip> Deflated for PackedFiles<Z> {
+    fn inflate(&mut self, index: usize, out: &mut dyn Write) -> Result<(), EngineError> {
         let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
-        self.zip.borrow_mut().copy_to(self.index, out).map(drop).map_err(failed)
+        self.zip.borrow_mut().copy_to(index, out).map(drop).map_err(failed)
     }
 
-    fn stream(&mut self, read: &mut ReadStream<'_>) -> Result<(), EngineError> {
+    fn stream(&mut self, index: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError> {
         let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
         let mut zip = self.zip.borrow_mut();
-        read(&mut zip.archive().raw(self.index).map_err(failed)?)
+        read(&mut zip.archive().raw(index).map_err(failed)?)
     }
+}
+
+/// The content of one file of an open zip archive: its deflate stream, where that is worth keeping.
+fn content<Z: Zip + 'static>(
+    name: &str,
+    zip: &Rc<RefCell<Z>>,
+    index: usize,
+    entry: &zip::ZipEntry,
+    room: &Room,
+) -> Content<'static> {
+    if entry.method == zip::Method::Deflated
+        && let Some(stream) = DeflateStream::worthwhile(entry.size, entry.compressed_size, entry.crc32)
+    {
+        return Content::Deflated(stream, index);
+    }
+    let (mut files, room) = (PackedFiles::new(name, zip.clone()), room.clone());
+    Content::Open(Box::new(move || {
+        let mut spool = Spool::new(&room);
+        files.inflate(index, &mut spool)?;
+        Ok(Box::new(Whole::new(spool)))
+    }))
 }
 
 fn moved(path: &ImagePath, place: &Place<'_>) -> Result<Option<ImagePath>, FormatError> {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::Store;
-use layers::encode::{Compression, Entry, LayerWriter};
+use layers::encode::{Compression, EncodeError, Entry, LayerWriter, Source};
 use layers::lock::Lock;
 use layers::lower::{PinnedBase, Resolved};
 use layers::oci::Descriptor;
@@ -429,13 +429,19 @@ impl Local<'_> {
 
     fn assemble_one(&self, job: &LayerJob) -> Result<LayerRecord, EngineError> {
         self.observer.on(Event::LayerStarted { label: &job.label });
-        let mut writer = LayerWriter::new(self.store.writer_unhashed()?, self.compression, &job.skeleton)?;
-        for fragment in &job.fragments {
-            let Some(bytes) = self.open_here(&fragment.blob)? else {
-                return Err(layers::encode::EncodeError::Damaged("it is gone").into());
-            };
-            writer.fragment(&fragment.layout, &fragment.blob, &mut io::BufReader::with_capacity(256 << 10, bytes))?;
-        }
+        let cores = self.cores.clone();
+        let lend = move || cores.spare().map(|core| Box::new(core) as Box<dyn Send>);
+        let mut writer =
+            LayerWriter::new(self.store.writer_unhashed()?, self.compression, &job.skeleton)?.with_help(Box::new(lend));
+        let sources = job.fragments.iter().map(|fragment| match self.open_here(&fragment.blob)? {
+            Some(bytes) => Ok(Source {
+                layout: &fragment.layout,
+                digest: fragment.blob,
+                bytes: Box::new(io::BufReader::with_capacity(256 << 10, bytes)),
+            }),
+            None => Err(EngineError::from(EncodeError::Damaged("it is gone"))),
+        });
+        writer.fragments(job.fragments.iter().map(|fragment| fragment.layout.tar_size).sum(), sources)?;
         let (blob, digests) = writer.finish()?;
         blob.finish_as(&digests.digest)?;
         let record = LayerRecord { digest: digests.digest, diff_id: digests.diff_id, size: digests.size };

@@ -1,7 +1,10 @@
 //! Entries with content become a fragment in the store.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use cache::Store;
 use layers::ImagePath;
@@ -26,8 +29,8 @@ pub enum Content<'a> {
         /// Length, bytes.
         size: u64,
     },
-    /// Lies deflated in its archive, and its stream is transplanted.
-    Deflated(DeflateStream, Box<dyn Deflated + 'a>),
+    /// Lies deflated in [`Made::packed`] at this place, and its stream is transplanted.
+    Deflated(DeflateStream, usize),
     /// Opened when its turn comes.
     Open(Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>, EngineError> + 'a>),
 }
@@ -40,14 +43,31 @@ impl<'v> Content<'v> {
     }
 }
 
-/// A file that lies deflated in its archive.
+/// Files that lie deflated in an archive, each at a place of its own.
 pub trait Deflated {
-    /// Writes the content, checked against everything that the archive says about it, and that its stream ends exactly where
-    /// the archive says.
-    fn inflate(&mut self, out: &mut dyn Write) -> Result<(), EngineError>;
+    /// Writes the content of one, checked against everything that the archive says about it, and that its stream ends exactly
+    /// where the archive says.
+    fn inflate(&mut self, at: usize, out: &mut dyn Write) -> Result<(), EngineError>;
 
-    /// Opens the deflate stream itself.
-    fn stream(&mut self, read: &mut ReadStream<'_>) -> Result<(), EngineError>;
+    /// Opens the deflate stream of one.
+    fn stream(&mut self, at: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError>;
+}
+
+/// An open archive with deflated files.
+pub struct Packed<'a> {
+    files: Box<dyn Deflated + 'a>,
+    /// Opens it once more, for another thread.
+    again: Box<dyn Fn() -> Result<Box<dyn Deflated>, EngineError> + Sync + 'a>,
+}
+
+impl<'a> Packed<'a> {
+    /// The archive, and what opens it once more.
+    pub fn new(
+        files: impl Deflated + 'a,
+        again: impl Fn() -> Result<Box<dyn Deflated>, EngineError> + Sync + 'a,
+    ) -> Packed<'a> {
+        Packed { files: Box::new(files), again: Box::new(again) }
+    }
 }
 
 /// Takes an open deflate stream.
@@ -117,6 +137,8 @@ pub struct Made<'a> {
     pub package: Option<PackageFacts>,
     /// Holds spooled content.
     pub spool: Option<Spool>,
+    /// Holds deflated content.
+    pub packed: Option<Packed<'a>>,
     /// Paths below that it deletes; only in layers of base images.
     pub whiteouts: Vec<ImagePath>,
     /// Directories whose content below it deletes; only in layers of base images.
@@ -142,44 +164,43 @@ impl<'a> Made<'a> {
         let cores = room.clone();
         let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
         let mut writer = FragmentWriter::new(store.writer()?).with_help(Box::new(lend));
-        let mut entries = Vec::with_capacity(self.entries.len());
-        let mut facts = Vec::new();
-        let mut transplants = Vec::new();
-        let spool = self.spool;
-        for (at, (entry, content)) in self.entries.into_iter().enumerate() {
-            let mut offset = 0;
-            match content {
-                Content::Deflated(stream, file) => transplants.push((at, stream, file)),
-                Content::None => offset = writer.add(&entry, &mut io::empty())?,
-                Content::Bytes(bytes) => {
-                    facts.extend(elf::facts(&bytes).map(|found| (at as u32, found)));
-                    offset = writer.add(&entry, &mut bytes.as_slice())?;
-                }
-                Content::Spooled { offset: start, size } => {
-                    let held = spool.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-                    let mut part = held.part(start, size);
-                    facts.extend(elf::facts_of(&part).map(|found| (at as u32, found)));
-                    offset = writer.add(&entry, &mut part)?;
-                }
-                Content::Open(open) => {
-                    let mut probe = ElfProbe::new(room);
-                    offset = writer.add(&entry, &mut Teed { inner: open()?, probe: &mut probe })?;
-                    facts.extend(probe.facts().map(|found| (at as u32, found)));
-                }
+        let transplants = transplants(&self.entries);
+        let checks = Checks::new(&transplants);
+        let mut packed = self.packed;
+        let (files, again) = packed.as_mut().map(|Packed { files, again }| (files, &*again)).unzip();
+        let (mut entries, mut facts) = std::thread::scope(|scope| {
+            if checks.bytes() >= WORTHWHILE
+                && let Some(again) = again
+                && let Some(core) = room.spare_core()
+            {
+                let checks = &checks;
+                scope.spawn(move || {
+                    let _core = core;
+                    // Where it cannot be opened again, whoever has it open finds out why.
+                    if let Ok(mut files) = again() {
+                        checks.run(&mut *files, room);
+                    }
+                });
             }
-            entries.push(Indexed { entry, offset });
-        }
-        for (at, stream, mut file) in transplants {
-            let mut probe = ElfProbe::new(room);
-            file.inflate(&mut probe)?;
-            facts.extend(probe.facts().map(|found| (at as u32, found)));
-            let indexed = &mut entries[at];
-            file.stream(&mut |bytes| {
-                indexed.offset = writer.transplant(&indexed.entry, stream, bytes)?;
+            let batched = batched(self.entries, self.spool.as_ref(), &mut writer, room);
+            match files {
+                Some(files) if batched.is_ok() => checks.run(&mut **files, room),
+                _ => checks.stop(),
+            }
+            batched
+        })?;
+        facts.extend(checks.finish()?);
+        facts.sort_unstable_by_key(|(at, _)| *at);
+        for file in &transplants {
+            let Some(Packed { files, .. }) = &mut packed else {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            };
+            let indexed: &mut Indexed = &mut entries[file.at];
+            files.stream(file.index, &mut |bytes| {
+                indexed.offset = writer.transplant(&indexed.entry, file.stream, bytes)?;
                 Ok(())
             })?;
         }
-        facts.sort_unstable_by_key(|(at, _)| *at);
         let (blob, layout) = writer.finish()?;
         let blob = blob.finish()?;
         Ok(Fragment {
@@ -193,6 +214,110 @@ impl<'a> Made<'a> {
             whiteouts: self.whiteouts,
             opaques: self.opaques,
         })
+    }
+}
+
+/// Entries, and the facts of those that are ELF files, by position.
+type Written = (Vec<Indexed>, Vec<(u32, elf::ElfFacts)>);
+
+/// Writes what is compressed here; what is transplanted is written behind it.
+fn batched<W: Write>(
+    all: Vec<(Entry, Content<'_>)>,
+    spool: Option<&Spool>,
+    writer: &mut FragmentWriter<W>,
+    room: &Room,
+) -> Result<Written, EngineError> {
+    let (mut entries, mut facts) = (Vec::with_capacity(all.len()), Vec::new());
+    for (at, (entry, content)) in all.into_iter().enumerate() {
+        let mut offset = 0;
+        match content {
+            Content::Deflated(..) => {}
+            Content::None => offset = writer.add(&entry, &mut io::empty())?,
+            Content::Bytes(bytes) => {
+                facts.extend(elf::facts(&bytes).map(|found| (at as u32, found)));
+                offset = writer.add(&entry, &mut bytes.as_slice())?;
+            }
+            Content::Spooled { offset: start, size } => {
+                let held = spool.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+                let mut part = held.part(start, size);
+                facts.extend(elf::facts_of(&part).map(|found| (at as u32, found)));
+                offset = writer.add(&entry, &mut part)?;
+            }
+            Content::Open(open) => {
+                let mut probe = ElfProbe::new(room);
+                offset = writer.add(&entry, &mut Teed { inner: open()?, probe: &mut probe })?;
+                facts.extend(probe.facts().map(|found| (at as u32, found)));
+            }
+        }
+        entries.push(Indexed { entry, offset });
+    }
+    Ok((entries, facts))
+}
+
+/// A file whose deflate stream is copied once it is checked.
+struct Transplant {
+    /// Among the entries.
+    at: usize,
+    /// In its archive.
+    index: usize,
+    /// Of its content, bytes.
+    size: u64,
+    stream: DeflateStream,
+}
+
+/// Those among these entries, in their order.
+fn transplants(entries: &[(Entry, Content<'_>)]) -> Vec<Transplant> {
+    let transplant = |(at, (entry, content)): (usize, &(Entry, Content<'_>))| match (&entry.kind, content) {
+        (Kind::File { size }, Content::Deflated(stream, index)) => {
+            Some(Transplant { at, index: *index, size: *size, stream: *stream })
+        }
+        _ => None,
+    };
+    entries.iter().enumerate().filter_map(transplant).collect()
+}
+
+/// How much content makes a second thread worth its start, bytes.
+const WORTHWHILE: u64 = 2 << 20;
+
+/// Deflate streams that are checked, by whoever has time: each thread takes the largest that is left.
+struct Checks<'a> {
+    files: Vec<&'a Transplant>,
+    next: AtomicUsize,
+    found: Mutex<Vec<(usize, Result<Option<elf::ElfFacts>, EngineError>)>>,
+}
+
+impl<'a> Checks<'a> {
+    fn new(transplants: &'a [Transplant]) -> Checks<'a> {
+        let mut files: Vec<&Transplant> = transplants.iter().collect();
+        files.sort_by_key(|file| Reverse(file.size));
+        Checks { files, next: AtomicUsize::new(0), found: Mutex::default() }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
+    }
+
+    fn run(&self, archive: &mut dyn Deflated, room: &Room) {
+        while let Some(file) = self.files.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let mut probe = ElfProbe::new(room);
+            let found = archive.inflate(file.index, &mut probe).map(|()| probe.facts());
+            if found.is_err() {
+                self.stop();
+            }
+            self.found.lock().unwrap_or_else(PoisonError::into_inner).push((file.at, found));
+        }
+    }
+
+    fn stop(&self) {
+        self.next.store(self.files.len(), Ordering::Relaxed);
+    }
+
+    /// The facts of those that are ELF files; of several errors the first by path.
+    fn finish(self) -> Result<Vec<(u32, elf::ElfFacts)>, EngineError> {
+        let mut found = self.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.sort_by_key(|(at, _)| *at);
+        let facts = found.into_iter().map(|(at, found)| Ok(found?.map(|facts| (at as u32, facts))));
+        facts.filter_map(Result::transpose).collect()
     }
 }
 

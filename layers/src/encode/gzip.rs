@@ -19,6 +19,15 @@ pub const TRANSPLANT_SIZE: u64 = 16 << 10;
 const WHOLE: usize = 4 << 20;
 const PIECE: usize = 256 << 10;
 
+/// In what pieces [`TarReader`] gives a member's tar, bytes. What streams through a compressor depends on them.
+pub(super) fn piece_size(member: Member) -> usize {
+    if is_whole(member) { WHOLE } else { PIECE }
+}
+
+fn is_whole(member: Member) -> bool {
+    member.compressed as usize <= WHOLE && member.tar as usize <= WHOLE
+}
+
 /// No flags, no time, unknown system (RFC 1952, section 2.3.1).
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 const TRAILER: usize = 8;
@@ -123,7 +132,7 @@ impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
 
     fn start(&mut self, member: Member) -> io::Result<()> {
         let (packed, tar) = (member.compressed as usize, member.tar as usize);
-        if packed > WHOLE || tar > WHOLE {
+        if !is_whole(member) {
             let mut header = HEADER;
             self.bytes.read_exact(&mut header)?;
             // Flags would be followed by fields; this crate writes none.
@@ -143,14 +152,7 @@ impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
         }
         let (packed, out) = (first(&mut self.packed, packed), first(&mut self.tar, tar));
         self.bytes.read_exact(packed)?;
-        let whole = match self.decompressor.gzip_decompress(packed, out) {
-            Ok(length) => length == tar,
-            // The checked streams of others are inflated by another decoder as well before they count as damaged.
-            Err(_) => inflate_slowly(packed, out).is_ok(),
-        };
-        if !whole {
-            return Err(damaged("a gzip member does not inflate"));
-        }
+        inflate(&mut self.decompressor, packed, out)?;
         self.end = tar;
         Ok(())
     }
@@ -203,6 +205,16 @@ impl<R: Read, M: Iterator<Item = Member>> TarReader<R, M> {
         self.large = None;
         Ok(())
     }
+}
+
+/// Inflates a whole member, which is as long as `out`.
+pub(super) fn inflate(decompressor: &mut Decompressor, member: &[u8], out: &mut [u8]) -> io::Result<()> {
+    let is_whole = match decompressor.gzip_decompress(member, out) {
+        Ok(length) => length == out.len(),
+        // The checked streams of others are inflated by another decoder as well before they count as damaged.
+        Err(_) => inflate_slowly(member, out).is_ok(),
+    };
+    if is_whole { Ok(()) } else { Err(damaged("a gzip member does not inflate")) }
 }
 
 /// Inflates a whole member with the decoder that also reads large ones.

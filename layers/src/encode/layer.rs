@@ -5,10 +5,11 @@ use std::io::{self, BufRead as _, Read, Write};
 use sha2::{Digest as _, Sha256};
 
 use super::EncodeError;
+use super::ahead::{self, Ahead, Order};
 use super::compression::{Compression, Recoder};
 use super::entry::Entry;
-use super::fragment::FragmentLayout;
-use super::gzip::{MEMBER_SIZE, MemberEncoder, TarReader};
+use super::fragment::{FragmentLayout, Lend, Member};
+use super::gzip::{self, MEMBER_SIZE, MemberEncoder, TarReader};
 use super::tar::write_header;
 use crate::digest::{DiffId, Digest};
 
@@ -23,11 +24,22 @@ pub struct LayerDigests {
     pub size: u64,
 }
 
+/// A cached fragment that a layer is made of.
+pub struct Source<'a> {
+    /// How it is laid out.
+    pub layout: &'a FragmentLayout,
+    /// The digest that its bytes should have.
+    pub digest: Digest,
+    /// Its bytes.
+    pub bytes: Box<dyn Read + 'a>,
+}
+
 /// Writes a layer and hashes it, compressed and uncompressed, on the way.
 pub struct LayerWriter<W> {
     out: Hashed<W>,
     uncompressed: Sha256,
     recoder: Option<Recoder>,
+    lend: Option<Lend>,
 }
 
 struct Hashed<W> {
@@ -52,6 +64,7 @@ impl<W: Write> LayerWriter<W> {
             out: Hashed { inner: out, hasher: Sha256::new(), size: 0 },
             uncompressed: Sha256::new(),
             recoder: Recoder::new(compression)?,
+            lend: None,
         };
         let mut headers = Vec::new();
         for (at, entry) in skeleton.iter().enumerate() {
@@ -69,24 +82,89 @@ impl<W: Write> LayerWriter<W> {
         Ok(writer)
     }
 
-    /// Appends a cached fragment whose bytes have this digest, inflating it once for the diff id; damage is noticed.
-    pub fn fragment(
+    /// Inflates on a second core where `lend` has one. The bytes are the same.
+    pub fn with_help(self, lend: Lend) -> LayerWriter<W> {
+        LayerWriter { lend: Some(lend), ..self }
+    }
+
+    /// Appends cached fragments, inflating each once for the diff id; damage is noticed. `tar_size` is how much tar they hold
+    /// together, bytes.
+    pub fn fragments<'a, E: From<EncodeError>>(
         &mut self,
-        layout: &FragmentLayout,
-        digest: &Digest,
+        tar_size: u64,
+        sources: impl Iterator<Item = Result<Source<'a>, E>>,
+    ) -> Result<(), E> {
+        let core = if tar_size < ahead::WORTHWHILE { None } else { self.lend.as_ref().and_then(|lend| lend()) };
+        let Some(_core) = core else {
+            for source in sources {
+                self.fragment(source?, None)?;
+            }
+            return Ok(());
+        };
+        let ahead = Ahead::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| ahead.help());
+            let mut order = ahead.order();
+            for source in sources {
+                self.fragment(source?, Some(&mut order))?;
+            }
+            Ok(self.settle(&mut order, 0)?)
+        })
+    }
+
+    /// Appends one fragment. What is still in flight when it returns lies in `order`.
+    fn fragment(&mut self, source: Source<'_>, mut order: Option<&mut Order<'_>>) -> Result<(), EncodeError> {
+        let Source { layout, digest, mut bytes } = source;
+        let mut own = Sha256::new();
+        let mut members = layout.members.iter().copied().peekable();
+        while let Some(&next) = members.peek() {
+            if let Some(order) = &mut order
+                && let Some(room) = ahead::room(next)
+            {
+                self.settle(order, ahead::IN_FLIGHT - room)?;
+                let mut work = order.work(next);
+                let mut raw = Raw { bytes: &mut *bytes, own: &mut own, out: self.out_of_fragments() };
+                raw.read_exact(&mut work.packed).map_err(unreadable)?;
+                order.begin(work);
+                members.next();
+            } else {
+                if let Some(order) = &mut order {
+                    self.settle(order, 0)?;
+                }
+                let is_here = |member: &Member| order.is_none() || ahead::room(*member).is_none();
+                self.piecewise(std::iter::from_fn(|| members.next_if(is_here)), &mut *bytes, &mut own)?;
+            }
+        }
+        if Digest::from_bytes(own.finalize().into()) != digest {
+            return Err(EncodeError::Damaged("its bytes are not what its digest says"));
+        }
+        if bytes.read(&mut [0])? != 0 {
+            return Err(EncodeError::Damaged("it is longer than its index says"));
+        }
+        Ok(())
+    }
+
+    /// Where fragments are copied to: nowhere if the layer is compressed otherwise, as its bytes are then the recoder's.
+    fn out_of_fragments(&mut self) -> Option<&mut Hashed<W>> {
+        self.recoder.is_none().then_some(&mut self.out)
+    }
+
+    /// Appends members one after another, each in pieces where it is large.
+    fn piecewise(
+        &mut self,
+        members: impl Iterator<Item = Member>,
         bytes: &mut dyn Read,
+        own: &mut Sha256,
     ) -> Result<(), EncodeError> {
-        // Where the layer is compressed otherwise, its bytes are the recoder's and not the fragment's.
-        let (mut copied, mut recoded) = match &mut self.recoder {
+        let (out, mut recoded) = match &mut self.recoder {
             None => (Some(&mut self.out), None),
             Some(recoder) => (None, Some((recoder, &mut self.out))),
         };
-        let mut raw = Raw { bytes, own: Sha256::new(), out: &mut copied };
-        let mut tar = TarReader::new(&mut raw, layout.members.iter().copied());
+        let mut tar = TarReader::new(Raw { bytes, own, out }, members);
         loop {
             let piece = tar.fill_buf().map_err(unreadable)?;
             if piece.is_empty() {
-                break;
+                return Ok(());
             }
             self.uncompressed.update(piece);
             if let Some((recoder, out)) = &mut recoded {
@@ -95,11 +173,21 @@ impl<W: Write> LayerWriter<W> {
             let length = piece.len();
             tar.consume(length);
         }
-        if Digest::from_bytes(raw.own.clone().finalize().into()) != *digest {
-            return Err(EncodeError::Damaged("its bytes are not what its digest says"));
-        }
-        if raw.bytes.read(&mut [0])? != 0 {
-            return Err(EncodeError::Damaged("it is longer than its index says"));
+    }
+
+    /// Takes what was inflated, until no more than `left` bytes are in flight.
+    fn settle(&mut self, order: &mut Order<'_>, left: usize) -> Result<(), EncodeError> {
+        while order.held() > left
+            && let Some(done) = order.next()
+        {
+            let work = done.map_err(unreadable)?;
+            self.uncompressed.update(&work.tar);
+            if let Some(recoder) = &mut self.recoder {
+                for piece in work.tar.chunks(gzip::piece_size(work.member)) {
+                    recoder.push(piece, &mut |bytes| self.out.put(bytes))?;
+                }
+            }
+            order.give_back(work);
         }
         Ok(())
     }
@@ -130,17 +218,17 @@ impl<W: Write> LayerWriter<W> {
 }
 
 /// Passes a fragment's bytes on as they are read: to its own hash, and to the layer where they are the layer's too.
-struct Raw<'a, 'o, W> {
+struct Raw<'a, W> {
     bytes: &'a mut dyn Read,
-    own: Sha256,
-    out: &'a mut Option<&'o mut Hashed<W>>,
+    own: &'a mut Sha256,
+    out: Option<&'a mut Hashed<W>>,
 }
 
-impl<W: Write> Read for Raw<'_, '_, W> {
+impl<W: Write> Read for Raw<'_, W> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.bytes.read(buffer)?;
         self.own.update(&buffer[..count]);
-        if let Some(out) = self.out {
+        if let Some(out) = &mut self.out {
             out.put(&buffer[..count])?;
         }
         Ok(count)
@@ -206,11 +294,25 @@ mod tests {
         fragment.finish().expect("finishes")
     }
 
+    fn append<W: Write>(
+        layer: &mut LayerWriter<W>,
+        layout: &FragmentLayout,
+        digest: Digest,
+        bytes: &[u8],
+    ) -> Result<(), EncodeError> {
+        let source = Source { layout, digest, bytes: Box::new(bytes) };
+        layer.fragments(layout.tar_size, std::iter::once(Ok::<_, EncodeError>(source)))
+    }
+
+    fn helped<W: Write>(layer: LayerWriter<W>) -> LayerWriter<W> {
+        layer.with_help(Box::new(|| Some(Box::new(()))))
+    }
+
     fn layer(compression: Compression) -> (Vec<u8>, LayerDigests) {
         let (bytes, layout) = fragment(3 * MEMBER_SIZE + 77);
         let mut layer = LayerWriter::new(Vec::new(), compression, &[Entry::new(path("/d"), Kind::Dir, 0o755, EPOCH)])
             .expect("starts");
-        layer.fragment(&layout, &Digest::of(&bytes), &mut bytes.as_slice()).expect("appends");
+        append(&mut layer, &layout, Digest::of(&bytes), &bytes).expect("appends");
         layer.finish().expect("finishes")
     }
 
@@ -292,26 +394,65 @@ mod tests {
     #[test]
     fn every_damaged_byte_and_every_cut_of_a_fragment_is_noticed() {
         let (good, layout) = fragment(100);
-        let append = |bytes: &[u8]| {
-            let mut layer = LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts");
-            layer.fragment(&layout, &Digest::of(&good), &mut &*bytes)
+        let try_it = |bytes: &[u8], helped_by: fn(LayerWriter<io::Sink>) -> LayerWriter<io::Sink>| {
+            let layer = LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts");
+            let mut layer = helped_by(layer);
+            append(&mut layer, &layout, Digest::of(&good), bytes)
         };
-        append(&good).expect("the undamaged fragment is taken");
-        // Around the ends of members, where headers and check sums are, and here and there between.
-        let mut at = 0;
-        let mut places = vec![0, good.len() - 1];
-        for member in &layout.members {
-            places.extend([at, at + 12]);
-            at += member.compressed as usize;
-            places.extend([at - 8, at - 1]);
+        for helped_by in [|layer| layer, helped] {
+            try_it(&good, helped_by).expect("the undamaged fragment is taken");
+            // Around the ends of members, where headers and check sums are, and here and there between.
+            let mut at = 0;
+            let mut places = vec![0, good.len() - 1];
+            for member in &layout.members {
+                places.extend([at, at + 12]);
+                at += member.compressed as usize;
+                places.extend([at - 8, at - 1]);
+            }
+            for at in places {
+                let mut bad = good.clone();
+                bad[at] ^= 0x10;
+                assert!(matches!(try_it(&bad, helped_by), Err(EncodeError::Damaged(_))), "byte {at}");
+                assert!(matches!(try_it(&good[..at], helped_by), Err(EncodeError::Damaged(_))), "cut at {at}");
+            }
+            let longer = [&good[..], b"x"].concat();
+            assert!(matches!(try_it(&longer, helped_by), Err(EncodeError::Damaged(_))));
         }
-        for at in places {
-            let mut bad = good.clone();
-            bad[at] ^= 0x10;
-            assert!(matches!(append(&bad), Err(EncodeError::Damaged(_))), "byte {at}");
-            assert!(matches!(append(&good[..at]), Err(EncodeError::Damaged(_))), "cut at {at}");
+    }
+
+    #[test]
+    fn a_second_core_that_inflates_changes_no_byte() {
+        // Small fragments between large ones, and more tar than may be in flight.
+        let fragments: Vec<_> = [100, 3 * MEMBER_SIZE + 77, 5, 30 * MEMBER_SIZE, 20 * MEMBER_SIZE].map(fragment).into();
+        let total = fragments.iter().map(|(_, layout)| layout.tar_size).sum();
+        for compression in [Compression::Gzip, Compression::GzipSingle, Compression::Zstd] {
+            let write = |lend: Option<Lend>| {
+                let mut layer = LayerWriter::new(Vec::new(), compression, &[]).expect("starts");
+                if let Some(lend) = lend {
+                    layer = layer.with_help(lend);
+                }
+                let sources = fragments.iter().map(|(bytes, layout)| {
+                    let bytes = bytes.as_slice();
+                    Ok::<_, EncodeError>(Source { layout, digest: Digest::of(bytes), bytes: Box::new(bytes) })
+                });
+                layer.fragments(total, sources).expect("appends");
+                layer.finish().expect("finishes")
+            };
+            let alone = write(None);
+            assert!(write(Some(Box::new(|| Some(Box::new(()))))) == alone, "{compression}");
+            assert!(write(Some(Box::new(|| None))) == alone, "{compression}");
         }
-        assert!(matches!(append(&[&good[..], b"x"].concat()), Err(EncodeError::Damaged(_))));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_later_fragment_is_told_and_the_second_core_let_go() {
+        let (bytes, layout) = fragment(3 * MEMBER_SIZE);
+        let mut layer = helped(LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts"));
+        let good = || Source { layout: &layout, digest: Digest::of(&bytes), bytes: Box::new(bytes.as_slice()) };
+        let sources = [Ok(good()), Err(EncodeError::Damaged("it is gone"))];
+        let told = layer.fragments(2 * layout.tar_size, sources.into_iter());
+        assert!(matches!(told, Err(EncodeError::Damaged("it is gone"))));
+        layer.fragments(layout.tar_size, std::iter::once(Ok::<_, EncodeError>(good()))).expect("goes on");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! is compressed twice. A zip file is made of deflate streams with CRC-32 and size, and so is a gzip file: what somebody
 //! else compressed is inflated once, to check it and to hash it, and copied. All headers, times and compression settings are decided here and carry [`LAYER_FORMAT`].
 
+mod ahead;
 mod compression;
 mod entry;
 mod fragment;
@@ -25,7 +26,7 @@ pub use compression::Compression;
 pub use entry::{Entry, Kind};
 pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Lend, Member};
 pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
-pub use layer::{LayerDigests, LayerWriter};
+pub use layer::{LayerDigests, LayerWriter, Source};
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.
 /// It is part of every fragment's and layer's key and of the lock; golden digests guard it.

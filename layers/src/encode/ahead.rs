@@ -1,0 +1,158 @@
+//! Members that are inflated on a second thread, ahead of who reads them in order.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use libdeflater::Decompressor;
+
+use super::fragment::Member;
+use super::gzip;
+
+/// How much tar makes a second thread worth its start, bytes.
+pub(super) const WORTHWHILE: u64 = 2 << 20;
+
+/// How much may be held, packed and unpacked, bytes.
+pub(super) const IN_FLIGHT: usize = 40 << 20;
+
+/// What a member takes while it is held, bytes; `None` for one that is too large to be held.
+pub(super) fn room(member: Member) -> Option<usize> {
+    let room = u64::from(member.compressed) + u64::from(member.tar);
+    usize::try_from(room).ok().filter(|room| *room <= IN_FLIGHT)
+}
+
+/// A member, packed, and unpacked once that is done.
+pub(super) struct Work {
+    /// How long it is.
+    pub(super) member: Member,
+    /// The whole gzip member.
+    pub(super) packed: Vec<u8>,
+    /// Its tar.
+    pub(super) tar: Vec<u8>,
+}
+
+impl Work {
+    fn inflate(mut self, decompressor: &mut Decompressor) -> io::Result<Work> {
+        self.tar.resize(self.member.tar as usize, 0);
+        gzip::inflate(decompressor, &self.packed, &mut self.tar)?;
+        Ok(self)
+    }
+}
+
+/// What two threads share. Each takes the first member that nobody is at.
+pub(super) struct Ahead {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<(u64, Work)>,
+    done: BTreeMap<u64, io::Result<Work>>,
+    closed: bool,
+}
+
+impl Ahead {
+    pub(super) fn new() -> Ahead {
+        Ahead { state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Inflates members until nobody reads them any more.
+    pub(super) fn help(&self) {
+        let mut decompressor = Decompressor::new();
+        loop {
+            let idle = |state: &mut State| state.waiting.is_empty() && !state.closed;
+            let mut state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
+            let Some((at, work)) = state.waiting.pop_front().filter(|_| !state.closed) else { return };
+            drop(state);
+            self.finish(at, work.inflate(&mut decompressor));
+        }
+    }
+
+    fn finish(&self, at: u64, done: io::Result<Work>) {
+        self.state().done.insert(at, done);
+        self.changed.notify_all();
+    }
+
+    /// For the one thread that reads them.
+    pub(super) fn order(&self) -> Order<'_> {
+        Order { ahead: self, decompressor: Decompressor::new(), begun: 0, read: 0, held: 0, spare: Vec::new() }
+    }
+}
+
+/// Members in order. The other thread ends with it.
+pub(super) struct Order<'a> {
+    ahead: &'a Ahead,
+    decompressor: Decompressor,
+    /// How many were begun, and how many of them were read.
+    begun: u64,
+    read: u64,
+    held: usize,
+    spare: Vec<Work>,
+}
+
+impl Order<'_> {
+    /// Bytes that are held.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// A buffer that is as long as this member.
+    pub(super) fn work(&mut self, member: Member) -> Work {
+        let spare = self.spare.pop().unwrap_or_else(|| Work { member, packed: Vec::new(), tar: Vec::new() });
+        let mut work = Work { member, ..spare };
+        work.packed.resize(member.compressed as usize, 0);
+        work
+    }
+
+    /// Begins a member, whose bytes are in `work`.
+    pub(super) fn begin(&mut self, work: Work) {
+        self.held += room(work.member).unwrap_or_default();
+        self.ahead.state().waiting.push_back((self.begun, work));
+        self.begun += 1;
+        self.ahead.changed.notify_all();
+    }
+
+    /// The next member, inflated here where nobody else is at it; `None` once all that were begun are read.
+    pub(super) fn next(&mut self) -> Option<io::Result<Work>> {
+        if self.read == self.begun {
+            return None;
+        }
+        let mut state = self.ahead.state();
+        let done = loop {
+            if let Some(done) = state.done.remove(&self.read) {
+                break done;
+            }
+            state = match state.waiting.pop_front() {
+                Some((at, work)) => {
+                    drop(state);
+                    self.ahead.finish(at, work.inflate(&mut self.decompressor));
+                    self.ahead.state()
+                }
+                None => self.ahead.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        };
+        drop(state);
+        self.read += 1;
+        if let Ok(work) = &done {
+            self.held -= room(work.member).unwrap_or_default();
+        }
+        Some(done)
+    }
+
+    /// Takes buffers back.
+    pub(super) fn give_back(&mut self, work: Work) {
+        self.spare.push(work);
+    }
+}
+
+impl Drop for Order<'_> {
+    fn drop(&mut self) {
+        self.ahead.state().closed = true;
+        self.ahead.changed.notify_all();
+    }
+}
