@@ -253,7 +253,7 @@ impl Local<'_> {
             let is_needed = |at: &usize| bytecode::is_needed(fragment.entries[*at].entry.path.as_str());
             let needed: Vec<usize> = (0..fragment.entries.len()).filter(is_needed).collect();
             let spans: Vec<(u64, u64)> = needed.iter().map(|at| span(fragment, *at).unwrap_or_default()).collect();
-            let read = contents(&self.open(&fragment.blob)?, fragment, &spans)?;
+            let read = contents(&self.open(&fragment.blob)?, fragment, &spans, &self.cores)?;
             for (at, content) in needed.into_iter().zip(read) {
                 let entry = &fragment.entries[at].entry;
                 let (path, kind, mode) = (entry.path.clone(), entry.kind.clone(), entry.mode);
@@ -305,7 +305,7 @@ impl Local<'_> {
             let mut sources: Vec<(usize, ImagePath, Vec<u8>)> = Vec::new();
             for (fragment, files) in by_fragment.into_values() {
                 let spans: Vec<(u64, u64)> = files.iter().map(|(_, _, span)| *span).collect();
-                let read = contents(&self.open(&fragment.blob)?, &fragment, &spans)?;
+                let read = contents(&self.open(&fragment.blob)?, &fragment, &spans, &self.cores)?;
                 sources.extend(files.into_iter().zip(read).map(|((root, path, _), source)| (root, path, source)));
             }
             let sources = match &wanted.modules {

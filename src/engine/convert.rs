@@ -494,6 +494,7 @@ mod tests {
     use cache::Store;
     use layers::op::Origin;
 
+    use super::super::made::WORTHWHILE;
     use super::super::tree::Tree as _;
     use super::super::view::View;
     use super::*;
@@ -549,6 +550,57 @@ mod tests {
         assert!(read("/opt/b/huge") == all.repeat(40000));
         assert!(read("/opt/b/stored") == all.repeat(256));
         assert!(read("/opt/bin/true") == std::fs::read("/bin/true").expect("readable"));
+    }
+
+    #[test]
+    fn two_threads_find_what_one_finds() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(&folder.path().join("cache")).expect("opens");
+        let script = "import random, sys, zipfile\n\
+            random.seed(1)\n\
+            z = zipfile.ZipFile(sys.argv[1], 'w', zipfile.ZIP_DEFLATED)\n\
+            for at in range(12):\n\
+            \x20   z.writestr(f'f{at:02}', random.randbytes(40_000) * (5 + at) + bytes(range(256)) * 100)\n\
+            z.write('/bin/true', 'true')\n\
+            z.close()\n";
+        let path = folder.path().join("x.zip");
+        let done = Command::new("python3").args(["-c", script]).arg(&path).status().expect("python3 is installed");
+        assert!(done.success());
+        let archive = Archive {
+            name: "x.zip".into(),
+            digest: Digest::of(b"x"),
+            size: None,
+            origin: Origin::Url("https://example.org/x.zip".into()),
+        };
+        let to = ImagePath::new("/opt").expect("a path");
+        let unpack = Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } };
+        let write = |path: &Path, cores: &Cores| {
+            let room = Room::new(store.scratch(), cores.clone());
+            convert(path, &archive, &unpack, &Drops::new(), &room, None)?.write(&store, &room)
+        };
+        let (busy, idle) = (Cores::new(1), Cores::new(2));
+        let _core = busy.take();
+        let alone = write(&path, &busy).expect("converts");
+        assert!(alone.elf.len() == 1 && alone.layout.tar_size > 2 * WORTHWHILE);
+        for _ in 0..10 {
+            assert!(write(&path, &idle).expect("converts") == alone);
+        }
+
+        // Two files are damaged: one of them is told.
+        let mut bytes = std::fs::read(&path).expect("reads");
+        let opened = zip::Archive::open(io::Cursor::new(bytes.clone()), &Limits::default()).expect("opens");
+        for name in ["f03", "f11"] {
+            let entry = &opened.entries()[opened.find(name).expect("is there")];
+            bytes[(entry.data_offset() + entry.compressed_size / 2) as usize] ^= 0x55;
+        }
+        let damaged = folder.path().join("damaged.zip");
+        std::fs::write(&damaged, bytes).expect("writes");
+        let told = |cores: &Cores| write(&damaged, cores).expect_err("is damaged").to_string();
+        assert!(told(&busy).contains("`f11`") || told(&busy).contains("`f03`"), "{}", told(&busy));
+        for _ in 0..10 {
+            let said = told(&idle);
+            assert!(said.contains("`f11`") || said.contains("`f03`"), "{said}");
+        }
     }
 
     #[test]

@@ -11,11 +11,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use cache::Store;
-use layers::encode::{EncodeError, Kind, LAYER_FORMAT, TarReader};
+use layers::encode::{EncodeError, Kind, LAYER_FORMAT, Member, TarReader};
 use layers::format::wheel::{RecordRow, WheelName, parse_record};
 use layers::op::{Archive, Conversion};
 use layers::source::Modules;
@@ -24,6 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use super::EngineError;
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
+use super::made::WORTHWHILE;
+use crate::parallel::Cores;
 use crate::python::bytecode::{self, cache_path};
 
 /// Names what the last wheel of a package became. Its byte-code is a function of a module's source and of all that is in here;
@@ -54,11 +58,12 @@ pub struct Earlier {
     blob: File,
     /// What its RECORD says of files, by path below `site-packages`.
     rows: HashMap<String, RecordRow>,
+    cores: Cores,
 }
 
 impl Earlier {
     /// Looks a key up.
-    pub fn find(store: &Store, key: &Key) -> Result<Option<Earlier>, EngineError> {
+    pub fn find(store: &Store, key: &Key, cores: &Cores) -> Result<Option<Earlier>, EngineError> {
         let record = store.find(key)?.and_then(|bytes| serde_json::from_slice::<ModulesRecord>(&bytes).ok());
         let Some(ModulesRecord { made, list: expected }) = record else { return Ok(None) };
         let Some(fragment) = store.read(&made.index)?.and_then(|bytes| index::decode(&bytes)) else { return Ok(None) };
@@ -66,7 +71,7 @@ impl Earlier {
         let list = list_of(&fragment, &blob).filter(|list| Digest::of(list) == expected);
         let Some(rows) = list.and_then(|list| parse_record(&list).ok()) else { return Ok(None) };
         let rows = rows.into_iter().map(|row| (row.path.clone(), row)).collect();
-        Ok(Some(Earlier { fragment, blob, rows }))
+        Ok(Some(Earlier { fragment, blob, rows, cores: cores.clone() }))
     }
 
     /// Lets the next wheel of the package know what this one became.
@@ -99,7 +104,7 @@ impl Earlier {
         };
         let found: Vec<Option<(&RecordRow, (u64, u64))>> = modules.map(|(path, hash)| find(path, hash)).collect();
         let spans: Vec<(u64, u64)> = found.iter().flatten().map(|(_, span)| *span).collect();
-        let mut read = contents(&self.blob, &self.fragment, &spans).unwrap_or_default().into_iter();
+        let mut read = contents(&self.blob, &self.fragment, &spans, &self.cores).unwrap_or_default().into_iter();
         let checked = |row: &RecordRow, bytes: Option<Vec<u8>>| bytes.filter(|bytes| row.is_of(bytes));
         found.into_iter().map(|found| found.and_then(|(row, _)| checked(row, read.next()))).collect()
     }
@@ -111,7 +116,7 @@ fn list_of(fragment: &Fragment, blob: &File) -> Option<Vec<u8>> {
         let path = it.entry.path.as_str();
         path.ends_with(".dist-info/RECORD") && path.rsplit('/').nth(2) == Some("site-packages")
     })?;
-    contents(blob, fragment, &[span(fragment, at)?]).ok()?.pop()
+    contents(blob, fragment, &[span(fragment, at)?], &Cores::new(1)).ok()?.pop()
 }
 
 /// Where the content of a regular file starts in its fragment's tar, and how long it is, bytes.
@@ -123,35 +128,80 @@ pub fn span(fragment: &Fragment, position: usize) -> Option<(u64, u64)> {
     }
 }
 
-/// What lies at some spans of a fragment's tar, which do not overlap. Only the members that hold them are inflated.
-pub fn contents(blob: &File, fragment: &Fragment, spans: &[(u64, u64)]) -> Result<Vec<Vec<u8>>, EngineError> {
+/// A member that is inflated: where it starts in its fragment's tar and in the fragment, bytes.
+type Needed = (u64, u64, Member);
+
+/// What lies at some spans of a fragment's tar, which do not overlap. Only the members that hold them are inflated, on a second
+/// core where one is spare.
+pub fn contents(
+    blob: &File,
+    fragment: &Fragment,
+    spans: &[(u64, u64)],
+    cores: &Cores,
+) -> Result<Vec<Vec<u8>>, EngineError> {
+    let end_of = |at: usize| spans[at].0.saturating_add(spans[at].1);
     let mut order: Vec<usize> = (0..spans.len()).collect();
     order.sort_by_key(|at| spans[*at]);
-    let mut found = vec![Vec::new(); spans.len()];
-    let (mut start, mut packed, mut next) = (0u64, 0u64, 0);
-    let mut tar = Vec::new();
+    // Those that lie in a piece of the tar, wholly or in part.
+    let within = |start: u64, end: u64| {
+        let first = order.partition_point(|at| end_of(*at) <= start);
+        order[first..].iter().copied().take_while(move |at| spans[*at].0 < end)
+    };
+    let mut needed: Vec<Needed> = Vec::new();
+    let (mut start, mut packed) = (0u64, 0u64);
     for member in &fragment.layout.members {
         let end = start + u64::from(member.tar);
-        let ends_before = |at: &usize| spans[*at].0.saturating_add(spans[*at].1) <= start;
-        next += order[next..].iter().take_while(|at| ends_before(at)).count();
-        let inside = order[next..].iter().take_while(|at| spans[**at].0 < end);
-        if inside.clone().next().is_some() {
-            let mut bytes = blob;
-            bytes.seek(io::SeekFrom::Start(packed))?;
-            tar.clear();
-            TarReader::new(bytes, std::iter::once(*member)).read_to_end(&mut tar)?;
-        }
-        for &at in inside {
-            let (from, size) = spans[at];
-            let until = from.saturating_add(size).min(end);
-            let part = tar.get((from.max(start) - start) as usize..(until - start) as usize).unwrap_or_default();
-            found[at].extend_from_slice(part);
+        if within(start, end).next().is_some() {
+            needed.push((start, packed, *member));
         }
         (start, packed) = (end, packed + u64::from(member.compressed));
+    }
+    let inflate = |needed: &[Needed]| -> Result<Vec<(usize, Vec<u8>)>, EngineError> {
+        let (mut parts, mut tar) = (Vec::new(), Vec::new());
+        for &(start, packed, member) in needed {
+            tar.clear();
+            TarReader::new(ReadAt { file: blob, at: packed }, std::iter::once(member)).read_to_end(&mut tar)?;
+            for at in within(start, start + u64::from(member.tar)) {
+                let (from, until) = (spans[at].0.max(start) - start, end_of(at) - start);
+                let until = until.min(tar.len() as u64);
+                parts.push((at, tar.get(from as usize..until as usize).unwrap_or_default().to_vec()));
+            }
+        }
+        Ok(parts)
+    };
+    let total: u64 = needed.iter().map(|(_, _, member)| u64::from(member.tar)).sum();
+    let core = if total < WORTHWHILE { None } else { cores.spare() };
+    let (mine, others) = needed.split_at(if core.is_some() { needed.len() / 2 } else { needed.len() });
+    let (first, last) = std::thread::scope(|scope| {
+        let others = core.is_some().then(|| scope.spawn(|| inflate(others)));
+        let first = inflate(mine);
+        let last = others.map_or(Ok(Vec::new()), |others| others.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        (first, last)
+    });
+    let mut found = vec![Vec::new(); spans.len()];
+    for (at, part) in first?.into_iter().chain(last?) {
+        match found[at].is_empty() {
+            true => found[at] = part,
+            false => found[at].extend(part),
+        }
     }
     match spans.iter().zip(&found).all(|((_, size), content)| content.len() as u64 == *size) {
         true => Ok(found),
         false => Err(EncodeError::Damaged("it is shorter than its index says").into()),
+    }
+}
+
+/// Reads a file from a place on, whoever else reads it.
+struct ReadAt<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for ReadAt<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(out, self.at)?;
+        self.at += count as u64;
+        Ok(count)
     }
 }
 
@@ -164,7 +214,6 @@ mod tests {
     use super::super::made::{Content, Made};
     use super::super::spool::Room;
     use super::*;
-    use crate::parallel::Cores;
 
     const SITE: &str = "/opt/venv/lib/python3.13/site-packages";
 
@@ -232,9 +281,9 @@ mod tests {
         ];
         let (fragment, record) = kept(&store, &files);
         let (name, text) = key("x-1.0-py3-none-any.whl", Modules::All, "a").expect("a wheel");
-        assert!(Earlier::find(&store, &name).expect("looks").is_none());
+        assert!(Earlier::find(&store, &name, &Cores::new(2)).expect("looks").is_none());
         Earlier::keep(&store, (name, text), &fragment, record).expect("keeps");
-        let earlier = Earlier::find(&store, &name).expect("looks").expect("is there");
+        let earlier = Earlier::find(&store, &name, &Cores::new(2)).expect("looks").expect("is there");
         let modules: [(&str, &[u8]); 6] =
             [("d.py", b""), ("a.py", b"1"), ("a.py", b"changed"), ("b.py", b"2"), ("c.py", b"3"), ("none.py", b"1")];
         let found = asked(&earlier, &modules);
@@ -244,10 +293,10 @@ mod tests {
         // Pieces of long content come together again.
         let at = fragment.position(&path("__pycache__/d.cpython-313.pyc")).expect("is there");
         let spans = [span(&fragment, at).expect("a file"), span(&fragment, 0).expect("a file")];
-        let read = contents(&earlier.blob, &fragment, &spans).expect("reads");
+        let read = contents(&earlier.blob, &fragment, &spans, &Cores::new(2)).expect("reads");
         assert!(read[0] == long);
         let beyond = (fragment.layout.tar_size, 1);
-        assert!(contents(&earlier.blob, &fragment, &[beyond, (u64::MAX, u64::MAX)]).is_err());
+        assert!(contents(&earlier.blob, &fragment, &[beyond, (u64::MAX, u64::MAX)], &Cores::new(2)).is_err());
     }
 
     #[test]
@@ -257,11 +306,11 @@ mod tests {
         let (good, record) = kept(&store, &[("a.py", b"1", b"1"), ("__pycache__/a.cpython-313.pyc", b"good", b"good")]);
         let (name, text) = key("x-1.0-py3-none-any.whl", Modules::All, "a").expect("a wheel");
         Earlier::keep(&store, (name, text), &good, record.clone()).expect("keeps");
-        assert!(Earlier::find(&store, &name).expect("looks").is_some());
+        assert!(Earlier::find(&store, &name, &Cores::new(2)).expect("looks").is_some());
         // Another fragment in its place, which agrees with itself and is laid out alike.
         let (evil, _) = kept(&store, &[("a.py", b"1", b"1"), ("__pycache__/a.cpython-313.pyc", b"evil", b"evil")]);
         std::fs::remove_file(store.blob_path(&good.blob)).expect("removes");
         std::fs::copy(store.blob_path(&evil.blob), store.blob_path(&good.blob)).expect("copies");
-        assert!(Earlier::find(&store, &name).expect("looks").is_none());
+        assert!(Earlier::find(&store, &name, &Cores::new(2)).expect("looks").is_none());
     }
 }

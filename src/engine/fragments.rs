@@ -83,7 +83,7 @@ impl Local<'_> {
         }
         self.observer.on(Event::ConversionStarted { name: &archive.name });
         if let (Some(compiler), Some((key, _))) = (&mut compiler, &modules) {
-            compiler.earlier = Earlier::find(self.store, key)?;
+            compiler.earlier = Earlier::find(self.store, key, &self.cores)?;
         }
         let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
         let fragment = self.keep(&key, &text, made)?;

@@ -142,6 +142,8 @@ pub struct Local<'a> {
     pub(super) jobs: usize,
     /// What works in this build takes one.
     pub(super) cores: Cores,
+    /// One: the layer whose members are inflated ahead, which takes more memory than all others.
+    ahead: Cores,
     /// How far the build has come.
     pub(super) course: Course,
     catalogue_dir: PathBuf,
@@ -173,6 +175,7 @@ impl<'a> Local<'a> {
             jobs: given.jobs,
             room: Room::new(given.store.scratch(), cores.clone()),
             cores,
+            ahead: Cores::new(1),
             course: Course::default(),
             catalogue_dir: given.catalogue_dir,
             compression: given.compression,
@@ -429,8 +432,8 @@ impl Local<'_> {
 
     fn assemble_one(&self, job: &LayerJob) -> Result<LayerRecord, EngineError> {
         self.observer.on(Event::LayerStarted { label: &job.label });
-        let cores = self.cores.clone();
-        let lend = move || cores.spare().map(|core| Box::new(core) as Box<dyn Send>);
+        let (ahead, cores) = (self.ahead.clone(), self.cores.clone());
+        let lend = move || -> Option<Box<dyn Send>> { Some(Box::new((ahead.spare()?, cores.spare()?))) };
         let mut writer =
             LayerWriter::new(self.store.writer_unhashed()?, self.compression, &job.skeleton)?.with_help(Box::new(lend));
         let sources = job.fragments.iter().map(|fragment| match self.open_here(&fragment.blob)? {

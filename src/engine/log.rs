@@ -105,15 +105,12 @@ impl<'a> Log<'a> {
         self.last.push_back(text.into_owned());
     }
 
-    /// Ends the log.
-    pub fn finish(mut self) -> io::Result<Told> {
+    /// Ends the log. Tells what there is of it, and whether the file holds all.
+    pub fn finish(mut self) -> (Told, io::Result<()>) {
         if !self.pending.is_empty() {
             self.line();
         }
-        match self.failed {
-            Some(error) => Err(error),
-            None => Ok(Told { path: self.path, last: self.last.into() }),
-        }
+        (Told { path: self.path, last: self.last.into() }, self.failed.map_or(Ok(()), Err))
     }
 }
 
@@ -153,7 +150,8 @@ mod tests {
         let mut log = Log::create(folder.path().join("log"), secrets, |line| shown.borrow_mut().push(line.to_owned()))
             .expect("creates");
         pieces.iter().for_each(|piece| log.write(piece));
-        let told = log.finish().expect("writes");
+        let (told, written) = log.finish();
+        written.expect("writes");
         let file = std::fs::read_to_string(told.path).expect("reads");
         (shown.into_inner(), file, told.last)
     }

@@ -277,14 +277,17 @@ fn transplants(entries: &[(Entry, Content<'_>)]) -> Vec<Transplant> {
 }
 
 /// How much content makes a second thread worth its start, bytes.
-const WORTHWHILE: u64 = 2 << 20;
+pub(super) const WORTHWHILE: u64 = 2 << 20;
 
 /// Deflate streams that are checked, by whoever has time: each thread takes the largest that is left.
 struct Checks<'a> {
     files: Vec<&'a Transplant>,
     next: AtomicUsize,
-    found: Mutex<Vec<(usize, Result<Option<elf::ElfFacts>, EngineError>)>>,
+    found: Mutex<Vec<Checked>>,
 }
+
+/// What was found about the entry at this position.
+type Checked = (usize, Result<Option<elf::ElfFacts>, EngineError>);
 
 impl<'a> Checks<'a> {
     fn new(transplants: &'a [Transplant]) -> Checks<'a> {

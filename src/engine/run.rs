@@ -421,8 +421,10 @@ impl Local<'_> {
             self.observer.on(Event::StepStarted { label: job.label });
             sandbox::run(&step, level, &mut |bytes| log.write(bytes), &|| self.course.has_failed())
         };
-        let told = log.finish()?;
+        let (told, written) = log.finish();
+        // Where the disk is full the log is, too: why the command ended says more.
         let done = done.map_err(|why| EngineError::Command { why, last: told.last, log: told.path })?;
+        written?;
         let made = outcome::made(&done.changed, &done.removed, job.view, &secrets)?;
         let fragment = made.write(self.store, &self.room)?;
         self.observer.on(Event::StepFinished { label: job.label });

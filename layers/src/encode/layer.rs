@@ -422,8 +422,15 @@ mod tests {
 
     #[test]
     fn a_second_core_that_inflates_changes_no_byte() {
-        // Small fragments between large ones, and more tar than may be in flight.
-        let fragments: Vec<_> = [100, 3 * MEMBER_SIZE + 77, 5, 30 * MEMBER_SIZE, 20 * MEMBER_SIZE].map(fragment).into();
+        // Small fragments between large ones, more tar than may be in flight, and a member that is too large for that.
+        let mut fragments: Vec<_> = [100, 3 * MEMBER_SIZE + 77, 5, 30 * MEMBER_SIZE].map(fragment).into();
+        let mut huge = FragmentWriter::new(Vec::new());
+        for (name, size) in [("/h/a", 20_000), ("/h/b", ahead::IN_FLIGHT), ("/h/c", 30_000)] {
+            let (bytes, stream) = deflated(&big(size));
+            let entry = Entry::new(path(name), Kind::File { size: size as u64 }, 0o644, EPOCH);
+            huge.transplant(&entry, stream, &mut bytes.as_slice()).expect("adds");
+        }
+        fragments.insert(3, huge.finish().expect("finishes"));
         let total = fragments.iter().map(|(_, layout)| layout.tar_size).sum();
         for compression in [Compression::Gzip, Compression::GzipSingle, Compression::Zstd] {
             let write = |lend: Option<Lend>| {
