@@ -32,6 +32,16 @@ pub fn in_parallel<T: Sync, E: Send>(
     }
 }
 
+/// Does two things: at once where there is a core for the second, else one after the other.
+pub fn both<A: Send, B>(core: Option<Core>, first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
+    let Some(_core) = core else { return (first(), second()) };
+    std::thread::scope(|scope| {
+        let second = scope.spawn(second);
+        let first = first();
+        (first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 /// The cores that a build works with: who has one works, others wait. Nobody may wait for a second one. Clones are the same cores.
 #[derive(Debug, Clone)]
 pub struct Cores(Arc<Shared>);

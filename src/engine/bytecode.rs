@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT};
-use layers::format::wheel::{Content as WheelContent, Scheme, Wheel, WheelName};
+use layers::format::wheel::{Added, Content as WheelContent, Scheme, Wheel, WheelName};
 use layers::format::{FormatError, Limits, Window, zip};
 use layers::lower::Resolved;
 use layers::op::{self, Archive, ByteCode, Conversion, Op};
@@ -93,7 +93,7 @@ impl Compiler<'_> {
         python: &str,
         modules: &[Module],
         read: &mut dyn FnMut(usize) -> Result<Vec<u8>, EngineError>,
-    ) -> Result<Vec<(ImagePath, Vec<u8>)>, EngineError> {
+    ) -> Result<Vec<Added>, EngineError> {
         let mut known = match &self.earlier {
             Some(earlier) => earlier.byte_code(site, python, modules.iter().map(|it| (&it.path, it.recorded.as_str()))),
             None => Vec::new(),
@@ -102,13 +102,14 @@ impl Compiler<'_> {
         let (mut made, mut sources) = (Vec::new(), Vec::new());
         for (module, known) in modules.iter().zip(known) {
             match (known, bytecode::cache_path(&module.path, python)) {
-                (Some(pyc), Some(path)) => made.push((path, pyc)),
+                (Some(pyc), Some(path)) => made.push(Added { path, bytes: pyc.bytes, hash: pyc.hash }),
                 _ => sources.push((module.path.clone(), read(module.entry)?)),
             }
         }
         self.observer.on(Event::ByteCode { name, compiled: sources.len(), taken: made.len() });
         if !sources.is_empty() {
-            made.extend(compiled(&*(self.interpreter)()?, python, &sources, self.threads)?);
+            let compiled = compiled(&*(self.interpreter)()?, python, &sources, self.threads)?;
+            made.extend(compiled.into_iter().map(|(path, bytes)| Added::new(path, bytes)));
         }
         Ok(made)
     }

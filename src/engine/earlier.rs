@@ -13,7 +13,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use cache::Store;
@@ -27,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::EngineError;
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::made::WORTHWHILE;
-use crate::parallel::Cores;
+use crate::parallel::{Cores, both};
 use crate::python::bytecode::{self, cache_path};
 
 /// Names what the last wheel of a package became. Its byte-code is a function of a module's source and of all that is in here;
@@ -50,6 +49,14 @@ struct ModulesRecord {
     made: FragmentRecord,
     /// The RECORD in it.
     list: Digest,
+}
+
+/// Byte-code that is taken over.
+pub struct Taken {
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// What RECORD says of it.
+    pub hash: String,
 }
 
 /// The fragment of the last wheel of a package, opened.
@@ -93,7 +100,7 @@ impl Earlier {
         site: &ImagePath,
         python: &str,
         modules: impl Iterator<Item = (&'m ImagePath, &'m str)>,
-    ) -> Vec<Option<Vec<u8>>> {
+    ) -> Vec<Option<Taken>> {
         let relative =
             |path: &ImagePath| Some(path.as_str().strip_prefix(site.as_str())?.strip_prefix('/')?.to_owned());
         let find = |path: &ImagePath, hash: &str| {
@@ -104,9 +111,16 @@ impl Earlier {
         };
         let found: Vec<Option<(&RecordRow, (u64, u64))>> = modules.map(|(path, hash)| find(path, hash)).collect();
         let spans: Vec<(u64, u64)> = found.iter().flatten().map(|(_, span)| *span).collect();
-        let mut read = contents(&self.blob, &self.fragment, &spans, &self.cores).unwrap_or_default().into_iter();
-        let checked = |row: &RecordRow, bytes: Option<Vec<u8>>| bytes.filter(|bytes| row.is_of(bytes));
-        found.into_iter().map(|found| found.and_then(|(row, _)| checked(row, read.next()))).collect()
+        let read = contents(&self.blob, &self.fragment, &spans, &self.cores).unwrap_or_default();
+        let rows = found.iter().flatten().map(|(row, _)| *row);
+        let pairs: Vec<(&RecordRow, &Vec<u8>)> = rows.zip(&read).collect();
+        let (one, other) = pairs.split_at(pairs.len() / 2);
+        let are_of = |pairs: &[(&RecordRow, &Vec<u8>)]| pairs.iter().map(|(row, bytes)| row.is_of(bytes)).collect();
+        let (one, other): (Vec<bool>, Vec<bool>) = both(self.cores.spare(), || are_of(one), || are_of(other));
+        let mut checked = read.into_iter().zip(one.into_iter().chain(other));
+        let taken =
+            |row: &RecordRow, (bytes, is_of): (Vec<u8>, bool)| is_of.then(|| Taken { bytes, hash: row.hash.clone() });
+        found.into_iter().map(|found| found.and_then(|(row, _)| taken(row, checked.next()?))).collect()
     }
 }
 
@@ -171,15 +185,10 @@ pub fn contents(
     };
     let total: u64 = needed.iter().map(|(_, _, member)| u64::from(member.tar)).sum();
     let core = if total < WORTHWHILE { None } else { cores.spare() };
-    let (mine, others) = needed.split_at(if core.is_some() { needed.len() / 2 } else { needed.len() });
-    let (first, last) = std::thread::scope(|scope| {
-        let others = core.is_some().then(|| scope.spawn(|| inflate(others)));
-        let first = inflate(mine);
-        let last = others.map_or(Ok(Vec::new()), |others| others.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        (first, last)
-    });
+    let (one, other) = needed.split_at(needed.len() / 2);
+    let (one, other) = both(core, || inflate(one), || inflate(other));
     let mut found = vec![Vec::new(); spans.len()];
-    for (at, part) in first?.into_iter().chain(last?) {
+    for (at, part) in one?.into_iter().chain(other?) {
         match found[at].is_empty() {
             true => found[at] = part,
             false => found[at].extend(part),
@@ -247,10 +256,15 @@ mod tests {
     }
 
     fn asked(earlier: &Earlier, modules: &[(&str, &[u8])]) -> Vec<Option<Vec<u8>>> {
+        let bytes = |taken: Taken| {
+            assert_eq!(taken.hash, RecordRow::of("", &taken.bytes).hash);
+            taken.bytes
+        };
         let hash = |text: &[u8]| RecordRow::of("", text).hash;
         let modules: Vec<(ImagePath, String)> = modules.iter().map(|(name, text)| (path(name), hash(text))).collect();
         let site = ImagePath::new(SITE).expect("a path");
-        earlier.byte_code(&site, "3.13", modules.iter().map(|(path, hash)| (path, hash.as_str())))
+        let found = earlier.byte_code(&site, "3.13", modules.iter().map(|(path, hash)| (path, hash.as_str())));
+        found.into_iter().map(|found| found.map(bytes)).collect()
     }
 
     #[test]

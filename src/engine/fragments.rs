@@ -21,6 +21,7 @@ use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::local::{Local, Walked};
 use super::made::Made;
 use crate::observe::Event;
+use crate::parallel::both;
 
 /// Fragments by the keys of what they were made from.
 pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
@@ -77,13 +78,19 @@ impl Local<'_> {
             return Ok(found);
         }
         let mut path = self.supply.supply(archive)?;
+        let find = || match &modules {
+            Some((key, _)) => Earlier::find(self.store, key, &self.cores),
+            None => Ok(None),
+        };
+        let core = modules.as_ref().and_then(|_| self.cores.spare());
+        let (earlier, is_whole) = both(core, find, || self.store.verify(&archive.digest));
         // Rot in a download must not get into a fragment: some formats have no check sums of their own.
-        if !self.store.verify(&archive.digest)? {
+        if !is_whole? {
             path = self.supply.supply(archive)?;
         }
         self.observer.on(Event::ConversionStarted { name: &archive.name });
-        if let (Some(compiler), Some((key, _))) = (&mut compiler, &modules) {
-            compiler.earlier = Earlier::find(self.store, key, &self.cores)?;
+        if let Some(compiler) = &mut compiler {
+            compiler.earlier = earlier?;
         }
         let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
         let fragment = self.keep(&key, &text, made)?;

@@ -106,6 +106,24 @@ pub struct Installed {
     pub dist_info: ImagePath,
 }
 
+/// A file that is installed beside a wheel's own.
+pub struct Added {
+    /// Where.
+    pub path: ImagePath,
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// What RECORD says of the content, as [`RecordRow::of`] does.
+    pub hash: String,
+}
+
+impl Added {
+    /// One with this content.
+    pub fn new(path: ImagePath, bytes: Vec<u8>) -> Added {
+        let hash = record::hash(&bytes);
+        Added { path, bytes, hash }
+    }
+}
+
 /// A wheel whose lists agree with each other.
 pub struct Wheel<R> {
     archive: Archive<R>,
@@ -183,7 +201,7 @@ impl<R: Read + Seek> Wheel<R> {
     }
 
     /// Plans the files and adds some that were made from them, such as byte-code; RECORD lists those too.
-    pub fn install_with(&self, scheme: &Scheme, added: Vec<(ImagePath, Vec<u8>)>) -> Result<Installed, FormatError> {
+    pub fn install_with(&self, scheme: &Scheme, added: Vec<Added>) -> Result<Installed, FormatError> {
         let mut plan = InstallPlan { scheme, files: BTreeMap::new(), rows: Vec::new() };
         let interpreter = scheme.interpreter();
         let names: BTreeSet<&str> = self.archive.entries().iter().map(|entry| entry.name.as_str()).collect();
@@ -213,8 +231,9 @@ impl<R: Read + Seek> Wheel<R> {
             plan.write(&scheme.venv, &format!("bin/{name}"), 0o755, scripts::script(&callable, &interpreter))?;
         }
         plan.write(&scheme.site_packages, &replaced[1], 0o644, INSTALLER.to_vec())?;
-        for (path, bytes) in added {
-            plan.write(&ImagePath::root(), path.relative(), 0o644, bytes)?;
+        for Added { path, bytes, hash } in added {
+            let size = bytes.len().to_string();
+            plan.add(PlannedFile { path, mode: 0o644, mtime: EPOCH, content: Content::Bytes(bytes) }, hash, size)?;
         }
         plan.finish(&self.dist_info)
     }
