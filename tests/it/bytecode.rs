@@ -169,7 +169,7 @@ fn modules(count: usize) -> Vec<(String, String)> {
 }
 
 #[test]
-fn modules_that_are_nested_too_deeply_are_left_out() {
+fn slow_modules_that_are_nested_too_deeply_are_left_out() {
     let project = Project::new(Modules::All);
     let nested = |depth| format!("x = {}1\n", "lambda: ".repeat(depth));
     // More than is followed here, and more than CPython writes.
@@ -180,7 +180,7 @@ fn modules_that_are_nested_too_deeply_are_left_out() {
 }
 
 #[test]
-fn a_new_release_compiles_only_the_modules_that_changed_and_has_the_bytes_of_one_that_compiled_all() {
+fn slow_a_new_release_compiles_only_the_modules_that_changed_and_has_the_bytes_of_one_that_compiled_all() {
     let project = Project::new(Modules::All);
     let mut all = modules(60);
     project.release("1.0", &all);
@@ -214,7 +214,7 @@ fn a_new_release_compiles_only_the_modules_that_changed_and_has_the_bytes_of_one
 }
 
 #[test]
-fn byte_code_that_rotted_or_was_collected_is_made_again() {
+fn slow_byte_code_that_rotted_or_was_collected_is_made_again() {
     let project = Project::new(Modules::All);
     project.release("1.0", &modules(200));
     project.build();
@@ -241,7 +241,7 @@ fn byte_code_that_rotted_or_was_collected_is_made_again() {
 }
 
 #[test]
-fn modules_that_were_not_wanted_before_are_compiled_when_they_are() {
+fn slow_modules_that_were_not_wanted_before_are_compiled_when_they_are() {
     let project = Project::new(Modules::imported_by(["pack.one"]));
     let texts = [("__init__", ""), ("one", "import pack.two\n"), ("two", ""), ("three", "")];
     let mut all: Vec<(String, String)> = texts.map(|(name, text)| (name.to_owned(), text.to_owned())).into();

@@ -118,7 +118,7 @@ fn overwrite(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn damage_of_any_entry_is_noticed_and_mended() {
+fn slow_damage_of_any_entry_is_noticed_and_mended() {
     let project = Project::new();
     let right = project.rebuilt();
     let saved = project.save();
@@ -199,7 +199,7 @@ fn damage_is_found_by_verify_and_healed_by_the_next_build() {
 }
 
 #[test]
-fn a_builder_may_be_killed_at_any_moment() {
+fn slow_a_builder_may_be_killed_at_any_moment() {
     let project = Project::new();
     let right = project.rebuilt();
     for point in ["blob-written", "blob-settled", "blob-adopting", "record-written", "record-settled"] {

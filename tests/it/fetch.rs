@@ -165,7 +165,7 @@ fn offline_asks_nobody() {
 }
 
 #[test]
-fn endless_and_circular_answers_end() {
+fn slow_endless_and_circular_answers_end() {
     let server = Server::start(|request| match request.path.as_str() {
         "/big" => Answer::ok(vec![0; 2000]),
         _ => Answer::status(302).header("Location", "/again"),

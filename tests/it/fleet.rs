@@ -98,12 +98,12 @@ fn update(mounting: Mounting, most: usize) {
 }
 
 #[test]
-fn one_package_under_two_hundred_images_is_converted_and_sent_once() {
+fn slow_one_package_under_two_hundred_images_is_converted_and_sent_once() {
     update(Mounting::Works, 20);
 }
 
 #[test]
-fn registries_that_mount_only_what_a_manifest_refers_to_get_it_once_as_well() {
+fn slow_registries_that_mount_only_what_a_manifest_refers_to_get_it_once_as_well() {
     // For each image that came before the first was published: an attempt, and the upload that it began is cancelled.
     update(Mounting::Referenced, 22);
 }

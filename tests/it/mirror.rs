@@ -106,7 +106,7 @@ impl Outside {
 }
 
 #[test]
-fn a_cold_build_needs_nothing_but_the_registry() {
+fn slow_a_cold_build_needs_nothing_but_the_registry() {
     let registry = registry(|_| {});
     let outside = Outside::new();
     let here = &outside.packaged.sandbox;
@@ -151,7 +151,7 @@ fn a_cold_build_needs_nothing_but_the_registry() {
 }
 
 #[test]
-fn a_mirror_that_lacks_something_or_may_lose_it_is_told() {
+fn slow_a_mirror_that_lacks_something_or_may_lose_it_is_told() {
     let registry = registry(|_| {});
     let outside = Outside::new();
     let here = &outside.packaged.sandbox;

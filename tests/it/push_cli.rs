@@ -285,7 +285,7 @@ fn an_explanation_takes_hosts_and_goes_on_past_what_is_broken() {
 }
 
 #[test]
-fn a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends_the_rest() {
+fn slow_a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends_the_rest() {
     // Mounts, chunks, an index and several tags: every point lies on the way.
     let auth = Auth::Bearer { realm: None, lives: None, uses: None, oauth: false };
     let registry = || registry(|kind| (kind.largest_body, kind.auth) = (Some(110_000), auth.clone()));
@@ -337,7 +337,7 @@ fn a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends_the_
 }
 
 #[test]
-fn a_push_that_is_stopped_at_a_hundred_random_moments_leaves_no_wrong_tag_and_nothing_is_sent_twice() {
+fn slow_a_push_that_is_stopped_at_a_hundred_random_moments_leaves_no_wrong_tag_and_nothing_is_sent_twice() {
     use rustix::process::Signal;
     use std::time::{Duration, Instant};
     let mut random = Random::of(seed());

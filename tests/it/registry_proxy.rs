@@ -64,7 +64,7 @@ fn a_proxy_that_fails_is_told_or_tried_again() {
 }
 
 #[test]
-fn a_tunnel_that_is_refused_is_an_error_without_a_secret() {
+fn slow_a_tunnel_that_is_refused_is_an_error_without_a_secret() {
     let (proxy, sandbox) = (registry(|_| {}), project(&["one"]));
     proxy.fail("CONNECT", 0, 99, Act::Answer(Response::new(403)));
     let mut command = sandbox.command(["--catalogue", "plan.json", "inspect", "registry.example:5000/team/one:v1"]);

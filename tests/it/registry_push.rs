@@ -193,7 +193,7 @@ fn uploads_go_on_where_the_registry_says() {
 }
 
 #[test]
-fn chunks_are_sent_where_a_registry_wants_them() {
+fn slow_chunks_are_sent_where_a_registry_wants_them() {
     let layer: Vec<u8> = (0..40_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     for (smallest, largest, chunks) in [(Some(20 << 20), None, 2), (None, Some(9 << 20), 5), (None, None, 0)] {
         let registry = registry(|kind| (kind.smallest_chunk, kind.largest_body) = (smallest, largest));
@@ -440,7 +440,7 @@ fn a_registry_that_says_nothing_is_given_up() {
 }
 
 #[test]
-fn a_slow_line_is_no_dead_one() {
+fn slow_lines_are_no_dead_ones() {
     use std::time::{Duration, Instant};
     let registry = registry(|_| {});
     let images = Images::new();

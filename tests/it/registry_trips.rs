@@ -122,7 +122,7 @@ fn trips_of_a_push(relay: &Relay, config: ClientConfig, host: &str, images: &Ima
 }
 
 #[test]
-fn a_challenge_costs_one_trip_and_a_token_another() {
+fn slow_a_challenge_costs_one_trip_and_a_token_another() {
     for (auth, trips) in [("none", 2), ("basic", 3), ("bearer", 4)] {
         let registry = registry(|_| {});
         let relay = Relay::to(registry.host());

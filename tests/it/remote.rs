@@ -289,7 +289,7 @@ fn an_edit_on_an_empty_machine_moves_records_and_its_own_layer_in_eight_round_tr
 }
 
 #[test]
-fn a_store_that_is_down_is_a_warning() {
+fn slow_a_store_that_is_down_is_a_warning() {
     let project = Project::new();
     let machine = project.machine();
     // Nobody listens on a port that was given back.

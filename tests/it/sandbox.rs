@@ -1,6 +1,6 @@
 //! The sandbox of commands, on each level that the machine offers: the same outcome everywhere, and escapes tried and refused.
 //!
-//! Tests named `here_*` run as whoever runs them; `another_user` and `real_*` run them again as an ordinary user and in containers.
+//! Tests named `here_*` run as whoever runs them; `slow_another_user` and `real_*` run them again as an ordinary user and in containers.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -585,7 +585,7 @@ fn here_setuid_gives_nothing() {
 }
 
 #[test]
-fn here_bombs_are_bounded() {
+fn here_slow_bombs_are_bounded() {
     let place = Place::new();
     for level in levels() {
         let marker = format!("{}{}", 700_000 + std::process::id(), *level as u8);
@@ -791,7 +791,7 @@ fn a_program_that_cannot_become_a_guard_is_not_started() {
 const HERE: [&str; 2] = ["sandbox::here_", "--test-threads=2"];
 
 #[test]
-fn another_user() {
+fn slow_another_user() {
     assert!(rustix::process::geteuid().is_root(), "only root can become another user; run the tests as root");
     let folder = tempfile::tempdir().unwrap();
     let readable = fs::Permissions::from_mode(0o755);
@@ -807,7 +807,7 @@ fn another_user() {
     command.env("IMGBUILD_TEST_BINARY", &program).env("IMGBUILD_TEST_LEVELS", "namespaces proot").current_dir("/");
     command.env("HOME", "/nonexistent").env_remove("TMPDIR");
     let said = outcome(&mut command).success();
-    assert!(said.contains("test sandbox::here_bombs_are_bounded ... ok"), "{said}");
+    assert!(said.contains("test sandbox::here_slow_bombs_are_bounded ... ok"), "{said}");
 }
 
 /// An image made of this machine's own files, with these tests, `/bin/imgbuild` and proot; gives its name in the tests' engine.
@@ -854,7 +854,7 @@ fn in_container(levels: &str, arguments: &[&str]) {
     command.extend([image(), "/bin/it"]);
     command.extend(HERE);
     let said = docker::engine().docker(command);
-    assert!(said.contains("test sandbox::here_bombs_are_bounded ... ok"), "{said}");
+    assert!(said.contains("test sandbox::here_slow_bombs_are_bounded ... ok"), "{said}");
 }
 
 #[test]

@@ -142,7 +142,7 @@ impl Run {
 }
 
 #[test]
-fn whoever_waits_starts_when_a_job_of_the_same_version_has_completed() {
+fn slow_whoever_waits_starts_when_a_job_of_the_same_version_has_completed() {
     let job = Job::new();
     let complete = job.home.path().join("tokens/complete");
     let waits = |job: &Job| -> bool {
@@ -173,7 +173,7 @@ fn whoever_waits_starts_when_a_job_of_the_same_version_has_completed() {
 }
 
 #[test]
-fn the_first_run_prepares_everything_and_the_second_changes_nothing() {
+fn slow_the_first_run_prepares_everything_and_the_second_changes_nothing() {
     let job = Job::new().set("EXTRA_MODELS", "qwen2:0.5b");
     let first = job.run(&[]).ends(0);
     let expected = "tokens created
@@ -247,7 +247,7 @@ fn copies_that_a_killed_job_left_are_removed_when_they_are_old() {
 }
 
 #[test]
-fn rotation_replaces_every_token_and_forgets_the_old_one() {
+fn slow_rotation_replaces_every_token_and_forgets_the_old_one() {
     let job = Job::new();
     job.run(&[]).ends(0);
     let old = job.tokens();
@@ -264,7 +264,7 @@ fn rotation_replaces_every_token_and_forgets_the_old_one() {
 }
 
 #[test]
-fn a_rotation_that_litellm_missed_is_made_up_for() {
+fn slow_a_rotation_that_litellm_missed_is_made_up_for() {
     let job = Job::new();
     job.run(&[]).ends(0);
     let old = job.tokens()["LITELLM_API_TOKEN"].clone();
@@ -278,7 +278,7 @@ fn a_rotation_that_litellm_missed_is_made_up_for() {
 }
 
 #[test]
-fn tokens_that_litellm_would_not_forget_are_forgotten_later() {
+fn slow_tokens_that_litellm_would_not_forget_are_forgotten_later() {
     let job = Job::new();
     job.run(&[]).ends(0);
     job.services.with(|state| state.refuse_writes = Some((403, "/key/delete")));
@@ -299,7 +299,7 @@ fn tokens_that_litellm_would_not_forget_are_forgotten_later() {
 }
 
 #[test]
-fn changed_settings_update_what_they_concern() {
+fn slow_changed_settings_update_what_they_concern() {
     let job = Job::new().set("EXTRA_MODELS", "qwen2:0.5b");
     job.run(&[]).ends(0);
     job.services.writes();
@@ -326,7 +326,7 @@ fn models_of_other_people_are_left_alone() {
 }
 
 #[test]
-fn openai_models_are_registered_only_where_it_is_used() {
+fn slow_openai_models_are_registered_only_where_it_is_used() {
     let job = Job::new().set("OPENAI_API_KEY", OPENAI);
     job.run(&[]).ends(0);
     let names = |job: &Job| -> Vec<String> {
@@ -343,7 +343,7 @@ fn openai_models_are_registered_only_where_it_is_used() {
 }
 
 #[test]
-fn services_that_start_slowly_are_waited_for() {
+fn slow_services_that_start_slowly_are_waited_for() {
     let job = Job::new();
     job.services.with(|state| (state.unwell, state.without_database) = (2, 2));
     job.run(&[]).ends(0).says("503").says("not connected to its database");
@@ -367,7 +367,7 @@ fn a_pull_that_breaks_off_is_taken_up_again() {
 }
 
 #[test]
-fn a_pull_that_stands_still_ends_with_its_reason() {
+fn slow_a_pull_that_stands_still_ends_with_its_reason() {
     for how in [Pull::Silent, Pull::Repeats] {
         let job = Job::new().set("PULL_TIMEOUT", "6");
         job.services.with(|state| state.pull = how);
@@ -384,7 +384,7 @@ fn a_model_that_does_not_exist_is_not_tried_again() {
 }
 
 #[test]
-fn each_phase_has_a_status_of_its_own() {
+fn slow_each_phase_has_a_status_of_its_own() {
     let gone = "http://127.0.0.1:9";
     let job = Job::new().set("OLLAMA_API_URL", gone).set("INIT_DEADLINE_SECONDS", "1");
     job.run(&[]).ends(30).says("reaching Ollama").says("did not succeed in 1 s");
@@ -471,7 +471,7 @@ fn secrets_come_from_files_too() {
 }
 
 #[test]
-fn no_secret_is_in_a_log_line_or_an_argument_list() {
+fn slow_no_secret_is_in_a_log_line_or_an_argument_list() {
     for (format, status) in [("text", 400), ("json", 422)] {
         let job = Job::new()
             .set("LOG_FORMAT", format)
@@ -540,7 +540,7 @@ fn litellm_has_a_password_or_none_but_never_an_empty_one() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_left_as_it_was() {
+fn slow_a_file_that_cannot_be_written_is_left_as_it_was() {
     let job = Job::new();
     job.run(&[]).ends(0);
     let before = job.files();
@@ -703,7 +703,7 @@ fn addresses_are_judged_as_env_check_judges_them() {
 
 /// Jobs that make new tokens at the same time: one after the other, and at the end everybody knows the same ones.
 #[test]
-fn jobs_that_rotate_together_wait_for_each_other() {
+fn slow_jobs_that_rotate_together_wait_for_each_other() {
     let job = Job::new();
     job.run(&[]).ends(0);
     let first = job.tokens();
@@ -732,7 +732,7 @@ fn jobs_that_rotate_together_wait_for_each_other() {
 
 /// Whoever has the lock, a job changes nothing before it is free, heeds a signal meanwhile, and does not wait for ever.
 #[test]
-fn a_job_waits_for_the_lock_and_not_for_ever() {
+fn slow_a_job_waits_for_the_lock_and_not_for_ever() {
     let job = Job::new();
     job.run(&[]).ends(0);
     let before = job.files();
