@@ -76,6 +76,12 @@ impl Store {
         self.turn("make", &key.0)
     }
 
+    /// Waits until no other process runs the command of `key`. Apart from [`Store::lock_build`]: who runs a command waits for a
+    /// core while it holds this, and who converts an archive waits for its turn while it holds a core.
+    pub fn lock_run(&self, key: &Key) -> Result<Turn, CacheError> {
+        self.turn("run", &key.0)
+    }
+
     /// Waits until no other process downloads the blob.
     pub fn lock_download(&self, digest: &Digest) -> Result<Turn, CacheError> {
         self.turn("load", digest)

@@ -29,7 +29,7 @@ use super::run::{Ran, is_foreign, of_words, outcome_key};
 use super::tree::Tree;
 use super::view::View;
 use crate::debian::scripts::Alternative;
-use crate::sandbox::Level;
+use crate::sandbox::{Level, SandboxError};
 
 /// Part of every key of what dpkg makes: raised whenever it is called otherwise, or other parts of the outcome are kept.
 pub const VERSION: u32 = 1;
@@ -91,7 +91,9 @@ impl Local<'_> {
         let alternatives = self.alternatives(subject, layer, dpkg)?;
         let step = step_of(dpkg, &special(view), &alternatives);
         let (outcome, ran) = self.run(subject, layer, &step, &root, &together).map_err(|error| match error {
-            EngineError::Command { .. } if self.runs.commands.chosen() > Some(Level::Namespaces) => {
+            EngineError::Command { why: SandboxError::Status { .. } | SandboxError::Signal { .. }, .. }
+                if self.runs.commands.chosen() > Some(Level::Namespaces) =>
+            {
                 let why = "needs a sandbox of level `namespaces`: fakeroot cannot work in a lesser one";
                 EngineError::Dpkg { why: why.to_owned() }
             }

@@ -124,12 +124,12 @@ impl Earlier {
     }
 }
 
-/// The RECORD of the wheel that a fragment was, as it can be read.
+/// The RECORD of the wheel that a fragment was, as it can be read. Each wheel gets one of ours; `None` where it brought others to
+/// such a place, which could tell of byte-code what is not so.
 fn list_of(fragment: &Fragment, blob: &File) -> Option<Vec<u8>> {
-    let at = fragment.entries.iter().position(|it| {
-        let path = it.entry.path.as_str();
-        path.ends_with(".dist-info/RECORD") && path.rsplit('/').nth(2) == Some("site-packages")
-    })?;
+    let is_list = |path: &str| path.ends_with(".dist-info/RECORD") && path.rsplit('/').nth(2) == Some("site-packages");
+    let mut lists = (0..fragment.entries.len()).filter(|at| is_list(fragment.entries[*at].entry.path.as_str()));
+    let (at, None) = (lists.next()?, lists.next()) else { return None };
     contents(blob, fragment, &[span(fragment, at)?], &Cores::new(1)).ok()?.pop()
 }
 
@@ -176,7 +176,7 @@ pub fn contents(
             tar.clear();
             TarReader::new(ReadAt { file: blob, at: packed }, std::iter::once(member)).read_to_end(&mut tar)?;
             for at in within(start, start + u64::from(member.tar)) {
-                let (from, until) = (spans[at].0.max(start) - start, end_of(at) - start);
+                let (from, until) = (spans[at].0.max(start) - start, end_of(at).saturating_sub(start));
                 let until = until.min(tar.len() as u64);
                 parts.push((at, tar.get(from as usize..until as usize).unwrap_or_default().to_vec()));
             }
@@ -311,6 +311,22 @@ mod tests {
         assert!(read[0] == long);
         let beyond = (fragment.layout.tar_size, 1);
         assert!(contents(&earlier.blob, &fragment, &[beyond, (u64::MAX, u64::MAX)], &Cores::new(2)).is_err());
+    }
+
+    #[test]
+    fn a_wheel_that_brings_another_list_tells_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        let code = ("__pycache__/a.cpython-313.pyc", &b"evil"[..], &b"evil"[..]);
+        let rows = vec![RecordRow::of("a.py", b"good"), RecordRow::of(code.0, code.1)];
+        let fake = write_record(rows).into_bytes();
+        for place in ["aaa.dist-info/RECORD", "data/site-packages/z.dist-info/RECORD"] {
+            let files = [("a.py", &b"bad"[..], &b"bad"[..]), code, (place, &fake, &fake)];
+            let (fragment, record) = kept(&store, &files);
+            let (name, text) = key("x-1.0-py3-none-any.whl", Modules::All, place).expect("a wheel");
+            Earlier::keep(&store, (name, text), &fragment, record).expect("keeps nothing");
+            assert!(Earlier::find(&store, &name, &Cores::new(2)).expect("looks").is_none(), "{place}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! Only the order changes. What a command made is found by the walk of the images that take from it.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use layers::lower::Resolved;
@@ -51,6 +52,13 @@ struct State {
     given_up: BTreeSet<Key>,
     /// The first error, which ends everything.
     failed: Option<EngineError>,
+}
+
+/// Keeps the first of several errors, before those of commands that were ended because of it.
+pub(super) fn keep_first(first: &mut Option<EngineError>, error: EngineError) {
+    if first.as_ref().is_none_or(EngineError::is_a_stop) {
+        *first = Some(error);
+    }
 }
 
 impl Course {
@@ -148,16 +156,18 @@ impl Local<'_> {
 
     /// Runs the commands of these stages, each as soon as its archives are converted by [`Local::fragments`], which runs
     /// beside it.
-    pub fn run_early(&self, early: &[Early<'_>]) -> Result<(), EngineError> {
-        in_parallel(self.jobs, early, |it| {
-            if !self.course.wait_for(&it.archives) {
-                return Ok(());
+    pub fn run_early(&self, early: &[Early<'_>]) {
+        let run = |it: &Early<'_>| -> Result<(), Infallible> {
+            if self.course.wait_for(&it.archives) {
+                let open = |digest: &Digest| self.open(digest);
+                match self.other_stage(it.subject, it.stage, &mut View::new(&open)) {
+                    Ok(_) => self.course.change(|state| state.running -= 1),
+                    Err(error) => self.abandon(error),
+                }
             }
-            let open = |digest: &Digest| self.open(digest);
-            self.other_stage(it.subject, it.stage, &mut View::new(&open))?;
-            self.course.change(|state| state.running -= 1);
             Ok(())
-        })
+        };
+        in_parallel(self.jobs, early, run).unwrap_or_else(|never| match never {});
     }
 
     /// Begins an attempt, and forgets what one that failed has left.
@@ -168,11 +178,7 @@ impl Local<'_> {
     /// Ends everything that runs beside what failed. The first error is the one that is told, before those of commands that
     /// were ended because of it.
     pub fn abandon(&self, error: EngineError) {
-        self.course.change(|state| {
-            if state.failed.as_ref().is_none_or(EngineError::is_a_stop) {
-                state.failed = Some(error);
-            }
-        });
+        self.course.change(|state| keep_first(&mut state.failed, error));
     }
 
     /// Whether something failed since [`Local::begin`].

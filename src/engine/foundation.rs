@@ -210,7 +210,11 @@ impl Local<'_> {
                 Ok(()) => {}
                 // It would fail once more, and take as long.
                 Err(error) if error.is_of_a_command() => return Err(located(error, layer)),
-                Err(_) => return Ok(None),
+                // `Local::walk` says what it is, and may try the command again.
+                Err(_) => {
+                    self.begin(&[]);
+                    return Ok(None);
+                }
             }
         }
         let (gate, _) = gate_key(subject, resolved, view.linked());

@@ -94,7 +94,10 @@ impl Local<'_> {
         }
         let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
         let fragment = self.keep(&key, &text, made)?;
-        if let (Some(modules), Some(record)) = (modules, self.find_record(&key)?) {
+        // One without its own RECORD, which another wheel may have, tells nobody anything.
+        if drops.is_empty()
+            && let (Some(modules), Some(record)) = (modules, self.find_record(&key)?)
+        {
             Earlier::keep(self.store, modules, &fragment, record)?;
         }
         self.observer.on(Event::ConversionFinished { name: &archive.name });

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cache::Store;
 use layers::ImagePath;
-use layers::encode::{DeflateStream, Entry, FragmentWriter, Kind};
+use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind};
 
 use super::EngineError;
 use super::index::{Fragment, Indexed, PackageFacts};
@@ -174,7 +174,8 @@ impl<'a> Made<'a> {
                 && let Some(core) = room.spare_core()
             {
                 let checks = &checks;
-                scope.spawn(move || {
+                // Without it, all are checked here.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, move || {
                     let _core = core;
                     // Where it cannot be opened again, whoever has it open finds out why.
                     if let Ok(mut files) = again() {
@@ -231,7 +232,8 @@ fn batched<W: Write>(
     for (at, (entry, content)) in all.into_iter().enumerate() {
         let mut offset = 0;
         match content {
-            Content::Deflated(..) => {}
+            Content::Deflated(..) if matches!(entry.kind, Kind::File { .. }) => {}
+            Content::Deflated(..) => return Err(EncodeError::Stream(entry.path).into()),
             Content::None => offset = writer.add(&entry, &mut io::empty())?,
             Content::Bytes(bytes) => {
                 facts.extend(elf::facts(&bytes).map(|found| (at as u32, found)));
@@ -315,7 +317,7 @@ impl<'a> Checks<'a> {
         self.next.store(self.files.len(), Ordering::Relaxed);
     }
 
-    /// The facts of those that are ELF files; of several errors the first by path.
+    /// The facts of those that are ELF files; of several errors that were found the first by path.
     fn finish(self) -> Result<Vec<(u32, elf::ElfFacts)>, EngineError> {
         let mut found = self.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         found.sort_by_key(|(at, _)| *at);

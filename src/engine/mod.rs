@@ -257,7 +257,9 @@ impl EngineError {
     pub(crate) fn is_a_stop(&self) -> bool {
         match self {
             EngineError::At { source, .. } => source.is_a_stop(),
-            EngineError::Sandbox(SandboxError::Stopped) => true,
+            EngineError::Sandbox(SandboxError::Stopped) | EngineError::Command { why: SandboxError::Stopped, .. } => {
+                true
+            }
             _ => false,
         }
     }

@@ -210,7 +210,7 @@ impl Local<'_> {
             None => {
                 let turn = self.turn(&key);
                 let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                let _among_builders = self.store.lock_build(&key)?;
+                let _among_builders = self.store.lock_run(&key)?;
                 match find()? {
                     Some(found) => found,
                     None => {

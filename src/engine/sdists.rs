@@ -13,6 +13,7 @@ use layers::source::{Foreign, Inline, Owner, TakeFrom};
 use layers::{Digest, ImagePath, Platform, Run, StageId, path};
 
 use super::EngineError;
+use super::early::keep_first;
 use super::local::{Local, Subject, located};
 use super::run::{Ran, is_foreign, of_words};
 use super::tree::Tree as _;
@@ -73,12 +74,24 @@ impl Local<'_> {
             .collect();
         // By all that decides: one image may build a sdist in two ways.
         let wheels: Mutex<BTreeMap<String, Archive>> = Mutex::default();
-        in_parallel(self.jobs, &wanted, |(layer, build)| {
+        let failed: Mutex<Option<EngineError>> = Mutex::default();
+        let done = in_parallel(self.jobs, &wanted, |(layer, build)| {
             let layer = LayerPlan { label: format!("run build of {}", build.sdist.name), ..(*layer).clone() };
-            let wheel = self.build_sdist(subject, &layer, build).map_err(|error| located(error, &layer))?;
-            wheels.lock().expect("no thread panics while it holds this").insert(build.to_json(), wheel);
-            Ok::<(), EngineError>(())
-        })?;
+            match self.build_sdist(subject, &layer, build) {
+                Ok(wheel) => {
+                    wheels.lock().expect("no thread panics while it holds this").insert(build.to_json(), wheel);
+                    Ok(())
+                }
+                Err(error) => {
+                    let mut failed = failed.lock().expect("no thread panics while it holds this");
+                    keep_first(&mut failed, located(error, &layer));
+                    Err(())
+                }
+            }
+        });
+        if let (Err(()), Some(error)) = (done, failed.into_inner().expect("no thread panics while it holds this")) {
+            return Err(error);
+        }
         let wheels = wheels.into_inner().expect("no thread panics while it holds this");
         for op in settled.layers.iter_mut().flat_map(|layer| &mut layer.ops) {
             if let Op::Build(build) = op {

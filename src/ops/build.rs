@@ -378,7 +378,7 @@ fn make_layers(
     };
     engine.begin(&early);
     std::thread::scope(|scope| {
-        let ahead = scope.spawn(|| engine.run_early(&early).unwrap_or_else(|error| engine.abandon(error)));
+        let ahead = scope.spawn(|| engine.run_early(&early));
         match engine.fragments(&stages, &early) {
             Ok(()) => in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {}),
             Err(error) => engine.abandon(error),

@@ -12,8 +12,12 @@ use super::gzip;
 /// How much tar makes a second thread worth its start, bytes.
 pub(super) const WORTHWHILE: u64 = 2 << 20;
 
-/// How much may be held, packed and unpacked, bytes.
+/// How much may be held, packed and unpacked, bytes; beside that, a few [`SPARE`] buffers.
 pub(super) const IN_FLIGHT: usize = 40 << 20;
+
+/// How many buffers are kept to be written over, and of how many bytes each at most.
+const SPARE: usize = 8;
+const LARGEST_SPARE: usize = 4 << 20;
 
 /// What a member takes while it is held, bytes; `None` for one that is too large to be held.
 pub(super) fn room(member: Member) -> Option<usize> {
@@ -29,6 +33,8 @@ pub(super) struct Work {
     pub(super) packed: Vec<u8>,
     /// Its tar.
     pub(super) tar: Vec<u8>,
+    /// What its buffers take, bytes: they may be longer than the member.
+    room: usize,
 }
 
 impl Work {
@@ -101,17 +107,19 @@ impl Order<'_> {
         self.held
     }
 
-    /// A buffer that is as long as this member.
+    /// Buffers that are as long as this member.
     pub(super) fn work(&mut self, member: Member) -> Work {
-        let spare = self.spare.pop().unwrap_or_else(|| Work { member, packed: Vec::new(), tar: Vec::new() });
+        let spare = self.spare.pop().unwrap_or_else(|| Work { member, packed: Vec::new(), tar: Vec::new(), room: 0 });
         let mut work = Work { member, ..spare };
         work.packed.resize(member.compressed as usize, 0);
+        work.tar.reserve_exact((member.tar as usize).saturating_sub(work.tar.len()));
+        work.room = work.packed.capacity() + work.tar.capacity();
         work
     }
 
     /// Begins a member, whose bytes are in `work`.
     pub(super) fn begin(&mut self, work: Work) {
-        self.held += room(work.member).unwrap_or_default();
+        self.held += work.room;
         self.ahead.state().waiting.push_back((self.begun, work));
         self.begun += 1;
         self.ahead.changed.notify_all();
@@ -139,14 +147,16 @@ impl Order<'_> {
         drop(state);
         self.read += 1;
         if let Ok(work) = &done {
-            self.held -= room(work.member).unwrap_or_default();
+            self.held -= work.room;
         }
         Some(done)
     }
 
     /// Takes buffers back.
     pub(super) fn give_back(&mut self, work: Work) {
-        self.spare.push(work);
+        if work.room <= LARGEST_SPARE && self.spare.len() < SPARE {
+            self.spare.push(work);
+        }
     }
 }
 

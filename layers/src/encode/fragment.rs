@@ -85,10 +85,11 @@ struct Helper {
 }
 
 impl Helper {
-    fn new() -> Helper {
+    /// `None` where there are no threads left.
+    fn new() -> Option<Helper> {
         let (work, todo) = channel::<(Vec<u8>, Box<dyn Send>)>();
         let (ready, done) = channel();
-        std::thread::spawn(move || {
+        let started = std::thread::Builder::new().spawn(move || {
             let mut encoder = MemberEncoder::new();
             // It ends when the writer is gone.
             for (tar, core) in todo {
@@ -99,7 +100,7 @@ impl Helper {
                 }
             }
         });
-        Helper { work, done, is_busy: false, spare: Vec::with_capacity(MEMBER_SIZE) }
+        started.ok().map(|_| Helper { work, done, is_busy: false, spare: Vec::with_capacity(MEMBER_SIZE) })
     }
 }
 
@@ -266,8 +267,8 @@ impl<W: Write> FragmentWriter<W> {
         if !is_busy
             && self.pending.len() == MEMBER_SIZE
             && let Some(core) = self.lend.as_ref().and_then(|lend| lend())
+            && let Some(helper) = helper_of(&mut self.helper)
         {
-            let helper = self.helper.get_or_insert_with(Helper::new);
             let tar = std::mem::replace(&mut self.pending, std::mem::take(&mut helper.spare));
             helper.work.send((tar, core)).expect("a helper lives as long as its writer");
             helper.is_busy = true;
@@ -286,6 +287,14 @@ impl<W: Write> FragmentWriter<W> {
     fn settle(&mut self) -> Result<(), EncodeError> {
         settle(&mut self.helper, &mut self.out, &mut self.layout)
     }
+}
+
+/// The helper, started where there is none.
+fn helper_of(helper: &mut Option<Helper>) -> Option<&mut Helper> {
+    if helper.is_none() {
+        *helper = Helper::new();
+    }
+    helper.as_mut()
 }
 
 fn settle(helper: &mut Option<Helper>, out: &mut impl Write, layout: &mut FragmentLayout) -> Result<(), EncodeError> {

@@ -103,7 +103,8 @@ impl<W: Write> LayerWriter<W> {
         };
         let ahead = Ahead::new();
         std::thread::scope(|scope| {
-            scope.spawn(|| ahead.help());
+            // Without it, all is done here.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, || ahead.help());
             let mut order = ahead.order();
             for source in sources {
                 self.fragment(source?, Some(&mut order))?;
@@ -177,7 +178,7 @@ impl<W: Write> LayerWriter<W> {
 
     /// Takes what was inflated, until no more than `left` bytes are in flight.
     fn settle(&mut self, order: &mut Order<'_>, left: usize) -> Result<(), EncodeError> {
-        while order.held() > left
+        while (left == 0 || order.held() > left)
             && let Some(done) = order.next()
         {
             let work = done.map_err(unreadable)?;
