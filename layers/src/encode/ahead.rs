@@ -166,3 +166,62 @@ impl Drop for Order<'_> {
         self.ahead.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(order: &mut Order<'_>) -> Work {
+        order.next().expect("was begun").expect("inflates")
+    }
+
+    fn begin(order: &mut Order<'_>, tar: &[u8]) {
+        let packed = gzip::gzip(tar);
+        let mut work = order.work(Member { compressed: packed.len() as u32, tar: tar.len() as u32 });
+        work.packed.copy_from_slice(&packed);
+        order.begin(work);
+    }
+
+    #[test]
+    fn buffers_count_as_what_they_take_and_few_are_kept() {
+        let ahead = Ahead::new();
+        let mut order = ahead.order();
+        let large = vec![7; 3 << 20];
+        for _ in 0..20 {
+            begin(&mut order, &large);
+        }
+        assert!(order.held() >= 20 * large.len());
+        let mut done: Vec<Work> = (0..20).map(|_| read(&mut order)).collect();
+        assert!(order.held() == 0 && order.next().is_none());
+        assert!(done.iter().all(|work| work.tar == large));
+        done.drain(..).for_each(|work| order.give_back(work));
+        assert_eq!(order.spare.len(), SPARE);
+        // A small member in a large buffer takes as much.
+        begin(&mut order, b"small");
+        assert!(order.held() >= large.len());
+        assert_eq!(read(&mut order).tar, b"small");
+        begin(&mut order, &vec![7; LARGEST_SPARE + 1]);
+        let work = read(&mut order);
+        let kept = order.spare.len();
+        order.give_back(work);
+        assert_eq!(order.spare.len(), kept, "one that is too large is let go");
+    }
+
+    #[test]
+    fn members_come_in_their_order_and_damage_in_its_place() {
+        let ahead = Ahead::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| ahead.help());
+            let mut order = ahead.order();
+            let tar = |at: usize| vec![at as u8; 1 + at * 1000];
+            (0..50).for_each(|at| begin(&mut order, &tar(at)));
+            let mut broken = order.work(Member { compressed: 20, tar: 3 });
+            broken.packed.fill(1);
+            order.begin(broken);
+            begin(&mut order, b"behind");
+            (0..50).for_each(|at| assert!(read(&mut order).tar == tar(at), "{at}"));
+            assert!(order.next().expect("was begun").is_err());
+            assert_eq!(read(&mut order).tar, b"behind");
+        });
+    }
+}
