@@ -265,14 +265,9 @@ fn wheel(
         installed = wheel.install_with(&scheme, made).map_err(failed)?;
     }
     let wheel = Rc::new(RefCell::new(wheel));
-    let (again_at, again_name) = (at.to_owned(), name.to_owned());
-    let (venv, python) = (venv.clone(), python.to_owned());
-    let again = move || -> Result<Box<dyn Deflated>, EngineError> {
-        let opened = open_wheel(File::open(&again_at)?, &again_name, venv.as_str(), &python);
-        let (wheel, _) = opened.map_err(|source| EngineError::Format { archive: again_name.clone(), source })?;
-        Ok(Box::new(PackedFiles::new(&again_name, Rc::new(RefCell::new(wheel)))))
-    };
-    let mut made = Made { packed: Some(Packed::new(PackedFiles::new(name, wheel.clone()), again)), ..Made::default() };
+    let (at, owned_name, venv, python) = (at.to_owned(), name.to_owned(), venv.clone(), python.to_owned());
+    let again = move || Ok(open_wheel(File::open(&at)?, &owned_name, venv.as_str(), &python)?.0);
+    let mut made = Made { packed: Some(packed(name, &wheel, again)), ..Made::default() };
     for file in installed.files {
         let (size, content) = match file.content {
             wheel::Content::Bytes(bytes) => (bytes.len() as u64, Content::Bytes(bytes)),
@@ -292,13 +287,8 @@ fn unpack_zip(file: File, at: &Path, name: &str, place: &Place<'_>, room: &Room)
     let archive = open(file)?;
     let entries = archive.entries().to_vec();
     let archive = Rc::new(RefCell::new(archive));
-    let (again_at, again_name) = (at.to_owned(), name.to_owned());
-    let again = move || -> Result<Box<dyn Deflated>, EngineError> {
-        let opened = open(File::open(&again_at)?);
-        let archive = opened.map_err(|source| EngineError::Format { archive: again_name.clone(), source })?;
-        Ok(Box::new(PackedFiles::new(&again_name, Rc::new(RefCell::new(archive)))))
-    };
-    let packed = Packed::new(PackedFiles::new(name, archive.clone()), again);
+    let at = at.to_owned();
+    let packed = packed(name, &archive, move || open(File::open(&at)?));
     let mut made = Made { packed: Some(packed), ..Made::default() };
     for (index, found) in entries.into_iter().enumerate() {
         let Some(path) = moved(&found.path, place)? else { continue };
@@ -367,6 +357,19 @@ impl<Z: Zip> Deflated for PackedFiles<Z> {
         let mut zip = self.zip.borrow_mut();
         read(&mut zip.archive().raw(index).map_err(failed)?)
     }
+}
+
+/// The deflated files of an open zip archive, which `again` opens for another thread.
+fn packed<Z: Zip + 'static>(
+    name: &str,
+    zip: &Rc<RefCell<Z>>,
+    again: impl Fn() -> Result<Z, FormatError> + Sync + 'static,
+) -> Packed<'static> {
+    let archive = name.to_owned();
+    Packed::new(PackedFiles::new(name, zip.clone()), move || {
+        let zip = again().map_err(|source| EngineError::Format { archive: archive.clone(), source })?;
+        Ok(Box::new(PackedFiles::new(&archive, Rc::new(RefCell::new(zip)))))
+    })
 }
 
 /// The content of one file of an open zip archive: its deflate stream, where that is worth keeping.
@@ -492,9 +495,9 @@ mod tests {
     use std::process::Command;
 
     use cache::Store;
+    use layers::encode::WORTHWHILE;
     use layers::op::Origin;
 
-    use super::super::made::WORTHWHILE;
     use super::super::tree::Tree as _;
     use super::super::view::View;
     use super::*;
@@ -516,19 +519,20 @@ mod tests {
         path
     }
 
+    /// An archive that is unpacked to `/opt`.
+    fn unzipped() -> (Archive, Conversion) {
+        let origin = Origin::Url("https://example.org/x.zip".into());
+        let archive = Archive { name: "x.zip".into(), digest: Digest::of(b"x"), size: None, origin };
+        let to = ImagePath::new("/opt").expect("a path");
+        (archive, Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } })
+    }
+
     #[test]
     fn a_zips_large_files_are_transplanted_and_read_back_as_they_were() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open_at(&folder.path().join("cache")).expect("opens");
         let path = zip(folder.path());
-        let archive = Archive {
-            name: "x.zip".into(),
-            digest: Digest::of(b"x"),
-            size: None,
-            origin: Origin::Url("https://example.org/x.zip".into()),
-        };
-        let to = ImagePath::new("/opt").expect("a path");
-        let unpack = Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } };
+        let (archive, unpack) = unzipped();
         let room = Room::new(store.scratch(), Cores::new(2));
         let made = convert(&path, &archive, &unpack, &Drops::new(), &room, None).expect("converts");
         let fragment = made.write(&store, &room).expect("writes");
@@ -566,14 +570,7 @@ mod tests {
         let path = folder.path().join("x.zip");
         let done = Command::new("python3").args(["-c", script]).arg(&path).status().expect("python3 is installed");
         assert!(done.success());
-        let archive = Archive {
-            name: "x.zip".into(),
-            digest: Digest::of(b"x"),
-            size: None,
-            origin: Origin::Url("https://example.org/x.zip".into()),
-        };
-        let to = ImagePath::new("/opt").expect("a path");
-        let unpack = Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } };
+        let (archive, unpack) = unzipped();
         let write = |path: &Path, cores: &Cores| {
             let room = Room::new(store.scratch(), cores.clone());
             convert(path, &archive, &unpack, &Drops::new(), &room, None)?.write(&store, &room)

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use cache::Store;
-use layers::encode::{EncodeError, Kind, LAYER_FORMAT, Member, TarReader};
+use layers::encode::{EncodeError, Kind, LAYER_FORMAT, Member, TarReader, WORTHWHILE};
 use layers::format::wheel::{RecordRow, WheelName, parse_record};
 use layers::op::{Archive, Conversion};
 use layers::source::Modules;
@@ -25,7 +25,6 @@ use serde::{Deserialize, Serialize};
 
 use super::EngineError;
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
-use super::made::WORTHWHILE;
 use crate::parallel::{Cores, both};
 use crate::python::bytecode::{self, cache_path};
 

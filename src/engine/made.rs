@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cache::Store;
 use layers::ImagePath;
-use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind};
+use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, WORTHWHILE};
 
 use super::EngineError;
 use super::index::{Fragment, Indexed, PackageFacts};
@@ -277,9 +277,6 @@ fn transplants(entries: &[(Entry, Content<'_>)]) -> Vec<Transplant> {
     };
     entries.iter().enumerate().filter_map(transplant).collect()
 }
-
-/// How much content makes a second thread worth its start, bytes.
-pub(super) const WORTHWHILE: u64 = 2 << 20;
 
 /// Deflate streams that are checked, by whoever has time: each thread takes the largest that is left.
 struct Checks<'a> {

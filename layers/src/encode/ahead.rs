@@ -9,9 +9,6 @@ use libdeflater::Decompressor;
 use super::fragment::Member;
 use super::gzip;
 
-/// How much tar makes a second thread worth its start, bytes.
-pub(super) const WORTHWHILE: u64 = 2 << 20;
-
 /// How much may be held, packed and unpacked, bytes; beside that, a few [`SPARE`] buffers.
 pub(super) const IN_FLIGHT: usize = 40 << 20;
 

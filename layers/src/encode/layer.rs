@@ -4,13 +4,13 @@ use std::io::{self, BufRead as _, Read, Write};
 
 use sha2::{Digest as _, Sha256};
 
-use super::EncodeError;
 use super::ahead::{self, Ahead, Order};
 use super::compression::{Compression, Recoder};
 use super::entry::Entry;
 use super::fragment::{FragmentLayout, Lend, Member};
 use super::gzip::{self, MEMBER_SIZE, MemberEncoder, TarReader};
 use super::tar::write_header;
+use super::{EncodeError, WORTHWHILE};
 use crate::digest::{DiffId, Digest};
 
 /// The names of a finished layer.
@@ -94,7 +94,7 @@ impl<W: Write> LayerWriter<W> {
         tar_size: u64,
         sources: impl Iterator<Item = Result<Source<'a>, E>>,
     ) -> Result<(), E> {
-        let core = if tar_size < ahead::WORTHWHILE { None } else { self.lend.as_ref().and_then(|lend| lend()) };
+        let core = if tar_size < WORTHWHILE { None } else { self.lend.as_ref().and_then(|lend| lend()) };
         let Some(_core) = core else {
             for source in sources {
                 self.fragment(source?, None)?;

@@ -32,6 +32,9 @@ pub use layer::{LayerDigests, LayerWriter, Source};
 /// It is part of every fragment's and layer's key and of the lock; golden digests guard it.
 pub const LAYER_FORMAT: u32 = 1;
 
+/// How much content makes a second thread worth its start, bytes.
+pub const WORTHWHILE: u64 = 2 << 20;
+
 /// The time of everything that has none of its own (context files, inline and generated files, directories):
 /// 2020-01-01T00:00:00Z. Not the Unix epoch, because ZIP cannot say it and people read "56 years ago".
 pub const EPOCH: i64 = 1_577_836_800;
