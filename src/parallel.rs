@@ -32,18 +32,25 @@ pub fn in_parallel<T: Sync, E: Send>(
     }
 }
 
-/// Does two things: at once where there is a core for the second, else one after the other.
+/// Does two things: at once where there is a core for the second, else one after the other. The core is given back as soon as
+/// the second is done: the first may wait for it.
 pub fn both<A: Send, B>(core: Option<Core>, first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
-    let Some(_core) = core else { return (first(), second()) };
-    let second = Mutex::new(Some(second));
-    let take = || second.lock().unwrap_or_else(PoisonError::into_inner).take().expect("it is taken once");
-    std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, || take()()) {
+    let Some(core) = core else { return (first(), second()) };
+    let second = Mutex::new(Some((core, second)));
+    let take = || {
+        let (_core, second) = second.lock().unwrap_or_else(PoisonError::into_inner).take().expect("it is taken once");
+        second()
+    };
+    std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, take) {
         Ok(other) => {
             let first = first();
             (first, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         }
-        // There are no threads left.
-        Err(_) => (first(), take()()),
+        // There are no threads left: the first may wait for the core.
+        Err(_) => {
+            let done = take();
+            (first(), done)
+        }
     })
 }
 

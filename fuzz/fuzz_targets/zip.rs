@@ -29,6 +29,11 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(crc32fast::hash(&content), entry.crc32);
             assert!(entry.method == Method::Deflated || entry.size == entry.compressed_size);
             assert_eq!(archive.read(index).expect("it was read before"), content);
+            if entry.method == Method::Deflated {
+                let mut whole = vec![0; content.len()];
+                archive.inflate(index, &mut Vec::new(), &mut whole).expect("it was read before");
+                assert_eq!(whole, content);
+            }
             total += entry.size;
         } else {
             assert!(archive.read(index).is_err(), "what cannot be read in one way cannot be in another");

@@ -311,12 +311,17 @@ fn unpack_zip(file: File, at: &Path, name: &str, place: &Place<'_>, room: &Room)
 /// A zip archive, or a wheel that checks its files against its RECORD as well.
 trait Zip {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError>;
+    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError>;
     fn archive(&mut self) -> &mut zip::Archive<Window<File>>;
 }
 
 impl Zip for zip::Archive<Window<File>> {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError> {
         zip::Archive::copy_to(self, index, out)
+    }
+
+    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError> {
+        zip::Archive::inflate(self, index, packed, content)
     }
 
     fn archive(&mut self) -> &mut zip::Archive<Window<File>> {
@@ -327,6 +332,10 @@ impl Zip for zip::Archive<Window<File>> {
 impl Zip for Wheel<Window<File>> {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError> {
         Wheel::copy_to(self, index, out)
+    }
+
+    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError> {
+        Wheel::inflate(self, index, packed, content)
     }
 
     fn archive(&mut self) -> &mut zip::Archive<Window<File>> {
@@ -350,6 +359,11 @@ impl<Z: Zip> Deflated for PackedFiles<Z> {
     fn inflate(&mut self, index: usize, out: &mut dyn Write) -> Result<(), EngineError> {
         let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
         self.zip.borrow_mut().copy_to(index, out).map(drop).map_err(failed)
+    }
+
+    fn inflate_whole(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, EngineError> {
+        let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
+        self.zip.borrow_mut().inflate(index, packed, content).map_err(failed)
     }
 
     fn stream(&mut self, index: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError> {
@@ -495,7 +509,7 @@ mod tests {
     use std::process::Command;
 
     use cache::Store;
-    use layers::encode::WORTHWHILE;
+    use layers::encode::{TarReader, WORTHWHILE};
     use layers::op::Origin;
 
     use super::super::tree::Tree as _;
@@ -582,6 +596,22 @@ mod tests {
         for _ in 0..10 {
             assert!(write(&path, &idle).expect("converts") == alone);
         }
+
+        // What was in memory is what lies in the store.
+        let room = Room::new(store.scratch(), idle.clone());
+        let made = convert(&path, &archive, &unpack, &Drops::new(), &room, None).expect("converts");
+        let fragment = made.write(&store, &room).expect("writes");
+        let mut held = room.holding().take(&fragment.blob);
+        assert_eq!(held.len(), 13, "each file, but no header");
+        let mut blob = store.open(&fragment.blob).expect("opens").expect("is there");
+        for (at, &member) in fragment.layout.members.iter().enumerate() {
+            let mut tar = Vec::new();
+            TarReader::new(&mut blob, std::iter::once(member)).read_to_end(&mut tar).expect("is whole");
+            if let Some(held) = held.remove(&at) {
+                assert!((*held).as_ref() == tar, "member {at}");
+            }
+        }
+        assert!(held.is_empty());
 
         // Two files are damaged: one of them is told.
         let mut bytes = std::fs::read(&path).expect("reads");

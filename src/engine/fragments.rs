@@ -2,6 +2,7 @@
 //! made where nobody has them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +22,7 @@ use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::local::{Local, Walked};
 use super::made::Made;
 use crate::observe::Event;
-use crate::parallel::both;
+use crate::parallel::{both, in_parallel};
 
 /// Fragments by the keys of what they were made from.
 pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
@@ -43,6 +44,23 @@ impl Local<'_> {
         }
         self.load(key, &fragment);
         Ok(Some(fragment))
+    }
+
+    /// Reads the indexes of these stages' fragments that are here, on all cores, for whoever walks over them. What cannot be read
+    /// is found out there.
+    pub fn recall(&self, stages: &[&Resolved]) {
+        let ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
+        let keys: BTreeSet<Key> = ops
+            .filter_map(|op| match op {
+                Op::Unpack { archive, conversion } => Some(unpack_key(archive, conversion, &Drops::new()).0),
+                _ => None,
+            })
+            .collect();
+        let recalled = in_parallel(self.jobs, &keys.into_iter().collect::<Vec<_>>(), |key| {
+            let _ = self.find_fragment(key);
+            Ok::<(), Infallible>(())
+        });
+        recalled.unwrap_or_else(|never| match never {});
     }
 
     pub(super) fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {

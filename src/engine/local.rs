@@ -36,7 +36,7 @@ use super::view::View;
 use super::{EngineError, base};
 use crate::debian::gate;
 use crate::observe::{Event, Observer};
-use crate::parallel::{Cores, in_parallel};
+use crate::parallel::{Cores, both, in_parallel};
 use crate::pin::Context;
 use crate::remote::Sources;
 
@@ -208,6 +208,9 @@ enum Walk {
     OfOther,
 }
 
+/// Up to this size of the archives that are converted, what was in memory is held for their layers, bytes.
+const FEW: u64 = 32 << 20;
+
 /// Downloads in flight at once: polite to mirrors, and enough to fill a line.
 pub(crate) const DOWNLOADS: usize = 8;
 
@@ -227,6 +230,8 @@ impl Local<'_> {
                 missing.push((key, archive, conversion));
             }
         }
+        let size: Option<u64> = missing.iter().map(|(_, archive, _)| archive.size).sum();
+        self.room.holding().open(size.is_some_and(|size| size <= FEW));
         // The longest first, so that no core is left with a giant at the end.
         missing.sort_by_cached_key(|(key, archive, _)| {
             let waited_for = early.iter().any(|it| it.archives.contains(key));
@@ -270,19 +275,39 @@ impl Local<'_> {
         })
     }
 
-    /// Walks a stage over the indexes of its fragments.
-    pub fn walk(&self, subject: Subject<'_>, resolved: &Resolved, cut: Option<&Cut>) -> Result<Walked, EngineError> {
+    /// Walks a stage over the indexes of its fragments. `then` goes on with its layers while what they come to is still checked.
+    pub fn walk(
+        &self,
+        subject: Subject<'_>,
+        resolved: &Resolved,
+        cut: Option<&Cut>,
+        then: &dyn Fn(&Walked) -> Result<(), EngineError>,
+    ) -> Result<Walked, EngineError> {
         // An image that is nothing but its base looks at nothing in it.
         if let (Some(base @ PinnedBase::Registry { .. }), []) = (&resolved.base, resolved.layers.as_slice()) {
-            let base = self.base(subject, base)?;
-            return Ok(Walked { base: Some(base), ..Walked::default() });
+            let walked = Walked { base: Some(self.base(subject, base)?), ..Walked::default() };
+            then(&walked)?;
+            return Ok(walked);
         }
         let open = |digest: &Digest| self.open(digest);
         let mut view = View::new(&open);
         let mut walked = self.walk_onto(subject, resolved, &mut view, Walk::OfImage(cut.map(|cut| cut.at)))?;
         let heard = view.heard().filter(|(answers, _)| answers.are_few());
         let (gate, text) = gate_key(subject, resolved, view.linked());
-        self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
+        let check =
+            || self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?));
+        match self.cores.spare() {
+            // Whatever else is wrong may follow from what the check finds.
+            Some(core) => {
+                let (gone_on, checked) = both(Some(core), || then(&walked), check);
+                checked?;
+                gone_on?;
+            }
+            None => {
+                check()?;
+                then(&walked)?;
+            }
+        }
         walked.below = heard.map(|(answers, linked)| Below { answers, linked, gate });
         Ok(walked)
     }
@@ -441,6 +466,7 @@ impl Local<'_> {
                 layout: &fragment.layout,
                 digest: fragment.blob,
                 bytes: Box::new(io::BufReader::with_capacity(256 << 10, bytes)),
+                held: self.room.holding().take(&fragment.blob),
             }),
             None => Err(EngineError::from(EncodeError::Damaged("it is gone"))),
         });

@@ -1,16 +1,19 @@
 //! Entries with content become a fragment in the store.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cache::Store;
 use layers::ImagePath;
-use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, WORTHWHILE};
+use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, MEMBER_SIZE, WORTHWHILE};
 
 use super::EngineError;
+use super::held::Held;
 use super::index::{Fragment, Indexed, PackageFacts};
 use super::spool::{Room, Spool};
 use super::view::View;
@@ -48,6 +51,10 @@ pub trait Deflated {
     /// Writes the content of one, checked against everything that the archive says about it, and that its stream ends exactly
     /// where the archive says.
     fn inflate(&mut self, at: usize, out: &mut dyn Write) -> Result<(), EngineError>;
+
+    /// Inflates one into `content`, which has its size, and checks it as [`inflate`](Self::inflate) does. `packed` is written over:
+    /// then it holds the file as a gzip member. Returns the CRC-32 of the stream's own bytes.
+    fn inflate_whole(&mut self, at: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, EngineError>;
 
     /// Opens the deflate stream of one.
     fn stream(&mut self, at: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError>;
@@ -163,12 +170,27 @@ impl<'a> Made<'a> {
         first_names_first(&mut self.entries);
         let cores = room.clone();
         let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
-        let mut writer = FragmentWriter::new(store.writer()?).with_help(Box::new(lend));
+        let held = Rc::new(RefCell::new(Vec::new()));
+        let (keeping, room_of_keeper) = (held.clone(), room.clone());
+        let keep = move |member, tar: Vec<u8>| {
+            // What is short is inflated in no time, and its buffer is long.
+            if tar.len() < MEMBER_SIZE / 4 {
+                return Some(tar);
+            }
+            match room_of_keeper.holding().hold(tar) {
+                Ok(tar) => {
+                    keeping.borrow_mut().push((member, tar));
+                    None
+                }
+                Err(tar) => Some(tar),
+            }
+        };
+        let mut writer = FragmentWriter::new(store.writer()?).with_help(Box::new(lend)).with_keeper(Box::new(keep));
         let transplants = transplants(&self.entries);
         let checks = Checks::new(&transplants);
         let mut packed = self.packed;
         let (files, again) = packed.as_mut().map(|Packed { files, again }| (files, &*again)).unzip();
-        let (mut entries, mut facts) = std::thread::scope(|scope| {
+        let (entries, mut facts, transplanted) = std::thread::scope(|scope| {
             if checks.bytes() >= WORTHWHILE
                 && let Some(again) = again
                 && let Some(core) = room.spare_core()
@@ -183,27 +205,40 @@ impl<'a> Made<'a> {
                     }
                 });
             }
-            let batched = batched(self.entries, self.spool.as_ref(), &mut writer, room);
-            match files {
-                Some(files) if batched.is_ok() => checks.run(&mut **files, room),
-                _ => checks.stop(),
+            let stops = Stops(&checks);
+            let (mut entries, facts) = batched(self.entries, self.spool.as_ref(), &mut writer, room)?;
+            let mut transplanted = Vec::new();
+            if let Some(files) = files {
+                for file in &transplants {
+                    let indexed: &mut Indexed = &mut entries[file.at];
+                    files.stream(file.index, &mut |bytes| {
+                        let made = writer.transplant(&indexed.entry, file.stream, bytes)?;
+                        indexed.offset = made.offset;
+                        transplanted.push(made);
+                        Ok(())
+                    })?;
+                }
+                checks.run(&mut **files, room);
             }
-            batched
+            drop(stops);
+            Ok::<_, EngineError>((entries, facts, transplanted))
         })?;
-        facts.extend(checks.finish()?);
-        facts.sort_unstable_by_key(|(at, _)| *at);
-        for file in &transplants {
-            let Some(Packed { files, .. }) = &mut packed else {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            };
-            let indexed: &mut Indexed = &mut entries[file.at];
-            files.stream(file.index, &mut |bytes| {
-                indexed.offset = writer.transplant(&indexed.entry, file.stream, bytes)?;
-                Ok(())
-            })?;
+        // Each was checked, or something is wrong with one.
+        let checked = checks.finish()?;
+        if checked.len() != transplants.len() || transplanted.len() != transplants.len() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
+        for ((at, checked), made) in checked.into_iter().zip(transplanted) {
+            if checked.packed_crc32.is_some_and(|crc32| crc32 != made.packed_crc32) {
+                return Err(io::Error::other("an archive has changed while it was read").into());
+            }
+            facts.extend(checked.facts.map(|facts| (at as u32, facts)));
+            held.borrow_mut().extend(checked.content.map(|content| (made.member, content)));
+        }
+        facts.sort_unstable_by_key(|(at, _)| *at);
         let (blob, layout) = writer.finish()?;
         let blob = blob.finish()?;
+        room.holding().keep(blob.digest, held.take());
         Ok(Fragment {
             blob: blob.digest,
             layout,
@@ -282,11 +317,21 @@ fn transplants(entries: &[(Entry, Content<'_>)]) -> Vec<Transplant> {
 struct Checks<'a> {
     files: Vec<&'a Transplant>,
     next: AtomicUsize,
-    found: Mutex<Vec<Checked>>,
+    found: Mutex<Vec<Found>>,
 }
 
-/// What was found about the entry at this position.
-type Checked = (usize, Result<Option<elf::ElfFacts>, EngineError>);
+/// The entry at this position, and what was found about it.
+type Found = (usize, Result<Checked, EngineError>);
+
+/// A deflate stream that is as its archive says.
+struct Checked {
+    /// Where it is an ELF file.
+    facts: Option<elf::ElfFacts>,
+    /// CRC-32 of the stream's own bytes, where they were in memory.
+    packed_crc32: Option<u32>,
+    /// Its content, where there was room to hold it.
+    content: Option<Held>,
+}
 
 impl<'a> Checks<'a> {
     fn new(transplants: &'a [Transplant]) -> Checks<'a> {
@@ -300,9 +345,9 @@ impl<'a> Checks<'a> {
     }
 
     fn run(&self, archive: &mut dyn Deflated, room: &Room) {
+        let mut buffers = Buffers::default();
         while let Some(file) = self.files.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let mut probe = ElfProbe::new(room);
-            let found = archive.inflate(file.index, &mut probe).map(|()| probe.facts());
+            let found = check(file, archive, room, &mut buffers);
             if found.is_err() {
                 self.stop();
             }
@@ -314,13 +359,61 @@ impl<'a> Checks<'a> {
         self.next.store(self.files.len(), Ordering::Relaxed);
     }
 
-    /// The facts of those that are ELF files; of several errors that were found the first by path.
-    fn finish(self) -> Result<Vec<(u32, elf::ElfFacts)>, EngineError> {
+    /// What was found, in the order of entries; of several errors the first.
+    fn finish(self) -> Result<Vec<(usize, Checked)>, EngineError> {
         let mut found = self.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         found.sort_by_key(|(at, _)| *at);
-        let facts = found.into_iter().map(|(at, found)| Ok(found?.map(|facts| (at as u32, facts))));
-        facts.filter_map(Result::transpose).collect()
+        found.into_iter().map(|(at, found)| Ok((at, found?))).collect()
     }
+}
+
+/// Stops checks that nobody waits for any more.
+struct Stops<'a>(&'a Checks<'a>);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// To be written over by one file after the other.
+#[derive(Default)]
+struct Buffers {
+    packed: Vec<u8>,
+    content: Vec<u8>,
+}
+
+/// Up to this size a file is inflated as a whole where it is held, and where it is not, bytes.
+const WHOLE_HELD: u64 = 32 << 20;
+const WHOLE: u64 = 4 << 20;
+
+/// Inflates a file and compares it with what its archive says.
+fn check(
+    file: &Transplant,
+    archive: &mut dyn Deflated,
+    room: &Room,
+    buffers: &mut Buffers,
+) -> Result<Checked, EngineError> {
+    let held = if file.size <= WHOLE_HELD { room.holding().room(file.size as usize) } else { None };
+    let mut checked = Checked { facts: None, packed_crc32: None, content: held };
+    let content = match &mut checked.content {
+        Some(held) => held.bytes(),
+        None if file.size <= WHOLE => {
+            buffers.content.resize(file.size as usize, 0);
+            &mut buffers.content
+        }
+        None => {
+            let mut probe = ElfProbe::new(room);
+            archive.inflate(file.index, &mut probe)?;
+            return Ok(Checked { facts: probe.facts(), ..checked });
+        }
+    };
+    checked.packed_crc32 = Some(archive.inflate_whole(file.index, &mut buffers.packed, content)?);
+    checked.facts = elf::facts(content);
+    if buffers.packed.capacity() as u64 > WHOLE {
+        buffers.packed = Vec::new();
+    }
+    Ok(checked)
 }
 
 /// Makes the first name of each hardlinked file, in path order, the regular file and all later names links to it, each

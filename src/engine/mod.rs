@@ -8,6 +8,7 @@ pub mod earlier;
 pub mod early;
 pub mod foundation;
 pub mod fragments;
+pub mod held;
 pub mod index;
 mod layer;
 pub mod local;

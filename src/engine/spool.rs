@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::held::Holding;
 use crate::debian::elf;
 use crate::parallel::{Budget, Core, Cores};
 
@@ -13,7 +14,8 @@ use crate::parallel::{Budget, Core, Cores};
 const PIECE: usize = 256 << 10;
 
 /// What conversions may hold together, whatever their number and whatever the size of archives: pieces for content that
-/// waits, and decoders' dictionaries. Who finds no piece left writes to a temporary file; a decoder waits its turn.
+/// waits, decoders' dictionaries, and members that wait for their layers. Who finds no piece left writes to a temporary file;
+/// a decoder waits its turn; a member that finds no room is inflated again.
 #[derive(Debug, Clone)]
 pub struct Room(Arc<Shared>);
 
@@ -24,6 +26,7 @@ struct Shared {
     /// Pieces that may be handed out still, and those that came back.
     pieces: Mutex<(usize, Vec<Box<[u8]>>)>,
     decoders: Budget,
+    holding: Holding,
     cores: Cores,
 }
 
@@ -34,6 +37,9 @@ impl Room {
     /// Bytes of decoders' dictionaries and windows, of all archives together.
     pub const DECODERS: u64 = 64 << 20;
 
+    /// Bytes of members that wait for their layers, of all fragments together.
+    pub const HELD: usize = 64 << 20;
+
     /// Room whose temporary files lie in `scratch`, for work on these cores.
     pub fn new(scratch: PathBuf, cores: Cores) -> Room {
         Room::of(scratch, cores, Room::MEMORY)
@@ -42,7 +48,8 @@ impl Room {
     /// As [`new`](Room::new), with this many bytes of memory.
     pub fn of(scratch: PathBuf, cores: Cores, memory: usize) -> Room {
         let pieces = Mutex::new((memory / PIECE, Vec::new()));
-        Room(Arc::new(Shared { scratch, pieces, decoders: Budget::new(Room::DECODERS), cores }))
+        let (decoders, holding) = (Budget::new(Room::DECODERS), Holding::new(Room::HELD));
+        Room(Arc::new(Shared { scratch, pieces, decoders, holding, cores }))
     }
 
     /// A core that nobody works with now.
@@ -58,6 +65,11 @@ impl Room {
     /// Who may run a decoder that takes so many bytes.
     pub fn decoders(&self) -> &Budget {
         &self.0.decoders
+    }
+
+    /// Members that wait for their layers.
+    pub fn holding(&self) -> &Holding {
+        &self.0.holding
     }
 
     fn piece(&self) -> Option<Box<[u8]>> {

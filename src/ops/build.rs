@@ -341,6 +341,7 @@ fn make_layers(
     }
     let whole: Vec<&Missing> = missing.iter().filter(|it| !walked.contains_key(&it.at)).collect();
     if !whole.is_empty() {
+        engine.recall(&whole.iter().map(|it| &wanted[it.at].resolved).collect::<Vec<_>>());
         checked()?;
     }
     for &&Missing { at, .. } in &whole {
@@ -361,12 +362,14 @@ fn make_layers(
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
     let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
-        let done = engine.walk(subject(at), &it.resolved, cut.as_ref())?;
-        within_budget(it, &done)?;
-        // Another image may still be waiting for a command.
-        if left.fetch_sub(1, Ordering::Relaxed) > 1 {
-            engine.assemble(&done.jobs.iter().collect::<Vec<_>>(), threads)?;
-        }
+        let done = engine.walk(subject(at), &it.resolved, cut.as_ref(), &|done| {
+            within_budget(it, done)?;
+            // Another image may still be waiting for a command; and one alone need not wait for what the walk still checks.
+            if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
+                engine.assemble(&done.jobs.iter().collect::<Vec<_>>(), threads)?;
+            }
+            Ok(())
+        })?;
         walked.lock().expect("no thread panics while it holds this").insert(at, done);
         Ok(())
     };

@@ -1,4 +1,4 @@
-//! Members that are inflated on a second thread, ahead of who reads them in order.
+//! The tar of members, which comes in their order: inflated and taken by whoever of two threads has time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -6,30 +6,38 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use libdeflater::Decompressor;
 
+use super::EncodeError;
 use super::fragment::Member;
 use super::gzip;
 
-/// How much may be held, packed and unpacked, bytes; beside that, a few [`SPARE`] buffers.
+/// How much two threads may hold, packed and unpacked, bytes; beside that, a few [`SPARE`] buffers.
 pub(super) const IN_FLIGHT: usize = 40 << 20;
+
+/// How much one thread alone may hold: it takes a member as soon as it has it.
+const ALONE: usize = 8 << 20;
 
 /// How many buffers are kept to be written over, and of how many bytes each at most.
 const SPARE: usize = 8;
 const LARGEST_SPARE: usize = 4 << 20;
 
-/// What a member takes while it is held, bytes; `None` for one that is too large to be held.
-pub(super) fn room(member: Member) -> Option<usize> {
-    let room = u64::from(member.compressed) + u64::from(member.tar);
-    usize::try_from(room).ok().filter(|room| *room <= IN_FLIGHT)
+/// The tar of a member that somebody has in memory.
+pub type Held = Box<dyn AsRef<[u8]> + Send>;
+
+/// Takes tar.
+pub(super) trait Take {
+    /// Takes the whole tar of a member.
+    fn take(&mut self, member: Member, tar: &[u8]) -> Result<(), EncodeError>;
 }
 
 /// A member, packed, and unpacked once that is done.
-pub(super) struct Work {
+struct Work {
     /// How long it is.
-    pub(super) member: Member,
+    member: Member,
     /// The whole gzip member.
-    pub(super) packed: Vec<u8>,
-    /// Its tar.
-    pub(super) tar: Vec<u8>,
+    packed: Vec<u8>,
+    /// Its tar, unless that is held.
+    tar: Vec<u8>,
+    held: Option<Held>,
     /// What its buffers take, bytes: they may be longer than the member.
     room: usize,
 }
@@ -40,127 +48,210 @@ impl Work {
         gzip::inflate(decompressor, &self.packed, &mut self.tar)?;
         Ok(self)
     }
+
+    fn tar(&self) -> &[u8] {
+        self.held.as_ref().map_or(&self.tar, |held| (**held).as_ref())
+    }
 }
 
-/// What two threads share. Each takes the first member that nobody is at.
-pub(super) struct Ahead {
+/// What two threads share. Each takes the next member where it is inflated, or else inflates the first that nobody is at.
+pub(super) struct Ahead<T> {
     state: Mutex<State>,
     changed: Condvar,
+    taker: Mutex<T>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<(u64, Work)>,
     done: BTreeMap<u64, io::Result<Work>>,
+    /// How many were begun, and how many of them were taken.
+    begun: u64,
+    taken: u64,
+    /// Whether somebody takes the next one now.
+    is_taking: bool,
+    in_flight: usize,
+    spare: Vec<Work>,
+    failed: Option<EncodeError>,
     closed: bool,
 }
 
-impl Ahead {
-    pub(super) fn new() -> Ahead {
-        Ahead { state: Mutex::default(), changed: Condvar::new() }
+impl State {
+    fn has_work(&self) -> bool {
+        !self.waiting.is_empty() || !self.is_taking && self.done.contains_key(&self.taken)
+    }
+}
+
+impl<T: Take> Ahead<T> {
+    pub(super) fn new(taker: T) -> Ahead<T> {
+        Ahead { state: Mutex::default(), changed: Condvar::new(), taker: Mutex::new(taker) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Inflates members until nobody reads them any more.
+    fn wait<'s>(&'s self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For who takes tar that was never begun, in its turn.
+    pub(super) fn taker(&self) -> MutexGuard<'_, T> {
+        self.taker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works until nobody begins members any more.
     pub(super) fn help(&self) {
+        // A panic must not leave the other thread waiting.
+        let _closed = Closing(self);
         let mut decompressor = Decompressor::new();
-        loop {
-            let idle = |state: &mut State| state.waiting.is_empty() && !state.closed;
-            let mut state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
-            let Some((at, work)) = state.waiting.pop_front().filter(|_| !state.closed) else { return };
-            drop(state);
-            self.finish(at, work.inflate(&mut decompressor));
+        let mut state = self.state();
+        while !state.closed {
+            state = if state.has_work() { self.step(state, &mut decompressor) } else { self.wait(state) };
         }
     }
 
-    fn finish(&self, at: u64, done: io::Result<Work>) {
-        self.state().done.insert(at, done);
-        self.changed.notify_all();
+    /// Does one thing, where there is one to do.
+    fn step<'s>(&'s self, mut state: MutexGuard<'s, State>, decompressor: &mut Decompressor) -> MutexGuard<'s, State> {
+        let next = state.taken;
+        if !state.is_taking
+            && let Some(done) = state.done.remove(&next)
+        {
+            state.is_taking = true;
+            drop(state);
+            let taken = match done {
+                Ok(work) => self.taker().take(work.member, work.tar()).map(|()| work),
+                Err(error) => Err(gzip::unreadable(error)),
+            };
+            let mut state = self.state();
+            state.is_taking = false;
+            state.taken += 1;
+            match taken {
+                Ok(mut work) => {
+                    state.in_flight -= work.room;
+                    if work.held.take().is_none() && work.room <= LARGEST_SPARE && state.spare.len() < SPARE {
+                        state.spare.push(work);
+                    }
+                }
+                Err(error) => {
+                    state.failed = Some(error);
+                    state.closed = true;
+                }
+            }
+            self.changed.notify_all();
+            return state;
+        }
+        if let Some((at, work)) = state.waiting.pop_front() {
+            drop(state);
+            let done = work.inflate(decompressor);
+            let mut state = self.state();
+            state.done.insert(at, done);
+            self.changed.notify_all();
+            return state;
+        }
+        state
     }
 
-    /// For the one thread that reads them.
-    pub(super) fn order(&self) -> Order<'_> {
-        Order { ahead: self, decompressor: Decompressor::new(), begun: 0, read: 0, held: 0, spare: Vec::new() }
+    /// For the one thread that begins members; `is_helped` where another one runs [`help`](Self::help).
+    pub(super) fn order(&self, is_helped: bool) -> Order<'_, T> {
+        Order { closing: Closing(self), decompressor: Decompressor::new(), is_helped }
     }
 }
 
-/// Members in order. The other thread ends with it.
-pub(super) struct Order<'a> {
-    ahead: &'a Ahead,
+/// Ends the work of both threads when it is dropped.
+struct Closing<'a, T: Take>(&'a Ahead<T>);
+
+impl<T: Take> Drop for Closing<'_, T> {
+    fn drop(&mut self) {
+        self.0.state().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Begins members in their order. The other thread ends with it.
+pub(super) struct Order<'a, T: Take> {
+    closing: Closing<'a, T>,
     decompressor: Decompressor,
-    /// How many were begun, and how many of them were read.
-    begun: u64,
-    read: u64,
-    held: usize,
-    spare: Vec<Work>,
+    is_helped: bool,
 }
 
-impl Order<'_> {
-    /// Bytes that are held.
-    pub(super) fn held(&self) -> usize {
-        self.held
+impl<'a, T: Take> Order<'a, T> {
+    fn ahead(&self) -> &'a Ahead<T> {
+        self.closing.0
     }
 
-    /// Buffers that are as long as this member.
-    pub(super) fn work(&mut self, member: Member) -> Work {
-        let spare = self.spare.pop().unwrap_or_else(|| Work { member, packed: Vec::new(), tar: Vec::new(), room: 0 });
+    /// Whether a member is inflated as a whole; otherwise it is too large.
+    pub(super) fn takes(&self, member: Member) -> bool {
+        usize::try_from(u64::from(member.compressed) + u64::from(member.tar)).is_ok_and(|room| room <= self.limit())
+    }
+
+    fn limit(&self) -> usize {
+        if self.is_helped { IN_FLIGHT } else { ALONE }
+    }
+
+    /// Begins a member whose tar is held already.
+    pub(super) fn begin_held(&mut self, member: Member, held: Held) -> Result<(), EncodeError> {
+        let work = Work { member, packed: Vec::new(), tar: Vec::new(), held: Some(held), room: 0 };
+        let mut state = self.ahead().state();
+        let at = state.begun;
+        state.begun += 1;
+        state.done.insert(at, Ok(work));
+        drop(state);
+        self.begun()
+    }
+
+    /// Begins a member whose bytes `read` writes; waits for the room that it takes, and works until it is there.
+    pub(super) fn begin(
+        &mut self,
+        member: Member,
+        read: impl FnOnce(&mut [u8]) -> Result<(), EncodeError>,
+    ) -> Result<(), EncodeError> {
+        let room = member.compressed as usize + member.tar as usize;
+        let left = self.limit().saturating_sub(room);
+        self.work_until(|state| state.in_flight <= left)?;
+        let mut state = self.ahead().state();
+        let empty = || Work { member, packed: Vec::new(), tar: Vec::new(), held: None, room: 0 };
+        let spare = state.spare.pop().unwrap_or_else(empty);
+        drop(state);
         let mut work = Work { member, ..spare };
         work.packed.resize(member.compressed as usize, 0);
         work.tar.reserve_exact((member.tar as usize).saturating_sub(work.tar.len()));
         work.room = work.packed.capacity() + work.tar.capacity();
-        work
-    }
-
-    /// Begins a member, whose bytes are in `work`.
-    pub(super) fn begin(&mut self, work: Work) {
-        self.held += work.room;
-        self.ahead.state().waiting.push_back((self.begun, work));
-        self.begun += 1;
-        self.ahead.changed.notify_all();
-    }
-
-    /// The next member, inflated here where nobody else is at it; `None` once all that were begun are read.
-    pub(super) fn next(&mut self) -> Option<io::Result<Work>> {
-        if self.read == self.begun {
-            return None;
-        }
-        let mut state = self.ahead.state();
-        let done = loop {
-            if let Some(done) = state.done.remove(&self.read) {
-                break done;
-            }
-            state = match state.waiting.pop_front() {
-                Some((at, work)) => {
-                    drop(state);
-                    self.ahead.finish(at, work.inflate(&mut self.decompressor));
-                    self.ahead.state()
-                }
-                None => self.ahead.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
-        };
+        read(&mut work.packed)?;
+        let mut state = self.ahead().state();
+        state.in_flight += work.room;
+        let at = state.begun;
+        state.begun += 1;
+        state.waiting.push_back((at, work));
         drop(state);
-        self.read += 1;
-        if let Ok(work) = &done {
-            self.held -= work.room;
-        }
-        Some(done)
+        self.begun()
     }
 
-    /// Takes buffers back.
-    pub(super) fn give_back(&mut self, work: Work) {
-        if work.room <= LARGEST_SPARE && self.spare.len() < SPARE {
-            self.spare.push(work);
-        }
+    fn begun(&mut self) -> Result<(), EncodeError> {
+        self.ahead().changed.notify_all();
+        if self.is_helped { Ok(()) } else { self.finish() }
     }
-}
 
-impl Drop for Order<'_> {
-    fn drop(&mut self) {
-        self.ahead.state().closed = true;
-        self.ahead.changed.notify_all();
+    /// Works until all members that were begun are taken.
+    pub(super) fn finish(&mut self) -> Result<(), EncodeError> {
+        self.work_until(|state| state.taken == state.begun)
+    }
+
+    fn work_until(&mut self, is_enough: impl Fn(&State) -> bool) -> Result<(), EncodeError> {
+        let ahead = self.ahead();
+        let mut state = ahead.state();
+        loop {
+            if let Some(error) = state.failed.take() {
+                return Err(error);
+            }
+            if is_enough(&state) {
+                return Ok(());
+            }
+            if state.closed {
+                return Err(EncodeError::Io(io::Error::other("the thread that inflates with this one has ended")));
+            }
+            state = if state.has_work() { ahead.step(state, &mut self.decompressor) } else { ahead.wait(state) };
+        }
     }
 }
 
@@ -168,57 +259,121 @@ impl Drop for Order<'_> {
 mod tests {
     use super::*;
 
-    fn read(order: &mut Order<'_>) -> Work {
-        order.next().expect("was begun").expect("inflates")
+    /// Keeps what it takes, and fails at some text.
+    #[derive(Default)]
+    struct All(Vec<Vec<u8>>);
+
+    impl Take for &mut All {
+        fn take(&mut self, _member: Member, tar: &[u8]) -> Result<(), EncodeError> {
+            if tar == b"fails" {
+                return Err(io::Error::other("it fails").into());
+            }
+            self.0.push(tar.to_vec());
+            Ok(())
+        }
     }
 
-    fn begin(order: &mut Order<'_>, tar: &[u8]) {
+    fn begin<T: Take>(order: &mut Order<'_, T>, tar: &[u8]) -> Result<(), EncodeError> {
         let packed = gzip::gzip(tar);
-        let mut work = order.work(Member { compressed: packed.len() as u32, tar: tar.len() as u32 });
-        work.packed.copy_from_slice(&packed);
-        order.begin(work);
+        let member = Member { compressed: packed.len() as u32, tar: tar.len() as u32 };
+        order.begin(member, |out| {
+            out.copy_from_slice(&packed);
+            Ok(())
+        })
+    }
+
+    fn hold<T: Take>(order: &mut Order<'_, T>, tar: Vec<u8>) -> Result<(), EncodeError> {
+        order.begin_held(Member { compressed: 1, tar: tar.len() as u32 }, Box::new(tar))
     }
 
     #[test]
     fn buffers_count_as_what_they_take_and_few_are_kept() {
-        let ahead = Ahead::new();
-        let mut order = ahead.order();
+        let mut all = All::default();
+        let ahead = Ahead::new(&mut all);
         let large = vec![7; 3 << 20];
-        for _ in 0..20 {
-            begin(&mut order, &large);
+        // Nobody helps, but much may be in flight.
+        let mut order = ahead.order(true);
+        for _ in 0..13 {
+            begin(&mut order, &large).expect("begins");
         }
-        assert!(order.held() >= 20 * large.len());
-        let mut done: Vec<Work> = (0..20).map(|_| read(&mut order)).collect();
-        assert!(order.held() == 0 && order.next().is_none());
-        assert!(done.iter().all(|work| work.tar == large));
-        done.drain(..).for_each(|work| order.give_back(work));
-        assert_eq!(order.spare.len(), SPARE);
+        let held = ahead.state().in_flight;
+        assert!(held >= 13 * large.len() && held <= IN_FLIGHT);
+        begin(&mut order, &large).expect("takes some first");
+        let state = || {
+            let state = ahead.state();
+            (state.taken, state.in_flight, state.spare.len())
+        };
+        assert!(state().0 > 0 && state().1 <= IN_FLIGHT);
+        order.finish().expect("takes the rest");
+        assert!(state().1 == 0 && state().2 == SPARE);
         // A small member in a large buffer takes as much.
-        begin(&mut order, b"small");
-        assert!(order.held() >= large.len());
-        assert_eq!(read(&mut order).tar, b"small");
-        begin(&mut order, &vec![7; LARGEST_SPARE + 1]);
-        let work = read(&mut order);
-        let kept = order.spare.len();
-        order.give_back(work);
-        assert_eq!(order.spare.len(), kept, "one that is too large is let go");
+        begin(&mut order, b"small").expect("begins");
+        assert!(state().1 >= large.len());
+        order.finish().expect("takes it");
+        begin(&mut order, &vec![7; LARGEST_SPARE + 1]).expect("begins");
+        assert_eq!(state().2, SPARE - 1);
+        order.finish().expect("takes it");
+        assert_eq!(state().2, SPARE - 1, "one that is too large is let go");
+        drop(order);
+        assert_eq!(all.0.len(), 16);
     }
 
     #[test]
     fn members_come_in_their_order_and_damage_in_its_place() {
-        let ahead = Ahead::new();
+        for is_helped in [true, false] {
+            let mut all = All::default();
+            let ahead = Ahead::new(&mut all);
+            let tar = |at: usize| vec![at as u8; 1 + at * 1000];
+            std::thread::scope(|scope| {
+                if is_helped {
+                    scope.spawn(|| ahead.help());
+                }
+                let mut order = ahead.order(is_helped);
+                for at in 0..50 {
+                    match at % 3 {
+                        0 => hold(&mut order, tar(at)).expect("begins"),
+                        _ => begin(&mut order, &tar(at)).expect("begins"),
+                    }
+                }
+                let broken = order.begin(Member { compressed: 20, tar: 3 }, |packed| {
+                    packed.fill(1);
+                    Ok(())
+                });
+                let behind = broken.and_then(|()| begin(&mut order, b"behind"));
+                assert!(matches!(behind.and_then(|()| order.finish()), Err(EncodeError::Damaged(_))));
+            });
+            assert!(all.0.len() == 50 && all.0.iter().enumerate().all(|(at, taken)| *taken == tar(at)));
+        }
+    }
+
+    #[test]
+    fn who_cannot_take_ends_both_threads() {
+        let mut all = All::default();
+        let ahead = Ahead::new(&mut all);
         std::thread::scope(|scope| {
             scope.spawn(|| ahead.help());
-            let mut order = ahead.order();
-            let tar = |at: usize| vec![at as u8; 1 + at * 1000];
-            (0..50).for_each(|at| begin(&mut order, &tar(at)));
-            let mut broken = order.work(Member { compressed: 20, tar: 3 });
-            broken.packed.fill(1);
-            order.begin(broken);
-            begin(&mut order, b"behind");
-            (0..50).for_each(|at| assert!(read(&mut order).tar == tar(at), "{at}"));
-            assert!(order.next().expect("was begun").is_err());
-            assert_eq!(read(&mut order).tar, b"behind");
+            let mut order = ahead.order(true);
+            let told = begin(&mut order, b"fails").and_then(|()| order.finish());
+            assert!(matches!(told, Err(EncodeError::Io(_))));
+        });
+    }
+
+    #[test]
+    fn a_helper_that_panics_leaves_nobody_waiting() {
+        struct Panics;
+        impl Take for Panics {
+            fn take(&mut self, _member: Member, _tar: &[u8]) -> Result<(), EncodeError> {
+                panic!("as it should here")
+            }
+        }
+        let ahead = Ahead::new(Panics);
+        std::thread::scope(|scope| {
+            let helper = scope.spawn(|| ahead.help());
+            let mut order = ahead.order(true);
+            // Only the helper takes it.
+            hold(&mut order, vec![1]).expect("begins");
+            assert!(helper.join().is_err());
+            assert!(order.finish().is_err());
         });
     }
 }

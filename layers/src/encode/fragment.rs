@@ -67,7 +67,22 @@ pub struct FragmentWriter<W> {
     files: BTreeSet<ImagePath>,
     lend: Option<Lend>,
     helper: Option<Helper>,
+    keep: Option<Keep>,
 }
+
+/// What became of a deflate stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transplanted {
+    /// Where its content starts in the fragment's tar, bytes.
+    pub offset: u64,
+    /// Its member, by its place in the layout.
+    pub member: usize,
+    /// CRC-32 of the stream's own bytes.
+    pub packed_crc32: u32,
+}
+
+/// Keeps the tar of a member, which is at this place in the layout, or gives it back.
+pub type Keep = Box<dyn FnMut(usize, Vec<u8>) -> Option<Vec<u8>>>;
 
 /// Lends a core that nobody else works with: whoever has what it gives may work on a thread more, until that is dropped.
 pub type Lend = Box<dyn Fn() -> Option<Box<dyn Send>>>;
@@ -119,12 +134,18 @@ impl<W: Write> FragmentWriter<W> {
             files: BTreeSet::new(),
             lend: None,
             helper: None,
+            keep: None,
         }
     }
 
     /// Compresses on a second core where `lend` has one. The bytes are the same.
     pub fn with_help(self, lend: Lend) -> FragmentWriter<W> {
         FragmentWriter { lend: Some(lend), ..self }
+    }
+
+    /// Shows `keep` the tar of all members that are compressed here.
+    pub fn with_keeper(self, keep: Keep) -> FragmentWriter<W> {
+        FragmentWriter { keep: Some(keep), ..self }
     }
 
     /// Adds an entry and, for a regular file, exactly its size in bytes of `content`.
@@ -155,14 +176,13 @@ impl<W: Write> FragmentWriter<W> {
         Ok(start)
     }
 
-    /// Adds a regular file whose content is a deflate stream already. Returns where the content starts in the fragment's
-    /// tar, bytes.
+    /// Adds a regular file whose content is a deflate stream already.
     pub fn transplant(
         &mut self,
         entry: &Entry,
         stream: DeflateStream,
         bytes: &mut dyn Read,
-    ) -> Result<u64, EncodeError> {
+    ) -> Result<Transplanted, EncodeError> {
         if !std::mem::replace(&mut self.transplanting, true) {
             self.last = None;
         }
@@ -174,17 +194,20 @@ impl<W: Write> FragmentWriter<W> {
         self.push(&header)?;
         self.flush()?;
         self.settle()?;
-        let start = self.position();
+        let offset = self.position();
         self.out.write_all(&gzip::header())?;
-        let copied = std::io::copy(&mut bytes.take(u64::from(stream.compressed)), &mut self.out)?;
+        let mut out = Summed { out: &mut self.out, crc: crc32fast::Hasher::new() };
+        let copied = std::io::copy(&mut bytes.take(u64::from(stream.compressed)), &mut out)?;
+        let packed_crc32 = out.crc.finalize();
         if copied != u64::from(stream.compressed) {
             return Err(EncodeError::Stream(entry.path.clone()));
         }
         self.out.write_all(&gzip::trailer(stream.crc32, tar))?;
+        let member = self.layout.members.len();
         self.layout.members.push(Member { compressed: stream.compressed + gzip::AROUND, tar });
         self.written += size;
         self.push(&[0; 512][..padding(size)])?;
-        Ok(start)
+        Ok(Transplanted { offset, member, packed_crc32 })
     }
 
     /// Checks that an entry may come next.
@@ -275,17 +298,34 @@ impl<W: Write> FragmentWriter<W> {
             return Ok(());
         }
         // What the helper has stands before this one.
-        let tar = self.pending.len() as u32;
         let member = self.encoder.encode(&self.pending);
-        settle(&mut self.helper, &mut self.out, &mut self.layout)?;
-        write_member(&mut self.out, &mut self.layout, member, tar)?;
-        self.pending.clear();
+        settle(&mut self.helper, &mut self.out, &mut self.layout, &mut self.keep)?;
+        write_member(&mut self.out, &mut self.layout, member, self.pending.len() as u32)?;
+        keep_or_clear(&mut self.pending, &self.layout, &mut self.keep);
         Ok(())
     }
 
     /// Writes what the helper has.
     fn settle(&mut self) -> Result<(), EncodeError> {
-        settle(&mut self.helper, &mut self.out, &mut self.layout)
+        settle(&mut self.helper, &mut self.out, &mut self.layout, &mut self.keep)
+    }
+}
+
+/// Sums up what is written.
+struct Summed<'a, W> {
+    out: &'a mut W,
+    crc: crc32fast::Hasher,
+}
+
+impl<W: Write> Write for Summed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.crc.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -297,14 +337,28 @@ fn helper_of(helper: &mut Option<Helper>) -> Option<&mut Helper> {
     helper.as_mut()
 }
 
-fn settle(helper: &mut Option<Helper>, out: &mut impl Write, layout: &mut FragmentLayout) -> Result<(), EncodeError> {
+fn settle(
+    helper: &mut Option<Helper>,
+    out: &mut impl Write,
+    layout: &mut FragmentLayout,
+    keep: &mut Option<Keep>,
+) -> Result<(), EncodeError> {
     let Some(helper) = helper.as_mut().filter(|helper| helper.is_busy) else { return Ok(()) };
     let (mut tar, member) = helper.done.recv().expect("a helper answers all that it is sent");
     helper.is_busy = false;
     write_member(out, layout, &member, tar.len() as u32)?;
-    tar.clear();
+    keep_or_clear(&mut tar, layout, keep);
     helper.spare = tar;
     Ok(())
+}
+
+/// Empties the tar of the last member; its keeper may have it.
+fn keep_or_clear(tar: &mut Vec<u8>, layout: &FragmentLayout, keep: &mut Option<Keep>) {
+    if let Some(keep) = keep {
+        let given_back = keep(layout.members.len() - 1, std::mem::take(tar));
+        *tar = given_back.unwrap_or_else(|| Vec::with_capacity(MEMBER_SIZE));
+    }
+    tar.clear();
 }
 
 fn write_member(out: &mut impl Write, layout: &mut FragmentLayout, member: &[u8], tar: u32) -> Result<(), EncodeError> {

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read};
 use flate2::{FlushDecompress, Status};
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 
+use super::EncodeError;
 use super::fragment::Member;
 
 /// How much tar goes into one gzip member that is compressed here, bytes. Members are compressed independently, so this
@@ -74,6 +75,15 @@ impl MemberEncoder {
 /// One gzip member that holds `bytes`, which should be few.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     MemberEncoder::new().encode(bytes).to_vec()
+}
+
+/// What a member that cannot be read says about its fragment.
+pub(super) fn unreadable(error: io::Error) -> EncodeError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => EncodeError::Damaged("a gzip member does not inflate to what its index says"),
+        io::ErrorKind::UnexpectedEof => EncodeError::Damaged("it is shorter than its index says"),
+        _ => error.into(),
+    }
 }
 
 fn damaged(why: &'static str) -> io::Error {
@@ -215,6 +225,28 @@ pub(super) fn inflate(decompressor: &mut Decompressor, member: &[u8], out: &mut 
         Err(_) => inflate_slowly(member, out).is_ok(),
     };
     if is_whole { Ok(()) } else { Err(damaged("a gzip member does not inflate")) }
+}
+
+/// What [`inflate_stream`] wants before a stream, bytes.
+pub(crate) const BEFORE: usize = HEADER.len();
+
+/// Inflates a raw deflate stream, which lies behind [`BEFORE`] bytes in `member`, into `out`, which is as long as its content;
+/// `member` becomes a gzip member. `true` only if the stream ends exactly at its length and the content has this CRC-32; where
+/// that is not clear at once it is `false` as well.
+pub(crate) fn inflate_stream(
+    decompressor: &mut Decompressor,
+    member: &mut Vec<u8>,
+    crc32: u32,
+    out: &mut [u8],
+) -> bool {
+    let Ok(size) = u32::try_from(out.len()) else { return false };
+    let end = trailer(crc32, size);
+    member[..BEFORE].copy_from_slice(&HEADER);
+    member.extend_from_slice(&end);
+    // The decompressor compares what follows the last block with the content, wherever that is. Where the trailer stands nowhere
+    // but at the end, the last block ends before it.
+    memchr::memmem::find(member, &end) == Some(member.len() - TRAILER)
+        && decompressor.gzip_decompress(member, out).is_ok_and(|length| length == out.len())
 }
 
 /// Inflates a whole member with the decoder that also reads large ones.

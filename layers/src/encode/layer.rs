@@ -1,14 +1,15 @@
 //! Layers: a skeleton of directories, fragments behind it, and an end.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead as _, Read, Write};
 
 use sha2::{Digest as _, Sha256};
 
-use super::ahead::{self, Ahead, Order};
+use super::ahead::{Ahead, Held, Order, Take};
 use super::compression::{Compression, Recoder};
 use super::entry::Entry;
 use super::fragment::{FragmentLayout, Lend, Member};
-use super::gzip::{self, MEMBER_SIZE, MemberEncoder, TarReader};
+use super::gzip::{self, MEMBER_SIZE, MemberEncoder, TarReader, unreadable};
 use super::tar::write_header;
 use super::{EncodeError, WORTHWHILE};
 use crate::digest::{DiffId, Digest};
@@ -32,6 +33,9 @@ pub struct Source<'a> {
     pub digest: Digest,
     /// Its bytes.
     pub bytes: Box<dyn Read + 'a>,
+    /// The tar of its members that is in memory still, by their places: they need not be inflated. It was checked against the
+    /// members' check sums; the bytes are still compared with the digest.
+    pub held: HashMap<usize, Held>,
 }
 
 /// Writes a layer and hashes it, compressed and uncompressed, on the way.
@@ -56,7 +60,7 @@ impl<W: Write> Hashed<W> {
     }
 }
 
-impl<W: Write> LayerWriter<W> {
+impl<W: Write + Send> LayerWriter<W> {
     /// Starts a layer with its directories, which must be sorted by path, unique, and complete: every parent of every path
     /// of the layer, the root excepted.
     pub fn new(out: W, compression: Compression, skeleton: &[Entry]) -> Result<LayerWriter<W>, EncodeError> {
@@ -82,7 +86,7 @@ impl<W: Write> LayerWriter<W> {
         Ok(writer)
     }
 
-    /// Inflates on a second core where `lend` has one. The bytes are the same.
+    /// Works on a second core where `lend` has one. The bytes are the same.
     pub fn with_help(self, lend: Lend) -> LayerWriter<W> {
         LayerWriter { lend: Some(lend), ..self }
     }
@@ -95,102 +99,22 @@ impl<W: Write> LayerWriter<W> {
         sources: impl Iterator<Item = Result<Source<'a>, E>>,
     ) -> Result<(), E> {
         let core = if tar_size < WORTHWHILE { None } else { self.lend.as_ref().and_then(|lend| lend()) };
-        let Some(_core) = core else {
-            for source in sources {
-                self.fragment(source?, None)?;
-            }
-            return Ok(());
+        let LayerWriter { out, uncompressed, recoder, .. } = self;
+        // The fragments' bytes are the layer's, or else the recoder writes those.
+        let (out, recoded) = match recoder {
+            None => (Some(out), None),
+            Some(recoder) => (None, Some((recoder, out))),
         };
-        let ahead = Ahead::new();
+        let ahead = Ahead::new(Tar { uncompressed, recoded });
         std::thread::scope(|scope| {
-            // Without it, all is done here.
-            let _ = std::thread::Builder::new().spawn_scoped(scope, || ahead.help());
-            let mut order = ahead.order();
+            let helper = || std::thread::Builder::new().spawn_scoped(scope, || ahead.help());
+            let is_helped = core.is_some() && helper().is_ok();
+            let mut packed = Packed { out, ahead: &ahead, order: ahead.order(is_helped) };
             for source in sources {
-                self.fragment(source?, Some(&mut order))?;
+                packed.fragment(source?)?;
             }
-            Ok(self.settle(&mut order, 0)?)
+            Ok(packed.order.finish()?)
         })
-    }
-
-    /// Appends one fragment. What is still in flight when it returns lies in `order`.
-    fn fragment(&mut self, source: Source<'_>, mut order: Option<&mut Order<'_>>) -> Result<(), EncodeError> {
-        let Source { layout, digest, mut bytes } = source;
-        let mut own = Sha256::new();
-        let mut members = layout.members.iter().copied().peekable();
-        while let Some(&next) = members.peek() {
-            if let Some(order) = &mut order
-                && let Some(room) = ahead::room(next)
-            {
-                self.settle(order, ahead::IN_FLIGHT - room)?;
-                let mut work = order.work(next);
-                let mut raw = Raw { bytes: &mut *bytes, own: &mut own, out: self.out_of_fragments() };
-                raw.read_exact(&mut work.packed).map_err(unreadable)?;
-                order.begin(work);
-                members.next();
-            } else {
-                if let Some(order) = &mut order {
-                    self.settle(order, 0)?;
-                }
-                let is_here = |member: &Member| order.is_none() || ahead::room(*member).is_none();
-                self.piecewise(std::iter::from_fn(|| members.next_if(is_here)), &mut *bytes, &mut own)?;
-            }
-        }
-        if Digest::from_bytes(own.finalize().into()) != digest {
-            return Err(EncodeError::Damaged("its bytes are not what its digest says"));
-        }
-        if bytes.read(&mut [0])? != 0 {
-            return Err(EncodeError::Damaged("it is longer than its index says"));
-        }
-        Ok(())
-    }
-
-    /// Where fragments are copied to: nowhere if the layer is compressed otherwise, as its bytes are then the recoder's.
-    fn out_of_fragments(&mut self) -> Option<&mut Hashed<W>> {
-        self.recoder.is_none().then_some(&mut self.out)
-    }
-
-    /// Appends members one after another, each in pieces where it is large.
-    fn piecewise(
-        &mut self,
-        members: impl Iterator<Item = Member>,
-        bytes: &mut dyn Read,
-        own: &mut Sha256,
-    ) -> Result<(), EncodeError> {
-        let (out, mut recoded) = match &mut self.recoder {
-            None => (Some(&mut self.out), None),
-            Some(recoder) => (None, Some((recoder, &mut self.out))),
-        };
-        let mut tar = TarReader::new(Raw { bytes, own, out }, members);
-        loop {
-            let piece = tar.fill_buf().map_err(unreadable)?;
-            if piece.is_empty() {
-                return Ok(());
-            }
-            self.uncompressed.update(piece);
-            if let Some((recoder, out)) = &mut recoded {
-                recoder.push(piece, &mut |bytes| out.put(bytes))?;
-            }
-            let length = piece.len();
-            tar.consume(length);
-        }
-    }
-
-    /// Takes what was inflated, until no more than `left` bytes are in flight.
-    fn settle(&mut self, order: &mut Order<'_>, left: usize) -> Result<(), EncodeError> {
-        while (left == 0 || order.held() > left)
-            && let Some(done) = order.next()
-        {
-            let work = done.map_err(unreadable)?;
-            self.uncompressed.update(&work.tar);
-            if let Some(recoder) = &mut self.recoder {
-                for piece in work.tar.chunks(gzip::piece_size(work.member)) {
-                    recoder.push(piece, &mut |bytes| self.out.put(bytes))?;
-                }
-            }
-            order.give_back(work);
-        }
-        Ok(())
     }
 
     /// Writes the end of the archive.
@@ -218,6 +142,76 @@ impl<W: Write> LayerWriter<W> {
     }
 }
 
+/// Where the tar of a layer goes.
+struct Tar<'a, W> {
+    uncompressed: &'a mut Sha256,
+    recoded: Option<(&'a mut Recoder, &'a mut Hashed<W>)>,
+}
+
+impl<W: Write> Tar<'_, W> {
+    fn piece(&mut self, tar: &[u8]) -> Result<(), EncodeError> {
+        self.uncompressed.update(tar);
+        if let Some((recoder, out)) = &mut self.recoded {
+            recoder.push(tar, &mut |bytes| out.put(bytes))?;
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write> Take for Tar<'_, W> {
+    fn take(&mut self, member: Member, tar: &[u8]) -> Result<(), EncodeError> {
+        tar.chunks(gzip::piece_size(member)).try_for_each(|piece| self.piece(piece))
+    }
+}
+
+/// Where the bytes of fragments go, and what is begun with them.
+struct Packed<'a, W: Write> {
+    out: Option<&'a mut Hashed<W>>,
+    ahead: &'a Ahead<Tar<'a, W>>,
+    order: Order<'a, Tar<'a, W>>,
+}
+
+impl<W: Write> Packed<'_, W> {
+    /// Appends one fragment. What is still in flight when it returns lies in the order.
+    fn fragment(&mut self, source: Source<'_>) -> Result<(), EncodeError> {
+        let Source { layout, digest, mut bytes, mut held } = source;
+        let mut own = Sha256::new();
+        for (at, &member) in layout.members.iter().enumerate() {
+            let mut raw = Raw { bytes: &mut *bytes, own: &mut own, out: self.out.as_deref_mut() };
+            let is_it = |held: &Held| (**held).as_ref().len() == member.tar as usize;
+            if let Some(held) = held.remove(&at).filter(is_it) {
+                self.order.begin_held(member, held)?;
+                let copied = io::copy(&mut raw.take(u64::from(member.compressed)), &mut io::sink())?;
+                if copied != u64::from(member.compressed) {
+                    return Err(unreadable(io::ErrorKind::UnexpectedEof.into()));
+                }
+            } else if self.order.takes(member) {
+                self.order.begin(member, |packed| raw.read_exact(packed).map_err(unreadable))?;
+            } else {
+                self.order.finish()?;
+                let mut tar = TarReader::new(raw, std::iter::once(member));
+                let mut taker = self.ahead.taker();
+                loop {
+                    let piece = tar.fill_buf().map_err(unreadable)?;
+                    if piece.is_empty() {
+                        break;
+                    }
+                    taker.piece(piece)?;
+                    let length = piece.len();
+                    tar.consume(length);
+                }
+            }
+        }
+        if Digest::from_bytes(own.finalize().into()) != digest {
+            return Err(EncodeError::Damaged("its bytes are not what its digest says"));
+        }
+        if bytes.read(&mut [0])? != 0 {
+            return Err(EncodeError::Damaged("it is longer than its index says"));
+        }
+        Ok(())
+    }
+}
+
 /// Passes a fragment's bytes on as they are read: to its own hash, and to the layer where they are the layer's too.
 struct Raw<'a, W> {
     bytes: &'a mut dyn Read,
@@ -236,16 +230,9 @@ impl<W: Write> Read for Raw<'_, W> {
     }
 }
 
-fn unreadable(error: io::Error) -> EncodeError {
-    match error.kind() {
-        io::ErrorKind::InvalidData => EncodeError::Damaged("a gzip member does not inflate to what its index says"),
-        io::ErrorKind::UnexpectedEof => EncodeError::Damaged("it is shorter than its index says"),
-        _ => error.into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::ahead::IN_FLIGHT;
     use super::super::{DeflateStream, EPOCH, FragmentWriter, Kind, Lend, TarReader};
     use super::*;
     use crate::ImagePath;
@@ -295,17 +282,17 @@ mod tests {
         fragment.finish().expect("finishes")
     }
 
-    fn append<W: Write>(
+    fn append<W: Write + Send>(
         layer: &mut LayerWriter<W>,
         layout: &FragmentLayout,
         digest: Digest,
         bytes: &[u8],
     ) -> Result<(), EncodeError> {
-        let source = Source { layout, digest, bytes: Box::new(bytes) };
+        let source = Source { layout, digest, bytes: Box::new(bytes), held: HashMap::new() };
         layer.fragments(layout.tar_size, std::iter::once(Ok::<_, EncodeError>(source)))
     }
 
-    fn helped<W: Write>(layer: LayerWriter<W>) -> LayerWriter<W> {
+    fn helped<W: Write + Send>(layer: LayerWriter<W>) -> LayerWriter<W> {
         layer.with_help(Box::new(|| Some(Box::new(()))))
     }
 
@@ -421,12 +408,49 @@ mod tests {
         }
     }
 
+    /// The tar of every so many of a fragment's members, as if somebody had it in memory.
+    fn held(bytes: &[u8], layout: &FragmentLayout, every: usize) -> HashMap<usize, Held> {
+        let mut held: HashMap<usize, Held> = HashMap::new();
+        let mut rest = bytes;
+        for (at, member) in layout.members.iter().enumerate() {
+            let mut tar = Vec::new();
+            let (packed, behind) = rest.split_at(member.compressed as usize);
+            flate2::read::GzDecoder::new(packed).read_to_end(&mut tar).expect("is gzip");
+            if at % every == 0 {
+                held.insert(at, Box::new(tar));
+            }
+            rest = behind;
+        }
+        held
+    }
+
+    #[test]
+    fn what_is_held_is_not_inflated_but_its_bytes_are_compared() {
+        let (good, layout) = fragment(3 * MEMBER_SIZE);
+        let try_it = |bytes: &[u8], held: HashMap<usize, Held>| {
+            let mut layer = LayerWriter::new(Vec::new(), Compression::Gzip, &[]).expect("starts");
+            let source = Source { layout: &layout, digest: Digest::of(&good), bytes: Box::new(bytes), held };
+            layer.fragments(layout.tar_size, std::iter::once(Ok::<_, EncodeError>(source)))?;
+            layer.finish()
+        };
+        let (bytes, digests) = try_it(&good, HashMap::new()).expect("is good");
+        assert!(try_it(&good, held(&good, &layout, 1)).expect("is good") == (bytes, digests));
+        let mut bad = good.clone();
+        bad[20] ^= 1;
+        assert!(matches!(try_it(&bad, held(&good, &layout, 1)), Err(EncodeError::Damaged(_))));
+        assert!(matches!(try_it(&good[..good.len() - 1], held(&good, &layout, 1)), Err(EncodeError::Damaged(_))));
+        // Tar of another length is nobody's.
+        let mut others = held(&good, &layout, 1);
+        others.insert(1, Box::new(vec![0; 5]));
+        assert!(try_it(&good, others).expect("is good").1 == digests);
+    }
+
     #[test]
     fn a_second_core_that_inflates_changes_no_byte() {
         // Small fragments between large ones, more tar than may be in flight, and a member that is too large for that.
         let mut fragments: Vec<_> = [100, 3 * MEMBER_SIZE + 77, 5, 30 * MEMBER_SIZE].map(fragment).into();
         let mut huge = FragmentWriter::new(Vec::new());
-        for (name, size) in [("/h/a", 20_000), ("/h/b", ahead::IN_FLIGHT), ("/h/c", 30_000)] {
+        for (name, size) in [("/h/a", 20_000), ("/h/b", IN_FLIGHT), ("/h/c", 30_000)] {
             let (bytes, stream) = deflated(&big(size));
             let entry = Entry::new(path(name), Kind::File { size: size as u64 }, 0o644, EPOCH);
             huge.transplant(&entry, stream, &mut bytes.as_slice()).expect("adds");
@@ -434,21 +458,24 @@ mod tests {
         fragments.insert(3, huge.finish().expect("finishes"));
         let total = fragments.iter().map(|(_, layout)| layout.tar_size).sum();
         for compression in [Compression::Gzip, Compression::GzipSingle, Compression::Zstd] {
-            let write = |lend: Option<Lend>| {
+            let write = |lend: Option<Lend>, every: Option<usize>| {
                 let mut layer = LayerWriter::new(Vec::new(), compression, &[]).expect("starts");
                 if let Some(lend) = lend {
                     layer = layer.with_help(lend);
                 }
                 let sources = fragments.iter().map(|(bytes, layout)| {
                     let bytes = bytes.as_slice();
-                    Ok::<_, EncodeError>(Source { layout, digest: Digest::of(bytes), bytes: Box::new(bytes) })
+                    let held = every.map_or_else(HashMap::new, |every| held(bytes, layout, every));
+                    Ok::<_, EncodeError>(Source { layout, digest: Digest::of(bytes), bytes: Box::new(bytes), held })
                 });
                 layer.fragments(total, sources).expect("appends");
                 layer.finish().expect("finishes")
             };
-            let alone = write(None);
-            assert!(write(Some(Box::new(|| Some(Box::new(()))))) == alone, "{compression}");
-            assert!(write(Some(Box::new(|| None))) == alone, "{compression}");
+            let alone = write(None, None);
+            for every in [None, Some(1), Some(2), Some(5)] {
+                assert!(write(Some(Box::new(|| Some(Box::new(())))), every) == alone, "{compression}, {every:?}");
+                assert!(write(Some(Box::new(|| None)), every) == alone, "{compression}, {every:?}");
+            }
         }
     }
 
@@ -456,7 +483,12 @@ mod tests {
     fn what_is_wrong_with_a_later_fragment_is_told_and_the_second_core_let_go() {
         let (bytes, layout) = fragment(3 * MEMBER_SIZE);
         let mut layer = helped(LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts"));
-        let good = || Source { layout: &layout, digest: Digest::of(&bytes), bytes: Box::new(bytes.as_slice()) };
+        let good = || Source {
+            layout: &layout,
+            digest: Digest::of(&bytes),
+            bytes: Box::new(bytes.as_slice()),
+            held: HashMap::new(),
+        };
         let sources = [Ok(good()), Err(EncodeError::Damaged("it is gone"))];
         let told = layer.fragments(2 * layout.tar_size, sources.into_iter());
         assert!(matches!(told, Err(EncodeError::Damaged("it is gone"))));
@@ -498,7 +530,9 @@ mod tests {
             }
             for name in ["/g", "/h"] {
                 let entry = file(name.into(), 20_000);
-                starts.push(fragment.transplant(&entry, stream, &mut packed.as_slice()).expect("adds"));
+                let made = fragment.transplant(&entry, stream, &mut packed.as_slice()).expect("adds");
+                assert_eq!(made.packed_crc32, crc32fast::hash(&packed));
+                starts.push(made.offset);
             }
             let (bytes, layout) = fragment.finish().expect("finishes");
             (bytes, layout, starts)
@@ -515,6 +549,38 @@ mod tests {
         }
         assert!(lent.load(std::sync::atomic::Ordering::Relaxed) > 4, "a core was asked for");
         assert!(write(Some(Box::new(|| None))) == alone);
+    }
+
+    #[test]
+    fn a_keeper_gets_the_tar_of_what_is_compressed_here() {
+        for lend in [true, false] {
+            let (kept, shown) = (std::rc::Rc::new(std::cell::RefCell::new(HashMap::new())), 0);
+            let (keeper, mut shown) = (kept.clone(), shown);
+            let keep = move |at: usize, tar: Vec<u8>| {
+                shown += 1;
+                if shown % 3 == 0 {
+                    return Some(tar);
+                }
+                keeper.borrow_mut().insert(at, tar);
+                None
+            };
+            let mut fragment = FragmentWriter::new(Vec::new()).with_keeper(Box::new(keep));
+            if lend {
+                fragment = fragment.with_help(Box::new(|| Some(Box::new(()))));
+            }
+            let content = big(9 * MEMBER_SIZE + 5);
+            let entry = Entry::new(path("/a"), Kind::File { size: content.len() as u64 }, 0o644, EPOCH);
+            fragment.add(&entry, &mut content.as_slice()).expect("adds");
+            let (packed, stream) = deflated(&big(20_000));
+            let entry = Entry::new(path("/b"), Kind::File { size: 20_000 }, 0o644, EPOCH);
+            let made = fragment.transplant(&entry, stream, &mut packed.as_slice()).expect("adds");
+            let (bytes, layout) = fragment.finish().expect("finishes");
+            let all = held(&bytes, &layout, 1);
+            let kept = kept.borrow();
+            // The last holds the padding behind the transplanted file.
+            assert_eq!((made.member, layout.members.len(), kept.len()), (10, 12, 8));
+            assert!(kept.iter().all(|(at, tar)| (*all[at]).as_ref() == tar));
+        }
     }
 
     #[test]

@@ -22,9 +22,11 @@ mod gzip;
 mod layer;
 mod tar;
 
+pub use ahead::Held;
 pub use compression::Compression;
 pub use entry::{Entry, Kind};
-pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Lend, Member};
+pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Keep, Lend, Member, Transplanted};
+pub(crate) use gzip::{BEFORE, inflate_stream};
 pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
 pub use layer::{LayerDigests, LayerWriter, Source};
 

@@ -187,6 +187,15 @@ impl<R: Read + Seek> Wheel<R> {
         Ok(length)
     }
 
+    /// Inflates an entry as [`Archive::inflate`] does, checked against RECORD's digest as well.
+    pub fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError> {
+        let packed_crc32 = self.archive.inflate(index, packed, content)?;
+        let mut verifier = self.verifier(index);
+        verifier.update(content);
+        verifier.finish()?;
+        Ok(packed_crc32)
+    }
+
     /// Reads and checks every file.
     pub fn verify(&mut self) -> Result<(), FormatError> {
         for index in 0..self.rows.len() {

@@ -158,12 +158,32 @@ fn archive64(items: &[Item], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
+/// The content of a deflated entry, inflated as a whole.
+fn whole(archive: &mut Archive<Cursor<&[u8]>>, index: usize) -> Option<Result<Vec<u8>, FormatError>> {
+    let entry = archive.entries()[index].clone();
+    let (mut packed, mut content) = (vec![7; 3], vec![0; entry.size.min(1 << 20) as usize]);
+    (entry.method == Method::Deflated && entry.size <= 1 << 20).then(|| {
+        let crc32 = archive.inflate(index, &mut packed, &mut content)?;
+        let mut raw = Vec::new();
+        archive.raw(index)?.read_to_end(&mut raw)?;
+        assert_eq!(crc32, crc32fast::hash(&raw));
+        Ok(content)
+    })
+}
+
 /// Opens an archive and reads all of it: `name mode content`.
 fn list_with(bytes: &[u8], limits: &Limits) -> Result<Vec<String>, FormatError> {
     let mut archive = Archive::open(Cursor::new(bytes), limits)?;
     let mut lines = Vec::new();
     for index in 0..archive.entries().len() {
-        let content = archive.read(index)?;
+        let whole = whole(&mut archive, index);
+        let content = archive.read(index);
+        if let Some(whole) = whole {
+            // Both ways to read say the same, of what is wrong as well.
+            let text = |read: &Result<Vec<u8>, FormatError>| read.as_ref().map_err(ToString::to_string).cloned();
+            assert_eq!(text(&whole), text(&content));
+        }
+        let content = content?;
         let entry = &archive.entries()[index];
         assert_eq!(content.len() as u64, entry.size);
         lines.push(format!("{} {:o} {}", entry.name, entry.mode.unwrap_or(0), lossy(&content)));
@@ -535,6 +555,13 @@ fn content_is_checked() {
     let mut longer = deflated.clone();
     longer.packed.push(0);
     assert!(refuses("bytes behind the stream", &archive(&[length(longer)])).contains("ends before"));
+    // Behind the stream stands what a gzip member would end with.
+    let mut twice = deflated.clone();
+    twice.packed.extend(crc32fast::hash(content).to_le_bytes());
+    twice.packed.extend((content.len() as u32).to_le_bytes());
+    assert!(refuses("a member's end behind the stream", &archive(&[length(twice.clone())])).contains("ends before"));
+    twice.packed.extend(b"and more");
+    assert!(refuses("a member and more", &archive(&[length(twice)])).contains("ends before"));
     let mut cut = deflated.clone();
     cut.packed.pop();
     assert!(refuses("a cut stream", &archive(&[length(cut)])).contains("no end"));
