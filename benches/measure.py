@@ -123,11 +123,12 @@ class Engine:
     def client(self) -> list[str]:
         return ["/usr/bin/docker", "--host", self.socket]
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         stop(self.server)
         shutil.rmtree(f"/tmp/imgbuild-bench-{os.getpid()}", ignore_errors=True)
         Path(self.socket.removeprefix("unix://")).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Line:
