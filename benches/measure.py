@@ -125,6 +125,8 @@ class Engine:
 
     def stop(self, keep: bool = False) -> None:
         stop(self.server)
+        # Its network namespace stays mounted.
+        subprocess.run(["umount", f"/tmp/imgbuild-bench-{os.getpid()}/netns/default"], capture_output=True, check=False)
         shutil.rmtree(f"/tmp/imgbuild-bench-{os.getpid()}", ignore_errors=True)
         Path(self.socket.removeprefix("unix://")).unlink(missing_ok=True)
         if not keep:
