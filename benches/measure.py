@@ -123,11 +123,14 @@ class Engine:
     def client(self) -> list[str]:
         return ["/usr/bin/docker", "--host", self.socket]
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         stop(self.server)
+        # Its network namespace stays mounted.
+        subprocess.run(["umount", f"/tmp/imgbuild-bench-{os.getpid()}/netns/default"], capture_output=True, check=False)
         shutil.rmtree(f"/tmp/imgbuild-bench-{os.getpid()}", ignore_errors=True)
         Path(self.socket.removeprefix("unix://")).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Line:

@@ -2,7 +2,8 @@
 //!
 //! Packages that exactly the same stages use form a class, so a layer is either wholly in an image or not at all and
 //! images share it. Within a class large packages travel alone and small ones in buckets, so that one changed package
-//! changes about its own size. The partition is recorded in the lock and sticky: an updated package stays where it was.
+//! changes at most a bucket besides itself. The partition is recorded in the lock and sticky: an updated package stays
+//! where it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,27 +18,28 @@ pub struct Unit {
     pub users: BTreeSet<usize>,
 }
 
-/// Limits of a partition, bytes.
+/// The limit of a partition, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grain {
-    /// From this size on a package travels alone.
-    pub alone: u64,
-    /// Buckets of small packages are filled up to this size.
+    /// What packages that share a layer have at most together; a larger one travels alone.
     pub bucket: u64,
 }
 
 impl Grain {
-    /// Where partitions start: 1 MB, as fine as pays.
-    pub const FINE: Grain = Grain { alone: 1_000_000, bucket: 1_000_000 };
+    /// Where partitions start, as fine as pays. A push that changes one small package sends its bucket, the image's
+    /// configuration and its manifest; within 1 MB this leaves 40 kB for these two and 6 % for a layer that is larger
+    /// than the archives it was made of.
+    pub const FINE: Grain = Grain { bucket: 900_000 };
 
     /// The next coarser one.
     pub fn coarser(self) -> Grain {
-        Grain { alone: self.alone * 3 / 2, bucket: self.bucket * 3 / 2 }
+        Grain { bucket: self.bucket * 3 / 2 }
     }
 }
 
-/// Places units into groups. Groups of `previous` keep their members and order; units that no group holds fill the last
-/// group of their class that has room, or new ones. Names without a unit leave their group.
+/// Places units into groups. Groups of `previous` keep their members and order, also where they have outgrown the grain;
+/// units that no group holds fill the last group of their class that has room, or new ones. Names without a unit leave
+/// their group.
 pub fn partition(units: &[Unit], previous: &[Vec<String>], grain: Grain) -> Vec<Vec<String>> {
     let by_name: BTreeMap<&str, &Unit> = units.iter().map(|unit| (unit.name.as_str(), unit)).collect();
     let mut groups: Vec<(BTreeSet<usize>, Vec<String>)> = Vec::new();
@@ -61,10 +63,9 @@ pub fn partition(units: &[Unit], previous: &[Vec<String>], grain: Grain) -> Vec<
     newcomers.sort_by_cached_key(|unit| order(unit));
     for unit in newcomers {
         let room = |(users, group): &(BTreeSet<usize>, Vec<String>)| {
-            let size = size_of(group);
-            *users == unit.users && size < grain.alone && size + unit.size <= grain.bucket.max(1) * 3 / 2
+            *users == unit.users && size_of(group) + unit.size <= grain.bucket
         };
-        match groups.iter_mut().rev().find(|group| unit.size < grain.alone && room(group)) {
+        match groups.iter_mut().rev().find(|group| room(group)) {
             Some((_, group)) => group.push(unit.name.clone()),
             None => groups.push((unit.users.clone(), vec![unit.name.clone()])),
         }
@@ -83,6 +84,8 @@ fn most_common<'a>(classes: impl Iterator<Item = &'a BTreeSet<usize>>) -> Option
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn unit(name: &str, size: u64, users: &[usize]) -> Unit {
@@ -106,11 +109,11 @@ mod tests {
 
     #[test]
     fn an_update_moves_nothing_and_a_newcomer_joins_a_tail() {
-        let before = [unit("a", 900_000, &[0]), unit("b", 400_000, &[0]), unit("c", 900_000, &[0])];
+        let before = [unit("a", 500_000, &[0]), unit("b", 400_000, &[0]), unit("c", 800_000, &[0])];
         let groups = partition(&before, &[], Grain::FINE);
         assert_eq!(text(&groups), "a+b c");
         let after =
-            [unit("a", 5_000_000, &[0]), unit("aa", 100, &[0]), unit("b", 400_000, &[0]), unit("c", 900_000, &[0])];
+            [unit("a", 5_000_000, &[0]), unit("aa", 100, &[0]), unit("b", 400_000, &[0]), unit("c", 800_000, &[0])];
         assert_eq!(text(&partition(&after, &groups, Grain::FINE)), "a+b c+aa");
         assert_eq!(text(&partition(&after[1..], &groups, Grain::FINE)), "b c+aa");
     }
@@ -120,5 +123,60 @@ mod tests {
         let groups = partition(&[unit("a", 9, &[0]), unit("b", 9, &[0]), unit("c", 9, &[0])], &[], Grain::FINE);
         let after = [unit("a", 9, &[0]), unit("b", 9, &[0, 1]), unit("c", 9, &[0])];
         assert_eq!(text(&partition(&after, &groups, Grain::FINE)), "a+c b");
+    }
+
+    #[test]
+    fn a_bucket_is_never_filled_beyond_its_bound() {
+        let full = [unit("a", 500_000, &[0]), unit("b", 400_000, &[0]), unit("c", 1, &[0])];
+        let groups = partition(&full, &[], Grain::FINE);
+        assert_eq!(text(&groups), "a+b c");
+        let larger = [unit("a", 500_000, &[0]), unit("b", 400_001, &[0]), unit("c", 1, &[0])];
+        assert_eq!(text(&partition(&larger, &[], Grain::FINE)), "a b+c");
+        assert_eq!(text(&partition(&larger, &[], Grain::FINE.coarser())), "a+b+c");
+    }
+
+    #[test]
+    fn a_group_that_outgrew_the_grain_stays_and_takes_nobody_in() {
+        let groups = [vec!["a".to_owned(), "b".to_owned()]];
+        let units = [unit("a", 700_000, &[0]), unit("b", 700_000, &[0]), unit("c", 0, &[0])];
+        assert_eq!(text(&partition(&units, &groups, Grain::FINE)), "a+b c");
+    }
+
+    /// A unit as wheels are: many small ones, some of megabytes; used by one source, the other, or both.
+    fn wheel() -> impl Strategy<Value = (u64, BTreeSet<usize>)> {
+        let size = prop_oneof![3 => 0..150_000_u64, 1 => 0..1_000_000_u64, 1 => 0..20_000_000_u64];
+        (size, prop_oneof![Just([0].into()), Just([1].into()), Just([0, 1].into())])
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_sizes_a_changed_package_takes_at_most_a_bucket_along(
+            wheels in proptest::collection::vec(wheel(), 0..120), coarse in any::<bool>(), early in 0..120_usize,
+        ) {
+            let grain = if coarse { Grain::FINE.coarser() } else { Grain::FINE };
+            let units: Vec<Unit> =
+                (0..).zip(wheels).map(|(at, (size, users))| Unit { name: format!("p{at}"), size, users }).collect();
+            let by_name: BTreeMap<&str, &Unit> = units.iter().map(|unit| (unit.name.as_str(), unit)).collect();
+            // Some are in the lock before the others come.
+            let first = partition(&units[..early.min(units.len())], &[], grain);
+            let groups = partition(&units, &first, grain);
+            prop_assert_eq!(&partition(&units, &groups, grain), &groups);
+            prop_assert!(first.iter().zip(&groups).all(|(before, after)| after.starts_with(before)));
+            let names: BTreeSet<&str> = groups.iter().flatten().map(String::as_str).collect();
+            prop_assert_eq!((names.len(), groups.iter().flatten().count()), (units.len(), units.len()));
+            let mut sizes: BTreeMap<&BTreeSet<usize>, Vec<u64>> = BTreeMap::new();
+            for group in &groups {
+                let members: Vec<&Unit> = group.iter().map(|name| by_name[name.as_str()]).collect();
+                let size = members.iter().map(|unit| unit.size).sum();
+                prop_assert!(members.len() == 1 || size <= grain.bucket, "{:?} has {} bytes", group, size);
+                prop_assert!(members.iter().all(|unit| unit.users == members[0].users));
+                sizes.entry(&members[0].users).or_default().push(size);
+            }
+            // Nor are there more layers than that takes: no two of a class would fit into one.
+            for sizes in sizes.values_mut() {
+                sizes.sort_unstable();
+                prop_assert!(sizes.windows(2).all(|two| two[0] + two[1] > grain.bucket), "{:?}", sizes);
+            }
+        }
     }
 }

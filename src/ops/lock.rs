@@ -531,3 +531,25 @@ pub fn check(bench: &Bench<'_>, lock: &Lock) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wheel_of_our_own_lock_takes_less_than_a_megabyte_along() {
+        let lock = Lock::from_text(include_str!("../../images/images.lock")).unwrap();
+        for platform in Platform::ALL {
+            let units = wheels::wheel_units(&lock.python, platform);
+            let sized = |name: &String| units.iter().find(|unit| unit.name == *name).unwrap().size;
+            for group in &lock.groups[&platform].python {
+                // Updates may have let a group grow; 40 kB are for the configuration and the manifest.
+                let size: u64 = group.iter().map(sized).sum();
+                assert!(
+                    group.len() == 1 || size <= 960_000,
+                    "{group:?} has {size} bytes for {platform}: `imgbuild lock --regroup`"
+                );
+            }
+        }
+    }
+}
