@@ -124,7 +124,7 @@ fn fragment(criterion: &mut Criterion) {
                 commands: &commands,
                 elsewhere: &nowhere,
             });
-            let walked = engine.walk(subject, &resolved, None).expect("walks");
+            let walked = engine.walk(subject, &resolved, None, &|_| Ok(())).expect("walks");
             let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2).expect("assembles");
             assert_eq!(records.len(), 1);
             cache
