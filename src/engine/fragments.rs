@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::CacheError;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::EngineError;
+use super::bytecode::Compiler;
 use super::convert::{self, Drops};
 use super::earlier::{Earlier, modules_key};
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
@@ -100,17 +102,31 @@ impl Local<'_> {
             Some((key, _)) => Earlier::find(self.store, key, &self.cores),
             None => Ok(None),
         };
-        let core = modules.as_ref().and_then(|_| self.cores.spare());
-        let (earlier, is_whole) = both(core, find, || self.store.verify(&archive.digest));
         // Rot in a download must not get into a fragment: some formats have no check sums of their own.
-        if !is_whole? {
-            path = self.supply.supply(archive)?;
-        }
+        let verify = || self.store.verify(&archive.digest);
         self.observer.on(Event::ConversionStarted { name: &archive.name });
-        if let Some(compiler) = &mut compiler {
-            compiler.earlier = earlier?;
-        }
-        let made = convert::convert(&path, archive, conversion, drops, &self.room, compiler.as_ref())?;
+        let convert = |path: &Path, compiler: Option<&Compiler<'_>>| {
+            convert::convert(path, archive, conversion, drops, &self.room, compiler)
+        };
+        let made = match &mut compiler {
+            None => match both(self.cores.spare(), || convert(&path, None), verify) {
+                (made, Ok(true)) => made?,
+                (_, is_whole) => {
+                    is_whole?;
+                    path = self.supply.supply(archive)?;
+                    convert(&path, None)?
+                }
+            },
+            Some(compiler) => {
+                let core = modules.as_ref().and_then(|_| self.cores.spare());
+                let (earlier, is_whole) = both(core, find, verify);
+                if !is_whole? {
+                    path = self.supply.supply(archive)?;
+                }
+                compiler.earlier = earlier?;
+                convert(&path, Some(compiler))?
+            }
+        };
         let fragment = self.keep(&key, &text, made)?;
         // One without its own RECORD, which another wheel may have, tells nobody anything.
         if drops.is_empty()

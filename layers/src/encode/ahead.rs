@@ -152,9 +152,9 @@ impl<T: Take> Ahead<T> {
         state
     }
 
-    /// For the one thread that begins members; `is_helped` where another one runs [`help`](Self::help).
-    pub(super) fn order(&self, is_helped: bool) -> Order<'_, T> {
-        Order { closing: Closing(self), decompressor: Decompressor::new(), is_helped }
+    /// For the one thread that begins members.
+    pub(super) fn order(&self) -> Order<'_, T> {
+        Order { closing: Closing(self), decompressor: Decompressor::new(), is_helped: false }
     }
 }
 
@@ -178,6 +178,16 @@ pub(super) struct Order<'a, T: Take> {
 impl<'a, T: Take> Order<'a, T> {
     fn ahead(&self) -> &'a Ahead<T> {
         self.closing.0
+    }
+
+    /// Whether another thread runs [`help`](Ahead::help).
+    pub(super) fn is_helped(&self) -> bool {
+        self.is_helped
+    }
+
+    /// From now on another thread does.
+    pub(super) fn helped(&mut self) {
+        self.is_helped = true;
     }
 
     /// Whether a member is inflated as a whole; otherwise it is too large.
@@ -292,7 +302,8 @@ mod tests {
         let ahead = Ahead::new(&mut all);
         let large = vec![7; 3 << 20];
         // Nobody helps, but much may be in flight.
-        let mut order = ahead.order(true);
+        let mut order = ahead.order();
+        order.helped();
         for _ in 0..13 {
             begin(&mut order, &large).expect("begins");
         }
@@ -328,7 +339,10 @@ mod tests {
                 if is_helped {
                     scope.spawn(|| ahead.help());
                 }
-                let mut order = ahead.order(is_helped);
+                let mut order = ahead.order();
+                if is_helped {
+                    order.helped();
+                }
                 for at in 0..50 {
                     match at % 3 {
                         0 => hold(&mut order, tar(at)).expect("begins"),
@@ -352,7 +366,8 @@ mod tests {
         let ahead = Ahead::new(&mut all);
         std::thread::scope(|scope| {
             scope.spawn(|| ahead.help());
-            let mut order = ahead.order(true);
+            let mut order = ahead.order();
+            order.helped();
             let told = begin(&mut order, b"fails").and_then(|()| order.finish());
             assert!(matches!(told, Err(EncodeError::Io(_))));
         });
@@ -369,7 +384,8 @@ mod tests {
         let ahead = Ahead::new(Panics);
         std::thread::scope(|scope| {
             let helper = scope.spawn(|| ahead.help());
-            let mut order = ahead.order(true);
+            let mut order = ahead.order();
+            order.helped();
             // Only the helper takes it.
             hold(&mut order, vec![1]).expect("begins");
             assert!(helper.join().is_err());

@@ -98,8 +98,7 @@ impl<W: Write + Send> LayerWriter<W> {
         tar_size: u64,
         sources: impl Iterator<Item = Result<Source<'a>, E>>,
     ) -> Result<(), E> {
-        let core = if tar_size < WORTHWHILE { None } else { self.lend.as_ref().and_then(|lend| lend()) };
-        let LayerWriter { out, uncompressed, recoder, .. } = self;
+        let LayerWriter { out, uncompressed, recoder, lend } = self;
         // The fragments' bytes are the layer's, or else the recoder writes those.
         let (out, recoded) = match recoder {
             None => (Some(out), None),
@@ -107,11 +106,17 @@ impl<W: Write + Send> LayerWriter<W> {
         };
         let ahead = Ahead::new(Tar { uncompressed, recoded });
         std::thread::scope(|scope| {
-            let helper = || std::thread::Builder::new().spawn_scoped(scope, || ahead.help());
-            let is_helped = core.is_some() && helper().is_ok();
-            let mut packed = Packed { out, ahead: &ahead, order: ahead.order(is_helped) };
+            let help = || {
+                let Some(core) = lend.as_ref().and_then(|lend| lend()) else { return false };
+                let helper = || {
+                    let _core = core;
+                    ahead.help();
+                };
+                std::thread::Builder::new().spawn_scoped(scope, helper).is_ok()
+            };
+            let mut packed = Packed { out, ahead: &ahead, order: ahead.order(), left: tar_size };
             for source in sources {
-                packed.fragment(source?)?;
+                packed.fragment(source?, &help)?;
             }
             Ok(packed.order.finish()?)
         })
@@ -169,14 +174,21 @@ struct Packed<'a, W: Write> {
     out: Option<&'a mut Hashed<W>>,
     ahead: &'a Ahead<Tar<'a, W>>,
     order: Order<'a, Tar<'a, W>>,
+    /// Tar that is not begun yet, bytes.
+    left: u64,
 }
 
 impl<W: Write> Packed<'_, W> {
-    /// Appends one fragment. What is still in flight when it returns lies in the order.
-    fn fragment(&mut self, source: Source<'_>) -> Result<(), EncodeError> {
+    /// Appends one fragment, with the help of a second thread once there is one. What is still in flight when it returns lies in
+    /// the order.
+    fn fragment(&mut self, source: Source<'_>, help: &dyn Fn() -> bool) -> Result<(), EncodeError> {
         let Source { layout, digest, mut bytes, mut held } = source;
         let mut own = Sha256::new();
         for (at, &member) in layout.members.iter().enumerate() {
+            if !self.order.is_helped() && self.left >= WORTHWHILE && help() {
+                self.order.helped();
+            }
+            self.left = self.left.saturating_sub(u64::from(member.tar));
             let mut raw = Raw { bytes: &mut *bytes, own: &mut own, out: self.out.as_deref_mut() };
             let is_it = |held: &Held| (**held).as_ref().len() == member.tar as usize;
             if let Some(held) = held.remove(&at).filter(is_it) {
