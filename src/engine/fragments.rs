@@ -123,7 +123,7 @@ impl Local<'_> {
                 if !is_whole? {
                     path = self.supply.supply(archive)?;
                 }
-                compiler.earlier = earlier?;
+                compiler.earlier = earlier?.map(Arc::new);
                 convert(&path, Some(compiler))?
             }
         };

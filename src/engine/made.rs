@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::Store;
 use layers::ImagePath;
 use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, MEMBER_SIZE, WORTHWHILE};
 
 use super::EngineError;
+use super::earlier::Earlier;
 use super::held::Held;
 use super::index::{Fragment, Indexed, PackageFacts};
 use super::spool::{Room, Spool};
@@ -146,6 +147,8 @@ pub struct Made<'a> {
     pub spool: Option<Spool>,
     /// Holds deflated content.
     pub packed: Option<Packed<'a>>,
+    /// The last wheel of the same package, whose members may be the same.
+    pub earlier: Option<Arc<Earlier>>,
     /// Paths below that it deletes; only in layers of base images.
     pub whiteouts: Vec<ImagePath>,
     /// Directories whose content below it deletes; only in layers of base images.
@@ -186,6 +189,9 @@ impl<'a> Made<'a> {
             }
         };
         let mut writer = FragmentWriter::new(store.writer()?).with_help(Box::new(lend)).with_keeper(Box::new(keep));
+        if let Some(earlier) = self.earlier {
+            writer = writer.with_reuse(Box::new(move |tar| earlier.member(tar)));
+        }
         let transplants = transplants(&self.entries);
         let checks = Checks::new(&transplants);
         let mut packed = self.packed;

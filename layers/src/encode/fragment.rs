@@ -68,6 +68,7 @@ pub struct FragmentWriter<W> {
     lend: Option<Lend>,
     helper: Option<Helper>,
     keep: Option<Keep>,
+    reuse: Option<Reuse>,
 }
 
 /// What became of a deflate stream.
@@ -83,6 +84,9 @@ pub struct Transplanted {
 
 /// Keeps the tar of a member, which is at this place in the layout, or gives it back.
 pub type Keep = Box<dyn FnMut(usize, Vec<u8>) -> Option<Vec<u8>>>;
+
+/// The gzip member that holds this tar, where somebody has it just as it is compressed here.
+pub type Reuse = Box<dyn FnMut(&[u8]) -> Option<Vec<u8>>>;
 
 /// Lends a core that nobody else works with: whoever has what it gives may work on a thread more, until that is dropped.
 pub type Lend = Box<dyn Fn() -> Option<Box<dyn Send>>>;
@@ -135,6 +139,7 @@ impl<W: Write> FragmentWriter<W> {
             lend: None,
             helper: None,
             keep: None,
+            reuse: None,
         }
     }
 
@@ -146,6 +151,11 @@ impl<W: Write> FragmentWriter<W> {
     /// Shows `keep` the tar of all members that are compressed here.
     pub fn with_keeper(self, keep: Keep) -> FragmentWriter<W> {
         FragmentWriter { keep: Some(keep), ..self }
+    }
+
+    /// Asks `reuse` before a member is compressed.
+    pub fn with_reuse(self, reuse: Reuse) -> FragmentWriter<W> {
+        FragmentWriter { reuse: Some(reuse), ..self }
     }
 
     /// Adds an entry and, for a regular file, exactly its size in bytes of `content`.
@@ -286,6 +296,12 @@ impl<W: Write> FragmentWriter<W> {
             return Ok(());
         }
         self.written += self.pending.len() as u64;
+        if let Some(member) = self.reuse.as_mut().and_then(|reuse| reuse(&self.pending)) {
+            self.settle()?;
+            write_member(&mut self.out, &mut self.layout, &member, self.pending.len() as u32)?;
+            keep_or_clear(&mut self.pending, &self.layout, &mut self.keep);
+            return Ok(());
+        }
         let is_busy = self.helper.as_ref().is_some_and(|helper| helper.is_busy);
         if !is_busy
             && self.pending.len() == MEMBER_SIZE

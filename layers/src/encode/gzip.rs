@@ -31,7 +31,8 @@ fn is_whole(member: Member) -> bool {
 
 /// No flags, no time, unknown system (RFC 1952, section 2.3.1).
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-const TRAILER: usize = 8;
+/// Bytes of what a member ends with: the CRC-32 and the length of its tar.
+pub const TRAILER: usize = 8;
 
 /// Bytes around the deflate stream of a member.
 pub(super) const AROUND: u32 = (HEADER.len() + TRAILER) as u32;
@@ -84,6 +85,17 @@ pub(super) fn unreadable(error: io::Error) -> EncodeError {
         io::ErrorKind::UnexpectedEof => EncodeError::Damaged("it is shorter than its index says"),
         _ => error.into(),
     }
+}
+
+/// What a member of this tar ends with: it finds members that may hold it.
+pub fn end_of(tar: &[u8]) -> [u8; TRAILER] {
+    trailer(libdeflater::crc32(tar), tar.len() as u32)
+}
+
+/// Whether a member inflates to this tar.
+pub fn holds(member: &[u8], tar: &[u8]) -> bool {
+    let mut found = vec![0; tar.len()];
+    inflate(&mut Decompressor::new(), member, &mut found).is_ok() && found == tar
 }
 
 fn damaged(why: &'static str) -> io::Error {

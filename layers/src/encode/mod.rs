@@ -25,9 +25,9 @@ mod tar;
 pub use ahead::Held;
 pub use compression::Compression;
 pub use entry::{Entry, Kind};
-pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Keep, Lend, Member, Transplanted};
+pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Keep, Lend, Member, Reuse, Transplanted};
 pub(crate) use gzip::{BEFORE, inflate_stream};
-pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
+pub use gzip::{MEMBER_SIZE, TRAILER, TRANSPLANT_SIZE, TarReader, end_of, gzip, holds};
 pub use layer::{LayerDigests, LayerWriter, Source};
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.
