@@ -164,6 +164,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_core_of_the_second_thing_is_free_once_that_is_done() {
+        let cores = Cores::new(1);
+        let (waited, done) = both(cores.spare(), || cores.take(), || 7);
+        assert_eq!(done, 7);
+        assert!(cores.spare().is_none());
+        drop(waited);
+        assert_eq!(both(None, || 1, || 2), (1, 2));
+    }
+
+    #[test]
     fn whoever_comes_first_has_the_next_core_and_all_others_have_theirs() {
         let cores = Cores::new(1);
         let order = Mutex::new(Vec::new());

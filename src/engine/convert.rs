@@ -312,7 +312,7 @@ fn unpack_zip(file: File, at: &Path, name: &str, place: &Place<'_>, room: &Room)
 /// A zip archive, or a wheel that checks its files against its RECORD as well.
 trait Zip {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError>;
-    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError>;
+    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<Option<u32>, FormatError>;
     fn archive(&mut self) -> &mut zip::Archive<Window<File>>;
 }
 
@@ -321,7 +321,7 @@ impl Zip for zip::Archive<Window<File>> {
         zip::Archive::copy_to(self, index, out)
     }
 
-    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError> {
+    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<Option<u32>, FormatError> {
         zip::Archive::inflate(self, index, packed, content)
     }
 
@@ -335,7 +335,7 @@ impl Zip for Wheel<Window<File>> {
         Wheel::copy_to(self, index, out)
     }
 
-    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError> {
+    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<Option<u32>, FormatError> {
         Wheel::inflate(self, index, packed, content)
     }
 
@@ -362,7 +362,12 @@ impl<Z: Zip> Deflated for PackedFiles<Z> {
         self.zip.borrow_mut().copy_to(index, out).map(drop).map_err(failed)
     }
 
-    fn inflate_whole(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, EngineError> {
+    fn inflate_whole(
+        &mut self,
+        index: usize,
+        packed: &mut Vec<u8>,
+        content: &mut [u8],
+    ) -> Result<Option<u32>, EngineError> {
         let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
         self.zip.borrow_mut().inflate(index, packed, content).map_err(failed)
     }
@@ -600,6 +605,7 @@ mod tests {
 
         // What was in memory is what lies in the store.
         let room = Room::new(store.scratch(), idle.clone());
+        room.holding().open(true);
         let made = convert(&path, &archive, &unpack, &Drops::new(), &room, None).expect("converts");
         let fragment = made.write(&store, &room).expect("writes");
         let mut held = room.holding().take(&fragment.blob);

@@ -90,7 +90,7 @@ impl Earlier {
         let list = list_of(&fragment, &blob).filter(|list| Digest::of(list) == expected);
         let Some(rows) = list.and_then(|list| parse_record(&list).ok()) else { return Ok(None) };
         let rows = rows.into_iter().map(|row| (row.path.clone(), row)).collect();
-        let members = members_of(&fragment, &blob)?;
+        let Some(members) = members_of(&fragment, &blob) else { return Ok(None) };
         Ok(Some(Earlier { fragment, blob, rows, members, cores: cores.clone() }))
     }
 
@@ -148,8 +148,9 @@ impl Earlier {
 }
 
 /// The members of a fragment that were compressed for it; not those whose streams were its archive's.
-fn members_of(fragment: &Fragment, blob: &File) -> Result<HashMap<[u8; TRAILER], (u64, Member)>, EngineError> {
-    let files: HashSet<u64> = fragment.entries.iter().map(|indexed| indexed.offset).collect();
+fn members_of(fragment: &Fragment, blob: &File) -> Option<HashMap<[u8; TRAILER], (u64, Member)>> {
+    let spans = (0..fragment.entries.len()).filter_map(|at| span(fragment, at));
+    let files: HashSet<u64> = spans.filter(|(_, size)| *size > 0).map(|(start, _)| start).collect();
     let mut members = HashMap::new();
     let (mut start, mut packed) = (0u64, 0u64);
     for &member in &fragment.layout.members {
@@ -157,12 +158,12 @@ fn members_of(fragment: &Fragment, blob: &File) -> Result<HashMap<[u8; TRAILER],
         let end = packed + u64::from(member.compressed);
         if member.tar >= WORTH_TAKING && !files.contains(&start) {
             let mut trailer = [0; TRAILER];
-            blob.read_exact_at(&mut trailer, end - TRAILER as u64)?;
+            blob.read_exact_at(&mut trailer, end.checked_sub(TRAILER as u64)?).ok()?;
             members.insert(trailer, (packed, member));
         }
         (start, packed) = (start + u64::from(member.tar), end);
     }
-    Ok(members)
+    Some(members)
 }
 
 /// The RECORD of the wheel that a fragment was, as it can be read. Each wheel gets one of ours; `None` where it brought others to

@@ -109,14 +109,25 @@ impl Local<'_> {
             convert::convert(path, archive, conversion, drops, &self.room, compiler)
         };
         let made = match &mut compiler {
-            None => match both(self.cores.spare(), || convert(&path, None), verify) {
-                (made, Ok(true)) => made?,
-                (_, is_whole) => {
-                    is_whole?;
-                    path = self.supply.supply(archive)?;
-                    convert(&path, None)?
+            None => {
+                let core = self.cores.spare();
+                let (made, is_whole) = match core {
+                    Some(core) => {
+                        let (made, is_whole) = both(Some(core), || convert(&path, None), verify);
+                        (Some(made), is_whole?)
+                    }
+                    None => (None, verify()?),
+                };
+                match made.filter(|_| is_whole) {
+                    Some(made) => made?,
+                    None => {
+                        if !is_whole {
+                            path = self.supply.supply(archive)?;
+                        }
+                        convert(&path, None)?
+                    }
                 }
-            },
+            }
             Some(compiler) => {
                 let core = modules.as_ref().and_then(|_| self.cores.spare());
                 let (earlier, is_whole) = both(core, find, verify);

@@ -53,10 +53,10 @@ impl AsRef<[u8]> for Held {
 }
 
 impl Holding {
-    /// Room for so many bytes.
+    /// Room for so many bytes, closed.
     pub fn new(size: usize) -> Holding {
         let free = Arc::new(AtomicUsize::new(size));
-        Holding { free, is_open: AtomicBool::new(true), fragments: Mutex::default() }
+        Holding { free, is_open: AtomicBool::new(false), fragments: Mutex::default() }
     }
 
     /// Says whether more is taken: it pays where few archives are converted, and their layers follow at once.
@@ -109,6 +109,8 @@ mod tests {
     #[test]
     fn no_more_is_held_than_there_is_room_for() {
         let holding = Holding::new(1000);
+        assert!(holding.room(1).is_none());
+        holding.open(true);
         let mut one = holding.room(600).expect("there is room");
         one.bytes().fill(7);
         assert!(holding.room(401).is_none());

@@ -144,6 +144,8 @@ pub struct Local<'a> {
     pub(super) cores: Cores,
     /// One: the layer whose members are inflated ahead, which takes more memory than all others.
     ahead: Cores,
+    /// Whether few archives are converted, so that their layers take no long time either.
+    is_little: AtomicBool,
     /// How far the build has come.
     pub(super) course: Course,
     catalogue_dir: PathBuf,
@@ -176,6 +178,7 @@ impl<'a> Local<'a> {
             room: Room::new(given.store.scratch(), cores.clone()),
             cores,
             ahead: Cores::new(1),
+            is_little: AtomicBool::new(false),
             course: Course::default(),
             catalogue_dir: given.catalogue_dir,
             compression: given.compression,
@@ -231,7 +234,9 @@ impl Local<'_> {
             }
         }
         let size: Option<u64> = missing.iter().map(|(_, archive, _)| archive.size).sum();
-        self.room.holding().open(size.is_some_and(|size| size <= FEW));
+        let is_little = size.is_some_and(|size| size <= FEW);
+        self.is_little.store(is_little, Ordering::Relaxed);
+        self.room.holding().open(is_little);
         // The longest first, so that no core is left with a giant at the end.
         missing.sort_by_cached_key(|(key, archive, _)| {
             let waited_for = early.iter().any(|it| it.archives.contains(key));
@@ -271,6 +276,8 @@ impl Local<'_> {
                 Ok(())
             });
             let downloaded = ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // What is made later may be in no layer.
+            self.room.holding().open(false);
             downloaded.and(converted)
         })
     }
@@ -296,7 +303,9 @@ impl Local<'_> {
         let (gate, text) = gate_key(subject, resolved, view.linked());
         let check =
             || self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?));
-        match self.cores.spare() {
+        // Layers that take long wait for the check.
+        let core = if self.is_little.load(Ordering::Relaxed) { self.cores.spare() } else { None };
+        match core {
             // Whatever else is wrong may follow from what the check finds.
             Some(core) => {
                 let (gone_on, checked) = both(Some(core), || then(&walked), check);

@@ -53,9 +53,14 @@ pub trait Deflated {
     /// where the archive says.
     fn inflate(&mut self, at: usize, out: &mut dyn Write) -> Result<(), EngineError>;
 
-    /// Inflates one into `content`, which has its size, and checks it as [`inflate`](Self::inflate) does. `packed` is written over:
-    /// then it holds the file as a gzip member. Returns the CRC-32 of the stream's own bytes.
-    fn inflate_whole(&mut self, at: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, EngineError>;
+    /// Inflates one into `content`, which has its size, and checks it as [`inflate`](Self::inflate) does. `packed` is written over.
+    /// Returns the CRC-32 of the stream's own bytes, and `None` where they had to be read again.
+    fn inflate_whole(
+        &mut self,
+        at: usize,
+        packed: &mut Vec<u8>,
+        content: &mut [u8],
+    ) -> Result<Option<u32>, EngineError>;
 
     /// Opens the deflate stream of one.
     fn stream(&mut self, at: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError>;
@@ -236,7 +241,7 @@ impl<'a> Made<'a> {
         }
         for ((at, checked), made) in checked.into_iter().zip(transplanted) {
             if checked.packed_crc32.is_some_and(|crc32| crc32 != made.packed_crc32) {
-                return Err(io::Error::other("an archive has changed while it was read").into());
+                return Err(changed());
             }
             facts.extend(checked.facts.map(|facts| (at as u32, facts)));
             held.borrow_mut().extend(checked.content.map(|content| (made.member, content)));
@@ -389,9 +394,13 @@ struct Buffers {
     content: Vec<u8>,
 }
 
-/// Up to this size a file is inflated as a whole where it is held, and where it is not, bytes.
+/// Up to this size, packed and unpacked, a file is inflated as a whole where it is held, and where it is not, bytes.
 const WHOLE_HELD: u64 = 32 << 20;
 const WHOLE: u64 = 4 << 20;
+
+fn changed() -> EngineError {
+    io::Error::other("an archive has changed while it was read").into()
+}
 
 /// Inflates a file and compares it with what its archive says.
 fn check(
@@ -400,11 +409,12 @@ fn check(
     room: &Room,
     buffers: &mut Buffers,
 ) -> Result<Checked, EngineError> {
-    let held = if file.size <= WHOLE_HELD { room.holding().room(file.size as usize) } else { None };
+    let larger = file.size.max(u64::from(file.stream.compressed));
+    let held = if larger <= WHOLE_HELD { room.holding().room(file.size as usize) } else { None };
     let mut checked = Checked { facts: None, packed_crc32: None, content: held };
     let content = match &mut checked.content {
         Some(held) => held.bytes(),
-        None if file.size <= WHOLE => {
+        None if larger <= WHOLE => {
             buffers.content.resize(file.size as usize, 0);
             &mut buffers.content
         }
@@ -414,8 +424,15 @@ fn check(
             return Ok(Checked { facts: probe.facts(), ..checked });
         }
     };
-    checked.packed_crc32 = Some(archive.inflate_whole(file.index, &mut buffers.packed, content)?);
+    checked.packed_crc32 = archive.inflate_whole(file.index, &mut buffers.packed, content)?;
+    if !file.stream.is_of(content) {
+        return Err(changed());
+    }
     checked.facts = elf::facts(content);
+    // What was read again may not be what is copied.
+    if checked.packed_crc32.is_none() {
+        checked.content = None;
+    }
     if buffers.packed.capacity() as u64 > WHOLE {
         buffers.packed = Vec::new();
     }

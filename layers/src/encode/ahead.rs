@@ -123,13 +123,17 @@ impl<T: Take> Ahead<T> {
                 Ok(work) => self.taker().take(work.member, work.tar()).map(|()| work),
                 Err(error) => Err(gzip::unreadable(error)),
             };
+            let (mut is_held, mut taken) = (false, taken);
+            if let Ok(work) = &mut taken {
+                is_held = work.held.take().is_some();
+            }
             let mut state = self.state();
             state.is_taking = false;
             state.taken += 1;
             match taken {
-                Ok(mut work) => {
+                Ok(work) => {
                     state.in_flight -= work.room;
-                    if work.held.take().is_none() && work.room <= LARGEST_SPARE && state.spare.len() < SPARE {
+                    if !is_held && work.room <= LARGEST_SPARE && state.spare.len() < SPARE {
                         state.spare.push(work);
                     }
                 }
@@ -224,6 +228,7 @@ impl<'a, T: Take> Order<'a, T> {
         let spare = state.spare.pop().unwrap_or_else(empty);
         drop(state);
         let mut work = Work { member, ..spare };
+        work.packed.reserve_exact((member.compressed as usize).saturating_sub(work.packed.len()));
         work.packed.resize(member.compressed as usize, 0);
         work.tar.reserve_exact((member.tar as usize).saturating_sub(work.tar.len()));
         work.room = work.packed.capacity() + work.tar.capacity();

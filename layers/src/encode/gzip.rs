@@ -242,9 +242,9 @@ pub(super) fn inflate(decompressor: &mut Decompressor, member: &[u8], out: &mut 
 /// What [`inflate_stream`] wants before a stream, bytes.
 pub(crate) const BEFORE: usize = HEADER.len();
 
-/// Inflates a raw deflate stream, which lies behind [`BEFORE`] bytes in `member`, into `out`, which is as long as its content;
-/// `member` becomes a gzip member. `true` only if the stream ends exactly at its length and the content has this CRC-32; where
-/// that is not clear at once it is `false` as well.
+/// Inflates a raw deflate stream, which lies behind [`BEFORE`] bytes in `member`, into `out`, which is
+/// as long as its content; `member` is written over. `true` only if the stream ends exactly at its length and the content has this
+/// CRC-32; where that is not clear at once it is `false` as well.
 pub(crate) fn inflate_stream(
     decompressor: &mut Decompressor,
     member: &mut Vec<u8>,
@@ -255,10 +255,11 @@ pub(crate) fn inflate_stream(
     let end = trailer(crc32, size);
     member[..BEFORE].copy_from_slice(&HEADER);
     member.extend_from_slice(&end);
-    // The decompressor compares what follows the last block with the content, wherever that is. Where the trailer stands nowhere
-    // but at the end, the last block ends before it.
+    // The decompressor compares what follows the last block with the content, wherever that is, and ignores what comes then. So
+    // what follows is `end`, if that is the content's, and it must stand nowhere but at the end.
     memchr::memmem::find(member, &end) == Some(member.len() - TRAILER)
         && decompressor.gzip_decompress(member, out).is_ok_and(|length| length == out.len())
+        && end_of(out) == end
 }
 
 /// Inflates a whole member with the decoder that also reads large ones.

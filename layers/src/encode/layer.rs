@@ -116,7 +116,12 @@ impl<W: Write + Send> LayerWriter<W> {
             };
             let mut packed = Packed { out, ahead: &ahead, order: ahead.order(), left: tar_size };
             for source in sources {
-                packed.fragment(source?, &help)?;
+                let appended = source.and_then(|source| Ok(packed.fragment(source, &help)?));
+                if appended.is_err() {
+                    // What was begun before comes first.
+                    packed.order.finish()?;
+                    return appended;
+                }
             }
             Ok(packed.order.finish()?)
         })

@@ -188,7 +188,12 @@ impl<R: Read + Seek> Wheel<R> {
     }
 
     /// Inflates an entry as [`Archive::inflate`] does, checked against RECORD's digest as well.
-    pub fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError> {
+    pub fn inflate(
+        &mut self,
+        index: usize,
+        packed: &mut Vec<u8>,
+        content: &mut [u8],
+    ) -> Result<Option<u32>, FormatError> {
         let packed_crc32 = self.archive.inflate(index, packed, content)?;
         let mut verifier = self.verifier(index);
         verifier.update(content);

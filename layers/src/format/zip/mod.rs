@@ -14,7 +14,7 @@ pub(crate) mod tests;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 
 use super::{FormatError, Limits};
-use crate::encode::{BEFORE, inflate_stream};
+use crate::encode::{BEFORE, TRAILER, inflate_stream};
 use crate::path::ImagePath;
 
 const FORMAT: &str = "zip archive";
@@ -145,16 +145,24 @@ impl<R: Read + Seek> Archive<R> {
     }
 
     /// Inflates a deflated entry into `content`, which has its size, and checks it as [`reader`](Self::reader) does; faster, as
-    /// it is all in memory. (Codes that nobody writes, unused ones of a distance tree with one symbol, pass here.) `packed` is written over: then it holds the deflate stream as a gzip member. Returns the CRC-32 of
-    /// the stream's own bytes.
-    pub fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<u32, FormatError> {
-        let crc32 = self.entries[index].crc32;
+    /// it is all in memory: compare [`ZipEntry::compressed_size`] with what that may take. `packed` is written over.
+    ///
+    /// Returns the CRC-32 of the stream's own bytes, and `None` where they had to be read again. Codes that no compressor writes
+    /// pass here (more symbols than RFC 1951 has, a distance tree of one symbol or none that is used beyond it).
+    pub fn inflate(
+        &mut self,
+        index: usize,
+        packed: &mut Vec<u8>,
+        content: &mut [u8],
+    ) -> Result<Option<u32>, FormatError> {
+        let ZipEntry { crc32, compressed_size, .. } = self.entries[index];
         packed.clear();
+        packed.reserve_exact(BEFORE + usize::try_from(compressed_size).unwrap_or(usize::MAX / 2) + TRAILER);
         packed.resize(BEFORE, 0);
         self.raw(index)?.read_to_end(packed)?;
         let packed_crc32 = crc32fast::hash(&packed[BEFORE..]);
         if inflate_stream(&mut self.whole, packed, crc32, content) {
-            return Ok(packed_crc32);
+            return Ok(Some(packed_crc32));
         }
         // The other decoder says what is wrong, if anything is.
         let mut reader = self.reader(index)?;
@@ -164,7 +172,7 @@ impl<R: Read + Seek> Archive<R> {
             read => read?,
         }
         match reader.read(&mut [0])? {
-            0 => Ok(packed_crc32),
+            0 => Ok(None),
             _ => Err(short),
         }
     }
