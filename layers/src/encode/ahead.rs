@@ -120,20 +120,17 @@ impl<T: Take> Ahead<T> {
             state.is_taking = true;
             drop(state);
             let taken = match done {
-                Ok(work) => self.taker().take(work.member, work.tar()).map(|()| work),
+                Ok(work) => self.taker().take(work.member, work.tar()).map(|()| Work { held: None, ..work }),
                 Err(error) => Err(gzip::unreadable(error)),
             };
-            let (mut is_held, mut taken) = (false, taken);
-            if let Ok(work) = &mut taken {
-                is_held = work.held.take().is_some();
-            }
             let mut state = self.state();
             state.is_taking = false;
             state.taken += 1;
             match taken {
                 Ok(work) => {
                     state.in_flight -= work.room;
-                    if !is_held && work.room <= LARGEST_SPARE && state.spare.len() < SPARE {
+                    // One whose tar was held has no buffers.
+                    if (1..=LARGEST_SPARE).contains(&work.room) && state.spare.len() < SPARE {
                         state.spare.push(work);
                     }
                 }
