@@ -67,6 +67,19 @@ pub struct LockedPackage {
 }
 
 impl LockedPackage {
+    /// The source package that it was built from, as its place in a pool tells (`pool/main/o/openssl/libssl3t64_3.5_amd64.deb`);
+    /// the package itself where its archive is laid out in another way.
+    pub fn source(&self) -> &str {
+        let mut folders = self.path.rsplit('/').skip(1);
+        let (source, prefix) = (folders.next().unwrap_or_default(), folders.next().unwrap_or_default());
+        // Those of libraries would all be below `l`.
+        let length = if source.starts_with("lib") { 4 } else { 1 };
+        match source.get(..length) {
+            Some(start) if start == prefix => source,
+            _ => &self.name,
+        }
+    }
+
     /// The package as the archive that an engine unpacks.
     pub fn archive(&self) -> Archive {
         Archive {
@@ -408,6 +421,32 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_package_tells_its_source_by_its_place_in_a_pool() {
+        let source = |path: &str| {
+            let mut lock = sample();
+            let mut package = lock.debian.remove(&Platform::Amd64).expect("some").remove(0);
+            package.path = path.into();
+            package.source().to_owned()
+        };
+        for (path, of) in [
+            ("pool/main/o/openssl/libssl3t64_3.5.9-1_amd64.deb", "openssl"),
+            ("pool/updates/main/o/openssl/libssl3t64_3.5.9-1_amd64.deb", "openssl"),
+            ("pool/main/libs/libselinux/libselinux1_3.8.1-1_amd64.deb", "libselinux"),
+            ("pool/main/g/gcc-14/libgcc-s1_14.2.0-19_amd64.deb", "gcc-14"),
+            // Ways in which others lay their archives out.
+            ("pool/main/l/libselinux/libselinux1_3.8.1-1_amd64.deb", "a"),
+            ("amd64/a_1_amd64.deb", "a"),
+            ("pool/main/a_1_amd64.deb", "a"),
+            ("pool/li/lib/a_1_amd64.deb", "a"),
+            ("a_1_amd64.deb", "a"),
+            ("é/é/a.deb", "a"),
+            ("", "a"),
+        ] {
+            assert_eq!(source(path), of, "{path}");
+        }
+    }
 
     fn sample() -> Lock {
         let package = |name: &str| LockedPackage {

@@ -267,8 +267,7 @@ fn wheel(
     let wheel = Rc::new(RefCell::new(wheel));
     let (at, owned_name, venv, python) = (at.to_owned(), name.to_owned(), venv.clone(), python.to_owned());
     let again = move || Ok(open_wheel(File::open(&at)?, &owned_name, venv.as_str(), &python)?.0);
-    let earlier = compiler.and_then(|compiler| compiler.earlier.clone());
-    let mut made = Made { packed: Some(packed(name, &wheel, again)), earlier, ..Made::default() };
+    let mut made = Made { packed: Some(packed(name, &wheel, again)), ..Made::default() };
     for file in installed.files {
         let (size, content) = match file.content {
             wheel::Content::Bytes(bytes) => (bytes.len() as u64, Content::Bytes(bytes)),

@@ -8,19 +8,15 @@
 //!
 //! Nothing is kept twice, and nothing is believed: a RECORD is compared with the ledger's digest, byte-code with the RECORD.
 //! What does not fit, is damaged or was collected is compiled as if nobody had ever done it.
-//!
-//! Members whose tar is the same, byte for byte, are copied from that fragment rather than compressed again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use cache::Store;
-use layers::encode::{
-    EncodeError, Kind, LAYER_FORMAT, MEMBER_SIZE, Member, TRAILER, TarReader, WORTHWHILE, end_of, holds,
-};
+use layers::encode::{EncodeError, Kind, LAYER_FORMAT, Member, TarReader, WORTHWHILE};
 use layers::format::wheel::{RecordRow, WheelName, parse_record};
 use layers::op::{Archive, Conversion};
 use layers::source::Modules;
@@ -68,13 +64,8 @@ pub struct Earlier {
     blob: File,
     /// What its RECORD says of files, by path below `site-packages`.
     rows: HashMap<String, RecordRow>,
-    /// What was compressed for it, by the ends of members, and where it starts in the fragment, bytes.
-    members: HashMap<[u8; TRAILER], (u64, Member)>,
     cores: Cores,
 }
-
-/// Members of fewer bytes of tar are compressed again.
-const WORTH_TAKING: u32 = (MEMBER_SIZE / 4) as u32;
 
 impl Earlier {
     /// Looks a key up.
@@ -82,26 +73,11 @@ impl Earlier {
         let record = store.find(key)?.and_then(|bytes| serde_json::from_slice::<ModulesRecord>(&bytes).ok());
         let Some(ModulesRecord { made, list: expected }) = record else { return Ok(None) };
         let Some(fragment) = store.read(&made.index)?.and_then(|bytes| index::decode(&bytes)) else { return Ok(None) };
-        // Its members are taken as they are, and its content is not looked at again.
-        if !store.verify(&fragment.blob)? {
-            return Ok(None);
-        }
         let Some(blob) = store.open(&fragment.blob)? else { return Ok(None) };
         let list = list_of(&fragment, &blob).filter(|list| Digest::of(list) == expected);
         let Some(rows) = list.and_then(|list| parse_record(&list).ok()) else { return Ok(None) };
         let rows = rows.into_iter().map(|row| (row.path.clone(), row)).collect();
-        let Some(members) = members_of(&fragment, &blob) else { return Ok(None) };
-        Ok(Some(Earlier { fragment, blob, rows, members, cores: cores.clone() }))
-    }
-
-    /// The member that holds this tar, where it was compressed for the last wheel: at the same places of archives whose files are
-    /// the same and as long up to there.
-    pub fn member(&self, tar: &[u8]) -> Option<Vec<u8>> {
-        let is_worth_it = tar.len() >= WORTH_TAKING as usize;
-        let &(at, member) = self.members.get(&is_worth_it.then(|| end_of(tar))?)?;
-        let mut packed = vec![0; member.compressed as usize];
-        self.blob.read_exact_at(&mut packed, at).ok()?;
-        holds(&packed, tar).then_some(packed)
+        Ok(Some(Earlier { fragment, blob, rows, cores: cores.clone() }))
     }
 
     /// Lets the next wheel of the package know what this one became.
@@ -145,25 +121,6 @@ impl Earlier {
             |row: &RecordRow, (bytes, is_of): (Vec<u8>, bool)| is_of.then(|| Taken { bytes, hash: row.hash.clone() });
         found.into_iter().map(|found| found.and_then(|(row, _)| taken(row, checked.next()?))).collect()
     }
-}
-
-/// The members of a fragment that were compressed for it; not those whose streams were its archive's.
-fn members_of(fragment: &Fragment, blob: &File) -> Option<HashMap<[u8; TRAILER], (u64, Member)>> {
-    let spans = (0..fragment.entries.len()).filter_map(|at| span(fragment, at));
-    let files: HashSet<u64> = spans.filter(|(_, size)| *size > 0).map(|(start, _)| start).collect();
-    let mut members = HashMap::new();
-    let (mut start, mut packed) = (0u64, 0u64);
-    for &member in &fragment.layout.members {
-        // What a compressed member begins with is a header, or what is left of a file that began before.
-        let end = packed + u64::from(member.compressed);
-        if member.tar >= WORTH_TAKING && !files.contains(&start) {
-            let mut trailer = [0; TRAILER];
-            blob.read_exact_at(&mut trailer, end.checked_sub(TRAILER as u64)?).ok()?;
-            members.insert(trailer, (packed, member));
-        }
-        (start, packed) = (start + u64::from(member.tar), end);
-    }
-    Some(members)
 }
 
 /// The RECORD of the wheel that a fragment was, as it can be read. Each wheel gets one of ours; `None` where it brought others to
@@ -353,55 +310,6 @@ mod tests {
         assert!(read[0] == long);
         let beyond = (fragment.layout.tar_size, 1);
         assert!(contents(&earlier.blob, &fragment, &[beyond, (u64::MAX, u64::MAX)], &Cores::new(2)).is_err());
-    }
-
-    #[test]
-    fn members_with_the_same_tar_are_copied_and_change_no_byte() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::open_at(folder.path()).expect("opens");
-        let long: Vec<u8> = (0..1_500_000u32).flat_map(|at| (at / 7).to_le_bytes()).collect();
-        let mut other = long.clone();
-        other[3 << 20] ^= 1;
-        let files = |long| -> [(&'static str, &[u8], &[u8]); 2] { [("a.py", b"1", b"1"), ("b", long, b"")] };
-        let (fragment, record) = kept(&store, &files(&long));
-        let (changed, _) = kept(&store, &files(&other));
-        let (name, text) = key("x-1.0-py3-none-any.whl", Modules::All, "a").expect("a wheel");
-        Earlier::keep(&store, (name, text), &fragment, record).expect("keeps");
-        let find = || Earlier::find(&store, &name, &Cores::new(2)).expect("looks");
-        let earlier = Arc::new(find().expect("is there"));
-
-        // Each member of the changed one is found, or is the one that changed.
-        let blob = std::fs::read(store.blob_path(&changed.blob)).expect("reads");
-        let (mut at, mut unknown) = (0, 0);
-        for &member in &changed.layout.members {
-            let packed = &blob[at..at + member.compressed as usize];
-            let mut tar = Vec::new();
-            TarReader::new(packed, std::iter::once(member)).read_to_end(&mut tar).expect("inflates");
-            match earlier.member(&tar) {
-                Some(found) => assert!(found == packed),
-                None => unknown += 1,
-            }
-            at += packed.len();
-        }
-        assert_eq!((changed.layout.members.len(), unknown), (6, 1));
-
-        let mut made = Made { earlier: Some(earlier), ..Made::default() };
-        for indexed in &changed.entries {
-            let at = changed.position(&indexed.entry.path).expect("is there");
-            let from = span(&changed, at).expect("a file");
-            let file = store.open(&changed.blob).expect("opens").expect("is there");
-            let content = contents(&file, &changed, &[from], &Cores::new(1)).expect("reads").remove(0);
-            made.push(indexed.entry.clone(), Content::Bytes(content));
-        }
-        assert!(made.write(&store, &Room::new(store.scratch(), Cores::new(2))).expect("writes") == changed);
-
-        // A bit that inflates to the same may have changed, too.
-        let place = store.blob_path(&fragment.blob);
-        let mut rotten = std::fs::read(&place).expect("reads");
-        rotten[4] ^= 1;
-        std::fs::remove_file(&place).expect("removes");
-        std::fs::write(&place, rotten).expect("writes");
-        assert!(find().is_none());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::CacheError;
@@ -23,6 +24,7 @@ use super::earlier::{Earlier, modules_key};
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
 use super::local::{Local, Walked};
 use super::made::Made;
+use super::members::Members;
 use crate::observe::Event;
 use crate::parallel::{both, in_parallel};
 
@@ -138,7 +140,11 @@ impl Local<'_> {
                 convert(&path, Some(compiler))?
             }
         };
-        let fragment = self.keep(&key, &text, made)?;
+        let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
+        let fragment = self.keep(&key, &text, Made { members: members.clone(), ..made })?;
+        if let Some(members) = members {
+            members.keep(self.store, &fragment)?;
+        }
         // One without its own RECORD, which another wheel may have, tells nobody anything.
         if drops.is_empty()
             && let (Some(modules), Some(record)) = (modules, self.find_record(&key)?)
@@ -224,6 +230,11 @@ impl Local<'_> {
             .collect();
         found.sort_by_key(|(key, _)| *key);
         found
+    }
+
+    /// Whether the index of a fragment was read in this build.
+    pub(super) fn is_loaded(&self, key: &Key) -> bool {
+        self.loaded.lock().expect("no thread panics while it holds this").contains_key(key)
     }
 
     fn load(&self, key: &Key, fragment: &Arc<Fragment>) {

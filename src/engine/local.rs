@@ -229,7 +229,7 @@ impl Local<'_> {
         }
         let mut missing: Vec<(Key, &Archive, &Conversion)> = Vec::new();
         for (key, (archive, conversion)) in wanted {
-            if self.find_record(&key)?.is_none() {
+            if !self.is_loaded(&key) && self.find_record(&key)?.is_none() {
                 missing.push((key, archive, conversion));
             }
         }
@@ -454,6 +454,8 @@ impl Local<'_> {
             }
             Ok::<(), EngineError>(())
         })?;
+        // Indexes of what is gone.
+        self.loaded.lock().expect("no thread panics while it holds this").clear();
         Ok(healed.into_inner())
     }
 

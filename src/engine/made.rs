@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use cache::Store;
 use layers::ImagePath;
 use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, MEMBER_SIZE, WORTHWHILE};
 
 use super::EngineError;
-use super::earlier::Earlier;
 use super::held::Held;
 use super::index::{Fragment, Indexed, PackageFacts};
+use super::members::Members;
 use super::spool::{Room, Spool};
 use super::view::View;
 use crate::debian::elf;
@@ -152,8 +152,8 @@ pub struct Made<'a> {
     pub spool: Option<Spool>,
     /// Holds deflated content.
     pub packed: Option<Packed<'a>>,
-    /// The last wheel of the same package, whose members may be the same.
-    pub earlier: Option<Arc<Earlier>>,
+    /// The members of the last wheel of the same package, some of which may be the same.
+    pub members: Option<Rc<Members>>,
     /// Paths below that it deletes; only in layers of base images.
     pub whiteouts: Vec<ImagePath>,
     /// Directories whose content below it deletes; only in layers of base images.
@@ -180,7 +180,11 @@ impl<'a> Made<'a> {
         let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
         let held = Rc::new(RefCell::new(Vec::new()));
         let (keeping, room_of_keeper) = (held.clone(), room.clone());
+        let made = self.members.clone();
         let keep = move |member, tar: Vec<u8>| {
+            if let Some(made) = &made {
+                made.made(member);
+            }
             // What is short is inflated in no time, and its buffer is long.
             if tar.len() < MEMBER_SIZE / 4 {
                 return Some(tar);
@@ -194,8 +198,8 @@ impl<'a> Made<'a> {
             }
         };
         let mut writer = FragmentWriter::new(store.writer()?).with_help(Box::new(lend)).with_keeper(Box::new(keep));
-        if let Some(earlier) = self.earlier {
-            writer = writer.with_reuse(Box::new(move |tar| earlier.member(tar)));
+        if let Some(members) = self.members {
+            writer = writer.with_reuse(Box::new(move |tar| members.find(tar)));
         }
         let transplants = transplants(&self.entries);
         let checks = Checks::new(&transplants);

@@ -14,6 +14,7 @@ mod layer;
 pub mod local;
 mod log;
 pub mod made;
+pub mod members;
 mod outcome;
 mod root;
 pub mod run;

@@ -375,7 +375,7 @@ impl Archives<'_> {
 
 /// Divides packages and wheels into layers: as before where that fits the budgets, else anew and coarser.
 fn group(bench: &Bench<'_>, lock: &mut Lock, old: &Lock, regroup: bool) -> Result<(), Failure> {
-    let mut grain = Grain::FINE;
+    let (mut of_packages, mut of_wheels) = (Grain::OF_PACKAGES, Grain::OF_WHEELS);
     let mut sticky = !regroup;
     for _ in 0..32 {
         for platform in Platform::ALL {
@@ -383,8 +383,8 @@ fn group(bench: &Bench<'_>, lock: &mut Lock, old: &Lock, regroup: bool) -> Resul
             let debian = before.map(|groups| groups.debian.as_slice()).unwrap_or_default();
             let python = before.map(|groups| groups.python.as_slice()).unwrap_or_default();
             let groups = Groups {
-                debian: partition(&debian_units(lock, platform), debian, grain),
-                python: partition(&wheels::wheel_units(&lock.python, platform), python, grain),
+                debian: partition(&debian_units(lock, platform), debian, of_packages),
+                python: partition(&wheels::wheel_units(&lock.python, platform), python, of_wheels),
             };
             lock.groups.insert(platform, groups);
         }
@@ -396,7 +396,7 @@ fn group(bench: &Bench<'_>, lock: &mut Lock, old: &Lock, regroup: bool) -> Resul
             }
             Some(_) => {
                 sticky = false;
-                grain = grain.coarser();
+                (of_packages, of_wheels) = (of_packages.coarser(), of_wheels.coarser());
             }
         }
     }
@@ -412,8 +412,12 @@ fn debian_units(lock: &Lock, platform: Platform) -> Vec<Unit> {
             users.entry(&chosen.package).or_default().insert(at);
         }
     }
-    let sized = |name: &str| lock.package(platform, name).map_or(0, |package| package.size);
-    users.into_iter().map(|(name, users)| Unit { name: name.to_owned(), size: sized(name), users }).collect()
+    let unit = |(name, users): (&str, BTreeSet<usize>)| {
+        let package = lock.package(platform, name);
+        let source = package.map_or(name, LockedPackage::source);
+        Unit { name: name.to_owned(), source: source.to_owned(), size: package.map_or(0, |it| it.size), users }
+    };
+    users.into_iter().map(unit).collect()
 }
 
 /// The first image with more layers than it may have.

@@ -177,7 +177,7 @@ pub fn adopt_context(
     local.python.retain(|it| current.contains(&it.request));
     local.python.sort_by(|a, b| (&a.source, a.request).cmp(&(&b.source, b.request)));
     for platform in platforms {
-        let groups = partition(&wheel_units(&local.python, *platform), groups_of(&local, *platform), Grain::FINE);
+        let groups = partition(&wheel_units(&local.python, *platform), groups_of(&local, *platform), Grain::OF_WHEELS);
         local.groups.entry(*platform).or_insert_with(Groups::default).python = groups;
     }
     if changed {
@@ -211,6 +211,7 @@ pub fn wheel_units(sources: &[LockedWheels], platform: Platform) -> Vec<Unit> {
         for wheel in source.wheels.get(&platform).into_iter().flatten() {
             let unit = units.entry(&wheel.name).or_insert_with(|| Unit {
                 name: wheel.name.clone(),
+                source: wheel.name.clone(),
                 size: 0,
                 users: BTreeSet::new(),
             });

@@ -120,10 +120,10 @@ impl Client {
         let session = self.session(repository.host());
         let mut session = session.lock().await;
         let bearer = challenges.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer { realm, service, scope, .. } => Some((realm, service, scope)),
+            Challenge::Bearer { realm, service, scope, error } => Some((realm, service, scope, error.as_deref())),
             Challenge::Basic => None,
         });
-        if let Some((realm, service, scope)) = bearer {
+        if let Some((realm, service, scope, error)) = bearer {
             let realm = self.check_realm(repository, home, realm).await?;
             let way = Way::Bearer { realm, service: service.clone() };
             let known = session.way.as_ref() == Some(&way);
@@ -132,7 +132,9 @@ impl Client {
                 let wider = session.wider.insert(ask.scopes.join(" "), scope.clone());
                 return Ok(!fresh || wider.as_ref() != Some(scope));
             }
-            return Ok(!fresh || !known);
+            // A token that ended between its server and the registry is no refusal of who asks (RFC 6750, section 3.1).
+            let ended = error == Some("invalid_token") && !matches!(credential, Credential::RegistryToken(_));
+            return Ok(!fresh || !known || ended);
         }
         if challenges.contains(&Challenge::Basic) {
             session.way = Some(Way::Basic);

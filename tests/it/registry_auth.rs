@@ -92,6 +92,23 @@ fn tokens_are_renewed_whenever_they_are_refused() {
     }
 }
 
+/// Whoever asks first may find that others used the token up that was fetched for it, or that it came late.
+#[test]
+fn a_token_that_ended_on_its_way_is_renewed_a_few_times() {
+    for (refused, works) in [(3, true), (9, false)] {
+        let registry = registry(|kind| kind.auth = bearer());
+        let realm = format!("Bearer realm=\"http://{}/token\",error=\"invalid_token\"", registry.host());
+        let ended = Response::error(401, "UNAUTHORIZED", "it ended").with("WWW-Authenticate", realm);
+        registry.fail_if(|it| it.method == "HEAD" && it.path.contains("/blobs/"), 0, refused, Act::Answer(ended));
+        let config = ClientConfig { requests: 1, transfers: 1, ..known_to(&registry) };
+        let outcome = outcome(&registry, config);
+        match works {
+            true => outcome.unwrap(),
+            false => assert!(outcome.unwrap_err().contains("it answered 401")),
+        }
+    }
+}
+
 #[test]
 fn a_source_that_may_not_be_read_is_not_mounted_from() {
     let registry = registry(|kind| kind.auth = bearer());
@@ -276,7 +293,9 @@ fn token_servers_fail_in_every_way() {
     ] {
         let registry = registry(|kind| kind.auth = bearer());
         let shown = format!("{act:?}");
-        registry.fail("/token", 0, 1, act);
+        // A token that is refused is renewed, and may be a better one.
+        let times = if expected == "it answered 401" { 9 } else { 1 };
+        registry.fail("/token", 0, times, act);
         match (expected, outcome(&registry, known_to(&registry))) {
             ("", result) => result.unwrap_or_else(|error| panic!("{shown}: {error}")),
             (expected, Err(error)) => assert!(error.contains(expected), "{shown}: {error}"),

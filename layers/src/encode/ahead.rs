@@ -13,7 +13,7 @@ use super::gzip;
 /// How much two threads may hold, packed and unpacked, bytes; beside that, a few [`SPARE`] buffers.
 pub(super) const IN_FLIGHT: usize = 40 << 20;
 
-/// How much one thread alone may hold: it takes a member as soon as it has it.
+/// How much one thread alone may hold: it takes a member as soon as it has it, unless the tar of others is held already.
 const ALONE: usize = 8 << 20;
 
 /// How many buffers are kept to be written over, and of how many bytes each at most.
@@ -71,6 +71,8 @@ struct State {
     /// Whether somebody takes the next one now.
     is_taking: bool,
     in_flight: usize,
+    /// Of members that were begun and not taken, bytes.
+    tar: u64,
     spare: Vec<Work>,
     failed: Option<EncodeError>,
     closed: bool,
@@ -129,6 +131,7 @@ impl<T: Take> Ahead<T> {
             match taken {
                 Ok(work) => {
                     state.in_flight -= work.room;
+                    state.tar -= u64::from(work.member.tar);
                     // One whose tar was held has no buffers.
                     if (1..=LARGEST_SPARE).contains(&work.room) && state.spare.len() < SPARE {
                         state.spare.push(work);
@@ -155,7 +158,7 @@ impl<T: Take> Ahead<T> {
 
     /// For the one thread that begins members.
     pub(super) fn order(&self) -> Order<'_, T> {
-        Order { closing: Closing(self), decompressor: Decompressor::new(), is_helped: false }
+        Order { closing: Closing(self), decompressor: Decompressor::new(), is_helped: false, holds: false }
     }
 }
 
@@ -174,6 +177,8 @@ pub(super) struct Order<'a, T: Take> {
     closing: Closing<'a, T>,
     decompressor: Decompressor,
     is_helped: bool,
+    /// Whether the tar of some members is held.
+    holds: bool,
 }
 
 impl<'a, T: Take> Order<'a, T> {
@@ -191,6 +196,11 @@ impl<'a, T: Take> Order<'a, T> {
         self.is_helped = true;
     }
 
+    /// The tar of members that were begun and not taken, bytes.
+    pub(super) fn tar(&self) -> u64 {
+        self.ahead().state().tar
+    }
+
     /// Whether a member is inflated as a whole; otherwise it is too large.
     pub(super) fn takes(&self, member: Member) -> bool {
         usize::try_from(u64::from(member.compressed) + u64::from(member.tar)).is_ok_and(|room| room <= self.limit())
@@ -203,9 +213,11 @@ impl<'a, T: Take> Order<'a, T> {
     /// Begins a member whose tar is held already.
     pub(super) fn begin_held(&mut self, member: Member, held: Held) -> Result<(), EncodeError> {
         let work = Work { member, packed: Vec::new(), tar: Vec::new(), held: Some(held), room: 0 };
+        self.holds = true;
         let mut state = self.ahead().state();
         let at = state.begun;
         state.begun += 1;
+        state.tar += u64::from(member.tar);
         state.done.insert(at, Ok(work));
         drop(state);
         self.begun()
@@ -232,6 +244,7 @@ impl<'a, T: Take> Order<'a, T> {
         read(&mut work.packed)?;
         let mut state = self.ahead().state();
         state.in_flight += work.room;
+        state.tar += u64::from(member.tar);
         let at = state.begun;
         state.begun += 1;
         state.waiting.push_back((at, work));
@@ -241,7 +254,8 @@ impl<'a, T: Take> Order<'a, T> {
 
     fn begun(&mut self) -> Result<(), EncodeError> {
         self.ahead().changed.notify_all();
-        if self.is_helped { Ok(()) } else { self.finish() }
+        // What is held is left to another thread as long as one may come: there is enough to do without.
+        if self.is_helped || self.holds { Ok(()) } else { self.finish() }
     }
 
     /// Works until all members that were begun are taken.

@@ -58,6 +58,14 @@ impl DeflateStream {
     }
 }
 
+/// A batch is at least so long, bytes of tar, if nothing but a path ends it.
+const SHORTEST: usize = MEMBER_SIZE / 4;
+
+/// Whether a batch ends before the entry of this path: before one of 64.
+fn is_cut(path: &ImagePath) -> bool {
+    crc32fast::hash(path.as_str().as_bytes()).is_multiple_of(64)
+}
+
 /// Writes a fragment: entries sorted by path, each with its content; then those whose deflate stream is transplanted,
 /// sorted as well. Apart, because every transplanted stream ends the member before it.
 pub struct FragmentWriter<W> {
@@ -170,6 +178,10 @@ impl<W: Write> FragmentWriter<W> {
             return Err(EncodeError::Order(entry.path.clone()));
         }
         self.enter(entry)?;
+        // Where members end depends on the paths around the end alone: what comes or grows before it moves none behind it.
+        if self.pending.len() >= SHORTEST && is_cut(&entry.path) {
+            self.flush()?;
+        }
         match &entry.kind {
             Kind::Dir => return Err(EncodeError::Directory(entry.path.clone())),
             Kind::Hardlink { target } if !self.files.contains(target) => {

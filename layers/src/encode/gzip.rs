@@ -87,17 +87,6 @@ pub(super) fn unreadable(error: io::Error) -> EncodeError {
     }
 }
 
-/// What a member of this tar ends with: it finds members that may hold it.
-pub fn end_of(tar: &[u8]) -> [u8; TRAILER] {
-    trailer(libdeflater::crc32(tar), tar.len() as u32)
-}
-
-/// Whether a member inflates to this tar.
-pub fn holds(member: &[u8], tar: &[u8]) -> bool {
-    let mut found = vec![0; tar.len()];
-    inflate(&mut Decompressor::new(), member, &mut found).is_ok() && found == tar
-}
-
 fn damaged(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
@@ -259,7 +248,7 @@ pub(crate) fn inflate_stream(
     // what follows is `end`, if that is the content's, and it must stand nowhere but at the end.
     memchr::memmem::find(member, &end) == Some(member.len() - TRAILER)
         && decompressor.gzip_decompress(member, out).is_ok_and(|length| length == out.len())
-        && end_of(out) == end
+        && trailer(libdeflater::crc32(out), out.len() as u32) == end
 }
 
 /// Inflates a whole member with the decoder that also reads large ones.

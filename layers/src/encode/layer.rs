@@ -179,7 +179,7 @@ struct Packed<'a, W: Write> {
     out: Option<&'a mut Hashed<W>>,
     ahead: &'a Ahead<Tar<'a, W>>,
     order: Order<'a, Tar<'a, W>>,
-    /// Tar that is not begun yet, bytes.
+    /// Tar of members that are not begun yet, bytes.
     left: u64,
 }
 
@@ -190,7 +190,7 @@ impl<W: Write> Packed<'_, W> {
         let Source { layout, digest, mut bytes, mut held } = source;
         let mut own = Sha256::new();
         for (at, &member) in layout.members.iter().enumerate() {
-            if !self.order.is_helped() && self.left >= WORTHWHILE && help() {
+            if !self.order.is_helped() && self.left + self.order.tar() >= WORTHWHILE && help() {
                 self.order.helped();
             }
             self.left = self.left.saturating_sub(u64::from(member.tar));
@@ -299,6 +299,48 @@ mod tests {
         fragment.finish().expect("finishes")
     }
 
+    /// A fragment of 700 small files, the first of which has `first` bytes, and where each entry starts in its tar.
+    fn many(first: usize) -> (Vec<u8>, FragmentLayout, Vec<u64>) {
+        let mut fragment = FragmentWriter::new(Vec::new());
+        let starts = (0..700).map(|at| {
+            let content = big(if at == 0 { first } else { 3000 + at });
+            let kind = Kind::File { size: content.len() as u64 };
+            let entry = Entry::new(path(&format!("/d/file{at:03}")), kind, 0o644, EPOCH);
+            fragment.add(&entry, &mut content.as_slice()).expect("adds") - 512
+        });
+        let starts = starts.collect();
+        let (bytes, layout) = fragment.finish().expect("finishes");
+        (bytes, layout, starts)
+    }
+
+    #[test]
+    fn batches_end_where_paths_say_so() {
+        let (bytes, layout, starts) = many(3000);
+        // A change here means: raise LAYER_FORMAT.
+        let golden = "sha256:4466dd97403d1ef7226d5c2af307f27ecd2e2b68165fc0b56ba81f1a35dd6107";
+        assert_eq!(Digest::of(&bytes).to_string(), golden);
+        let (mut start, mut by_paths) = (0, 0);
+        for member in &layout.members {
+            let is_last = start + u64::from(member.tar) == layout.tar_size;
+            assert!(member.tar as usize <= MEMBER_SIZE);
+            if member.tar as usize != MEMBER_SIZE && !is_last {
+                let next = starts.binary_search(&(start + u64::from(member.tar))).expect("it ends between entries");
+                let crc = crc32fast::hash(format!("/d/file{next:03}").as_bytes());
+                assert!(member.tar as usize >= MEMBER_SIZE / 4 && crc.is_multiple_of(64));
+                by_paths += 1;
+            }
+            start += u64::from(member.tar);
+        }
+        assert!(by_paths >= 3, "{:?}", layout.members);
+        // A file that grew changes what is around it.
+        let (other, grown, _) = many(70_000);
+        let (one, last) = (layout.members.last().expect("some"), grown.members.last().expect("some"));
+        assert_eq!(one, last);
+        assert!(bytes[bytes.len() - one.compressed as usize..] == other[other.len() - one.compressed as usize..]);
+        let same = |at: usize| layout.members[layout.members.len() - at] == grown.members[grown.members.len() - at];
+        assert!((1..layout.members.len() - 1).all(same), "{:?} {:?}", layout.members, grown.members);
+    }
+
     fn append<W: Write + Send>(
         layer: &mut LayerWriter<W>,
         layout: &FragmentLayout,
@@ -322,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_format_1_never_change() {
+    fn the_bytes_of_format_2_never_change() {
         // A change here means: raise LAYER_FORMAT, and every user's layers are built and sent anew.
         let (_, digests) = layer(Compression::Gzip);
         assert_eq!(

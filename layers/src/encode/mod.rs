@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! fragment  = batch*  transplanted*    files, links and devices of one archive
-//!             batch:        one gzip member of at most 1 MiB of tar, compressed here; sorted by path
+//!             batch:        one gzip member of at most 1 MiB of tar, compressed here; sorted by path. It ends when it is full, and
+//!                           before an entry whose path has a CRC-32 divisible by 64 once it has 256 KiB: so a file that grew
+//!                           changes the batches around it and no others
 //!             transplanted: a file of 16 KiB or more that lies deflated in its archive (wheels, zip files): a member of its
 //!                           header, and a member that is its deflate stream as it was; sorted by path
 //! layer     = skeleton  fragment*  end
@@ -26,13 +28,14 @@ pub use ahead::Held;
 pub use compression::Compression;
 pub use entry::{Entry, Kind};
 pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Keep, Lend, Member, Reuse, Transplanted};
+pub(crate) use gzip::TRAILER;
 pub(crate) use gzip::{BEFORE, inflate_stream};
-pub use gzip::{MEMBER_SIZE, TRAILER, TRANSPLANT_SIZE, TarReader, end_of, gzip, holds};
+pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
 pub use layer::{LayerDigests, LayerWriter, Source};
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.
 /// It is part of every fragment's and layer's key and of the lock; golden digests guard it.
-pub const LAYER_FORMAT: u32 = 1;
+pub const LAYER_FORMAT: u32 = 2;
 
 /// How much content makes a second thread worth its start, bytes.
 pub const WORTHWHILE: u64 = 2 << 20;

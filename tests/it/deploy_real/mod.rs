@@ -5,12 +5,14 @@ mod saved;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::support::docker::{Engine, networked_engine};
@@ -712,8 +714,13 @@ fn real_development_reloads_what_is_edited() {
     };
     outcome(&mut compose(&["up", "--detach", "--no-deps", "--no-build", "core", "rag"])).success();
     let log = fs::File::create(stack.sandbox.path().join("watch.log")).unwrap();
-    let mut watch =
-        compose(&["watch", "--no-up", "core", "rag"]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    // Docker's client starts Compose as a process of its own, which outlives a client that is killed.
+    let mut watch = compose(&["watch", "--no-up", "core", "rag"])
+        .process_group(0)
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
     let whole = |path: &str| (checkout.join(path), fs::read(checkout.join(path)).unwrap());
     let edited =
         ["images/obelisk/vault/index.md", "images/obelisk/src/obelisk/rag/api.py", "images/obelisk/mkdocs.yml"]
@@ -764,7 +771,7 @@ fn real_development_reloads_what_is_edited() {
     for (path, text) in edited {
         fs::write(path, text).unwrap();
     }
-    watch.kill().unwrap();
+    kill_process_group(Pid::from_child(&watch), Signal::TERM).unwrap();
     watch.wait().unwrap();
     outcome(&mut compose(&["down", "--volumes", "--timeout", "2"])).success();
     if let Err(failed) = tried {

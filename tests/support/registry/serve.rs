@@ -201,16 +201,20 @@ fn refuse(registry: &Registry, state: &mut State, request: &Request, repository:
         Auth::Bearer { realm, uses, .. } => {
             let token = request.header("authorization").and_then(|text| text.strip_prefix("Bearer "));
             let needed = format!("repository:{repository}:{action}");
-            let allowed = token.and_then(|token| state.tokens.get_mut(token)).is_some_and(|(scopes, used)| {
+            let granted = token.and_then(|token| state.tokens.get_mut(token)).and_then(|(scopes, used)| {
                 *used += 1;
-                uses.is_none_or(|uses| *used <= uses) && (repository.is_empty() || grants(scopes, repository, action))
+                uses.is_none_or(|uses| *used <= uses).then_some(&*scopes)
             });
-            if allowed {
-                return None;
-            }
+            // As distribution says it (RFC 6750, section 3.1).
+            let error = match granted {
+                Some(scopes) if repository.is_empty() || grants(scopes, repository, action) => return None,
+                Some(_) => ",error=\"insufficient_scope\"",
+                None if token.is_some() => ",error=\"invalid_token\"",
+                None => "",
+            };
             let realm = realm.clone().unwrap_or_else(|| format!("http://{}/token", registry.host()));
             let scope = if repository.is_empty() { String::new() } else { format!(",scope=\"{needed}\"") };
-            unauthorized(&[format!("Bearer realm=\"{realm}\",service=\"a registry\"{scope}")])
+            unauthorized(&[format!("Bearer realm=\"{realm}\",service=\"a registry\"{scope}{error}")])
         }
     }
 }
