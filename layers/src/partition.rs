@@ -1,9 +1,9 @@
 //! Which packages travel together in one layer.
 //!
 //! Packages that exactly the same stages use form a class, so a layer is either wholly in an image or not at all and
-//! images share it. Within a class, packages that come from one source travel together, since they change together. What is
-//! large travels alone and what is small in buckets, so that a change takes at most a bucket along. The partition is
-//! recorded in the lock and sticky: an updated package stays where it was.
+//! images share it. Within a class, packages that come from one source travel together, since they change together. Sources
+//! that are large travel alone and small ones in buckets, so that a changed source takes at most a bucket along. The partition
+//! is recorded in the lock and sticky: an updated package stays where it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ pub struct Unit {
 /// The limit of a partition, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grain {
-    /// What packages that share a layer have at most together; a larger one travels alone.
+    /// What packages of several sources that share a layer have at most together; a larger source travels alone.
     pub bucket: u64,
 }
 
@@ -44,8 +44,9 @@ impl Grain {
 }
 
 /// Places units into groups. Groups of `previous` keep their members and order, also where they have outgrown the grain;
-/// units that no group holds go where others of their source are, fill the last group of their class that has room, or make
-/// new ones, all of one source together. Names without a unit leave their group.
+/// units that no group holds go, all of one source together, where there is nothing but their source, or else where their
+/// source is and has room, or else to the last group of their class that has room, or make a new one. Names without a unit
+/// leave their group.
 pub fn partition(units: &[Unit], previous: &[Vec<String>], grain: Grain) -> Vec<Vec<String>> {
     let by_name: BTreeMap<&str, &Unit> = units.iter().map(|unit| (unit.name.as_str(), unit)).collect();
     let mut groups: Vec<Group<'_>> = Vec::new();
@@ -70,14 +71,14 @@ pub fn partition(units: &[Unit], previous: &[Vec<String>], grain: Grain) -> Vec<
     newcomers.sort_by_key(|it| (std::cmp::Reverse(it.users.len()), it.users, &it.members[0].name));
     for new in newcomers {
         let has_room = |group: &Group<'_>| group.size() + new.size() <= grain.bucket;
-        let of_class = |group: &&mut Group<'_>| group.users == new.users;
-        let kin = groups.iter_mut().filter(of_class).find(|group| group.is_of(&new.members[0].source));
-        match kin {
-            Some(group) => group.members.extend(new.members),
-            None => match groups.iter_mut().rev().filter(of_class).find(|group| has_room(group)) {
-                Some(group) => group.members.extend(new.members),
-                None => groups.push(new),
-            },
+        let source = &new.members[0].source;
+        let of_class = |group: &Group<'_>| group.users == new.users;
+        let home = (groups.iter().position(|group| of_class(group) && group.is_of(source)))
+            .or_else(|| groups.iter().rposition(|it| of_class(it) && has_room(it) && it.has(source)))
+            .or_else(|| groups.iter().rposition(|it| of_class(it) && has_room(it)));
+        match home {
+            Some(at) => groups[at].members.extend(new.members),
+            None => groups.push(new),
         }
     }
     groups.into_iter().map(|group| group.members.iter().map(|unit| unit.name.clone()).collect()).collect()
@@ -92,6 +93,11 @@ struct Group<'a> {
 impl Group<'_> {
     fn size(&self) -> u64 {
         self.members.iter().map(|unit| unit.size).sum()
+    }
+
+    /// Whether some of it comes from this source.
+    fn has(&self, source: &str) -> bool {
+        self.members.iter().any(|unit| unit.source == source)
     }
 
     /// Whether all of it comes from this source.
@@ -187,6 +193,10 @@ mod tests {
         units.push(of("a", unit("a-dev", 700_000, &[0])));
         let groups = partition(&units, &groups, Grain::OF_WHEELS);
         assert_eq!(text(&groups), "a+a-dev libsmall+small libssl+openssl+libssl-dev openssl-doc");
+        // One that shares its layer is joined where there is room.
+        let some = [of("s", unit("x", 9, &[0])), unit("y", 9, &[0]), unit("z", 9, &[0]), of("s", unit("new", 9, &[0]))];
+        let before = [vec!["x".to_owned(), "y".to_owned()], vec!["z".to_owned()]];
+        assert_eq!(text(&partition(&some, &before, Grain::OF_WHEELS)), "x+y+new z");
         units.push(of("a", unit("b", 9, &[0])));
         let mixed = [vec!["a".to_owned(), "libsmall".to_owned()]];
         let groups = partition(&units, &mixed, Grain::OF_WHEELS);
@@ -203,7 +213,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_sizes_a_changed_package_takes_at_most_a_bucket_along(
+        fn whatever_the_sizes_a_changed_source_takes_at_most_a_bucket_along(
             all in proptest::collection::vec(any_unit(), 0..120), coarse in any::<bool>(), early in 0..120_usize,
         ) {
             let grain = if coarse { Grain::OF_WHEELS.coarser() } else { Grain::OF_WHEELS };
@@ -232,9 +242,9 @@ mod tests {
             // At once, nothing comes between those of one source.
             let groups = partition(&units, &[], grain);
             let home = |unit: &Unit| groups.iter().position(|group| group.contains(&unit.name));
-            for (one, other) in units.iter().zip(&units[1.min(units.len())..]) {
-                let are_kin = one.source == other.source && one.users == other.users;
-                prop_assert!(!are_kin || home(one) == home(other));
+            for (at, one) in units.iter().enumerate() {
+                let kin = units[..at].iter().filter(|it| it.source == one.source && it.users == one.users);
+                prop_assert!(kin.into_iter().all(|other| home(one) == home(other)));
             }
             // Nor are there more layers than that takes: no two of a class would fit into one.
             for sizes in sizes.values_mut() {

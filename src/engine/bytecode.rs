@@ -41,7 +41,7 @@ pub struct Compiler<'a> {
     /// Processes.
     pub threads: usize,
     /// What the last archive of the same package became.
-    pub earlier: Option<Arc<Earlier>>,
+    pub earlier: Option<Earlier>,
     /// Who hears how many modules were compiled.
     pub observer: &'a dyn Observer,
 }

@@ -136,7 +136,7 @@ impl Local<'_> {
                 if !is_whole? {
                     path = self.supply.supply(archive)?;
                 }
-                compiler.earlier = earlier?.map(Arc::new);
+                compiler.earlier = earlier?;
                 convert(&path, Some(compiler))?
             }
         };

@@ -189,6 +189,10 @@ impl<'a> Made<'a> {
             if tar.len() < MEMBER_SIZE / 4 {
                 return Some(tar);
             }
+            let mut tar = tar;
+            if tar.len() <= tar.capacity() / 2 {
+                tar.shrink_to_fit();
+            }
             match room_of_keeper.holding().hold(tar) {
                 Ok(tar) => {
                     keeping.borrow_mut().push((member, tar));

@@ -6,8 +6,9 @@
 //!          the digest of its tar ─▶ where it lies in that fragment, and the digest of its bytes
 //! ```
 //!
-//! Batches end where paths say so, so a file that grew or came changes the members around it and no others. Nothing is believed:
-//! tar and bytes are compared by SHA-256, so a fragment that rotted gives nothing, and no byte of a layer depends on what is known.
+//! Batches end where paths say so, so a file that grew or came mostly changes the members around it and no others. Tar and bytes are
+//! compared by SHA-256: a fragment that rotted gives nothing. That the two belong together is believed of the ledger, as everything
+//! that it has.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -88,7 +89,8 @@ impl Members {
         let digest = (tar.len() >= WORTH_TAKING).then(|| Digest::of(tar));
         self.made.borrow_mut().asked.push_back(digest);
         let (file, known) = self.last.as_ref()?;
-        let known = known.get(&digest?)?;
+        // No encoder makes more of a batch.
+        let known = known.get(&digest?).filter(|known| known.compressed as usize <= 2 * MEMBER_SIZE)?;
         let mut packed = vec![0; known.compressed as usize];
         file.read_exact_at(&mut packed, known.at).ok()?;
         (Digest::of(&packed) == known.packed).then_some(packed)
@@ -224,6 +226,36 @@ mod tests {
         // A fragment that is gone is none.
         std::fs::remove_file(store.blob_path(&next.blob)).expect("removes");
         assert!(of(&store, "x-3.0-cp313-cp313-manylinux_2_28_x86_64.whl").expect("a wheel").last.is_none());
+    }
+
+    #[test]
+    fn each_member_is_remembered_whoever_compressed_it() {
+        let text = |seed: u32, length| content(seed.wrapping_mul(2_654_435_761), length);
+        let long: Vec<Vec<u8>> = (0..4).map(|at| text(at, 3_500_000 + 512 * at)).collect();
+        let mut files: Vec<Given<'_>> =
+            ["/a", "/b", "/c", "/d"].into_iter().zip(long.iter().map(Vec::as_slice)).collect();
+        files.push(("/e", b"short"));
+        for cores in [1, 2] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let store = Store::open_at(folder.path()).expect("opens");
+            let name = "x-1.0-py3-none-any.whl";
+            let members = Rc::new(of(&store, name).expect("a wheel"));
+            let fragment = write(&store, &files, Some(&members), cores);
+            members.keep(&store, &fragment).expect("keeps");
+            let next = of(&store, name).expect("a wheel");
+            let blob = std::fs::read(store.blob_path(&fragment.blob)).expect("reads");
+            let (mut at, mut found) = (0, 0);
+            for &member in &fragment.layout.members {
+                let packed = &blob[at..at + member.compressed as usize];
+                let mut tar = Vec::new();
+                std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(packed), &mut tar).expect("inflates");
+                assert!(next.find(&tar).is_none_or(|known| known == packed));
+                assert_eq!(next.find(&tar).is_some(), tar.len() >= WORTH_TAKING);
+                found += usize::from(tar.len() >= WORTH_TAKING);
+                at += packed.len();
+            }
+            assert!(found >= 12, "{found}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use cache::Store;
-use futures_util::future::{BoxFuture, FutureExt as _, join, try_join, try_join_all};
+use futures_util::future::{BoxFuture, Either, FutureExt as _, join, select, try_join, try_join_all};
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::OnceCell;
@@ -359,8 +359,13 @@ impl<'a> Run<'a> {
     async fn deliver(&self, at: usize) -> Result<Pushed, RegistryError> {
         let delivery = &self.deliveries[at];
         let (repository, top) = (&delivery.repository, delivery.bundle.top());
-        let asked = try_join(self.has_manifest(repository, top.digest), self.recall(repository, top.digest));
-        let (asked, ahead) = join(asked, self.send_ahead(at)).await;
+        let asked = try_join(self.has_manifest(repository, top.digest), self.recall(repository, top.digest)).boxed();
+        let (asked, ahead) = match select(asked, self.send_ahead(at).boxed()).await {
+            // What it says does not wait for what is being sent.
+            Either::Left((Err(error), _)) => return Err(error),
+            Either::Left((asked, ahead)) => (asked, ahead.await),
+            Either::Right((ahead, asked)) => (asked.await, ahead),
+        };
         let (mut known, ()) = asked?;
         if known {
             self.observer.on(Event::Present { name: &repository.at(top.digest).to_string() });
@@ -378,7 +383,7 @@ impl<'a> Run<'a> {
             self.publish(at).await?;
         }
         if self.dry.is_none() {
-            self.remember(delivery, known)?;
+            self.remember(at, known)?;
         }
         let references: Vec<Reference> = match delivery.tags.is_empty() {
             true => vec![repository.at(top.digest)],
@@ -414,12 +419,22 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn remember(&self, delivery: &Delivery, known: bool) -> Result<(), RegistryError> {
+    fn remember(&self, at: usize, known: bool) -> Result<(), RegistryError> {
+        let delivery = &self.deliveries[at];
         let bundle = &delivery.bundle;
         let below = bundle.documents.iter().map(|document| document.digest);
         let blobs = bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign()).map(|blob| blob.digest);
         let remembered = Remembered { top: bundle.top().digest, below: below.chain(blobs).collect() };
         self.memo.keep(&delivery.repository, &remembered)?;
+        if known {
+            // Where images share a repository, the memo has one of them: the blobs of others are not new for ever.
+            let shares = self.deliveries.iter().filter(|it| it.repository == delivery.repository).count() > 1;
+            let new = self.new_blobs(at);
+            let blobs = bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign());
+            for blob in blobs.filter(|blob| shares || new.contains_key(&blob.digest)) {
+                self.memo.holds(&delivery.repository, &blob.digest)?;
+            }
+        }
         if !known && self.uploads.load(Ordering::Relaxed) {
             for blob in bundle.blobs.iter().flatten() {
                 if self.was_brought(&delivery.repository, blob.digest) {
@@ -780,9 +795,12 @@ impl<'a> Run<'a> {
 fn few<'a>(blobs: impl Iterator<Item = &'a Descriptor>) -> BTreeSet<AnyDigest> {
     let mut blobs: Vec<&Descriptor> = blobs.collect();
     blobs.sort_by_key(|blob| (blob.size, blob.digest));
-    let mut left = UNASKED;
-    let fits = |blob: &&Descriptor| left.checked_sub(blob.size).map(|rest| left = rest).is_some();
-    blobs.into_iter().take_while(fits).map(|blob| blob.digest).collect()
+    let sums = blobs.iter().scan(0_u64, |sum, blob| {
+        *sum = sum.saturating_add(blob.size);
+        Some(*sum)
+    });
+    let count = sums.take_while(|sum| *sum <= UNASKED).count();
+    blobs[..count].iter().map(|blob| blob.digest).collect()
 }
 
 /// Whether a registry refused a manifest because something that it names is not there.

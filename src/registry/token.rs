@@ -128,13 +128,13 @@ impl Client {
             let way = Way::Bearer { realm, service: service.clone() };
             let known = session.way.as_ref() == Some(&way);
             session.way = Some(way);
-            if let Some(scope) = scope.as_ref().filter(|scope| !covers(&ask.scopes, scope)) {
-                let wider = session.wider.insert(ask.scopes.join(" "), scope.clone());
-                return Ok(!fresh || wider.as_ref() != Some(scope));
-            }
             // A token that ended between its server and the registry is no refusal of who asks (RFC 6750, section 3.1).
             let ended = error == Some("invalid_token") && !matches!(credential, Credential::RegistryToken(_));
-            return Ok(!fresh || !known || ended);
+            if let Some(scope) = scope.as_ref().filter(|scope| !covers(&ask.scopes, scope)) {
+                let wider = session.wider.insert(ask.scopes.join(" "), scope.clone());
+                return Ok(!fresh || ended || wider.as_ref() != Some(scope));
+            }
+            return Ok(!fresh || ended || !known);
         }
         if challenges.contains(&Challenge::Basic) {
             session.way = Some(Way::Basic);

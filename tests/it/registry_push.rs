@@ -1,8 +1,9 @@
 //! Pushing: what is sent, in which order, and what is not sent.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use layers::Platform;
+use layers::{Digest, Platform};
 
 use crate::registry::{Images, hurried, push, push_with, registry};
 use crate::support::registry::{Act, Mounting, Place, Response};
@@ -35,7 +36,7 @@ fn four_unchanged_images_need_one_request_a_manifest_and_one_a_tag_in_two_round_
         ["base", "core", "rag", "init"].map(|name| images.image(name, &BOTH, &[b"shared", name.as_bytes()])).into();
     push(&registry, hurried(), &images, &named).unwrap();
     registry.clear_log();
-    registry.state().kind.latency = std::time::Duration::from_millis(50);
+    registry.state().kind.latency = Duration::from_millis(50);
     let pushed = push(&registry, hurried(), &images, &named).unwrap();
     assert!(pushed.iter().all(|pushed| pushed.known));
     let mut lines: Vec<String> = registry.requests("").iter().map(|it| it.line.clone()).collect();
@@ -107,6 +108,73 @@ fn a_blob_that_images_share_is_uploaded_once_and_mounted_elsewhere() {
         assert!(registry.state().uploaded.values().all(|count| *count == 1), "{mounting:?}");
         let mounted = registry.requests("POST").iter().filter(|it| it.status == 201).count();
         assert_eq!(mounted, 19, "{mounting:?}");
+    }
+}
+
+/// Bytes of a layer that is told from others by its length.
+fn layer(size: usize) -> Vec<u8> {
+    (0..size).map(|at| (at * at % 251) as u8).collect()
+}
+
+#[test]
+fn of_new_blobs_the_smallest_are_sent_unasked_and_others_asked_for_beside_the_manifest() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    let old = layer(700_000);
+    push(&registry, hurried(), &images, &[images.simple("app", &[&old])]).unwrap();
+    registry.clear_log();
+    registry.state().kind.latency = Duration::from_millis(100);
+    let new = [2_000_000, 600_000, 300_000, 200_000].map(layer);
+    let image = images.simple("app", &[&old, &new[0], &new[1], &new[2], &new[3]]);
+    push(&registry, hurried(), &images, std::slice::from_ref(&image)).unwrap();
+    assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+    // 500 kB and the configuration are below 1 MiB, and 600 kB more are not.
+    let asked = registry.requests("HEAD /v2/app/blobs/");
+    let lines: BTreeSet<String> = asked.iter().map(|it| it.line.clone()).collect();
+    let head = |bytes: &[u8]| format!("HEAD /v2/app/blobs/{}", Digest::of(bytes));
+    assert_eq!(lines, [head(&new[0]), head(&new[1])].into());
+    let manifest = &registry.requests("HEAD /v2/app/manifests/")[0];
+    assert!(asked.iter().all(|it| it.began < manifest.ended), "one trip");
+    assert_eq!(registry.requests("PUT /v2/app/blobs/").len(), 5);
+}
+
+#[test]
+fn a_question_that_fails_does_not_wait_for_what_is_sent() {
+    let registry = registry(|_| {});
+    let images = Images::new();
+    push(&registry, hurried(), &images, &[images.simple("app", &[b"old"])]).unwrap();
+    registry.clear_log();
+    registry.fail("HEAD /v2/app/manifests/", 0, 9, Act::Answer(Response::error(403, "DENIED", "not yours")));
+    registry.fail("PUT /v2/app/blobs/", 0, 9, Act::Stall(Duration::from_secs(600)));
+    let error = push(&registry, hurried(), &images, &[images.simple("app", &[b"new"])]).unwrap_err();
+    assert!(error.contains("look for a manifest") && error.contains("403"), "{error}");
+}
+
+/// The memo remembers one image of a repository; another one is not taken to be new for ever.
+#[test]
+fn images_that_share_a_repository_are_sent_once() {
+    let registry = registry(|_| {});
+    let contents = [("a", layer(3_000_000), layer(60_000)), ("b", layer(3_000_001), layer(60_001))];
+    let pushed = |images: &Images| {
+        let named = contents.each_ref().map(|(name, large, small)| images.simple(name, &[large, small]));
+        let mut deliveries = crate::registry::deliveries(&registry.host(), &named, "v1");
+        for delivery in &mut deliveries {
+            delivery.tags = vec![delivery.repository.path.clone()];
+            delivery.repository.path = "shared".into();
+        }
+        registry.clear_log();
+        Registries::new(hurried()).push(&deliveries, &Supply::of(&named, &images.store), &Silent).unwrap();
+    };
+    pushed(&Images::new());
+    // On another machine, which finds them there.
+    let images = Images::new();
+    pushed(&images);
+    pushed(&images);
+    for _ in 0..2 {
+        pushed(&images);
+        let lines: Vec<String> = registry.requests("").iter().map(|it| it.line.clone()).collect();
+        let sent = lines.iter().filter(|line| line.contains("/blobs/")).count();
+        assert_eq!(sent, 0, "{lines:?}");
     }
 }
 

@@ -346,6 +346,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_waits_and_one_thread_alone_inflates_little_behind_it() {
+        let mut all = All::default();
+        let ahead = Ahead::new(&mut all);
+        let mut order = ahead.order();
+        let large = vec![7; 1 << 20];
+        begin(&mut order, &large).expect("begins");
+        assert_eq!((order.tar(), ahead.state().taken), (0, 1), "nothing is held");
+        hold(&mut order, large.clone()).expect("begins");
+        begin(&mut order, &large).expect("begins");
+        assert_eq!((order.tar(), ahead.state().taken), (2 << 20, 1));
+        for _ in 0..20 {
+            begin(&mut order, &large).expect("begins");
+            assert!(ahead.state().in_flight <= ALONE);
+        }
+        assert!(order.tar() <= ALONE as u64 && ahead.state().taken > 10);
+        order.finish().expect("takes the rest");
+        assert_eq!(order.tar(), 0);
+        drop(order);
+        assert!(all.0.len() == 23 && all.0.iter().all(|tar| *tar == large));
+    }
+
+    #[test]
     fn members_come_in_their_order_and_damage_in_its_place() {
         for is_helped in [true, false] {
             let mut all = All::default();

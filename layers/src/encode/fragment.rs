@@ -178,7 +178,7 @@ impl<W: Write> FragmentWriter<W> {
             return Err(EncodeError::Order(entry.path.clone()));
         }
         self.enter(entry)?;
-        // Where members end depends on the paths around the end alone: what comes or grows before it moves none behind it.
+        // A file that grew or came moves the ends behind it only up to the first path that ends a batch with and without it.
         if self.pending.len() >= SHORTEST && is_cut(&entry.path) {
             self.flush()?;
         }
@@ -321,7 +321,7 @@ impl<W: Write> FragmentWriter<W> {
         }
         let is_busy = self.helper.as_ref().is_some_and(|helper| helper.is_busy);
         if !is_busy
-            && self.pending.len() == MEMBER_SIZE
+            && self.pending.len() >= SHORTEST
             && let Some(core) = self.lend.as_ref().and_then(|lend| lend())
             && let Some(helper) = helper_of(&mut self.helper)
         {

@@ -32,7 +32,7 @@ fn is_whole(member: Member) -> bool {
 /// No flags, no time, unknown system (RFC 1952, section 2.3.1).
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 /// Bytes of what a member ends with: the CRC-32 and the length of its tar.
-pub const TRAILER: usize = 8;
+pub(crate) const TRAILER: usize = 8;
 
 /// Bytes around the deflate stream of a member.
 pub(super) const AROUND: u32 = (HEADER.len() + TRAILER) as u32;

@@ -4,7 +4,7 @@
 //! fragment  = batch*  transplanted*    files, links and devices of one archive
 //!             batch:        one gzip member of at most 1 MiB of tar, compressed here; sorted by path. It ends when it is full, and
 //!                           before an entry whose path has a CRC-32 divisible by 64 once it has 256 KiB: so a file that grew
-//!                           changes the batches around it and no others
+//!                           mostly changes the batches around it and no others
 //!             transplanted: a file of 16 KiB or more that lies deflated in its archive (wheels, zip files): a member of its
 //!                           header, and a member that is its deflate stream as it was; sorted by path
 //! layer     = skeleton  fragment*  end
@@ -28,8 +28,7 @@ pub use ahead::Held;
 pub use compression::Compression;
 pub use entry::{Entry, Kind};
 pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Keep, Lend, Member, Reuse, Transplanted};
-pub(crate) use gzip::TRAILER;
-pub(crate) use gzip::{BEFORE, inflate_stream};
+pub(crate) use gzip::{BEFORE, TRAILER, inflate_stream};
 pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
 pub use layer::{LayerDigests, LayerWriter, Source};
 
