@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-from measure import ROOT, TARGET, Engine, clean, measured, run
+from measure import ROOT, TARGET, Engine, clean, debian, measured, plan, run, stop
 
 WORK = TARGET / "benches"
 IMAGES = ["base", "core", "init", "rag"]
@@ -122,6 +124,33 @@ def debian_mirror() -> str:
     sys.exit("no apt source of this machine is Debian's")
 
 
+def tree(name: str) -> Path:
+    """The archive of a base tree, made where it is not there."""
+    made = WORK / f"{name}.tar"
+    if not made.exists():
+        print(f"docker: {name} by mmdebstrap", file=sys.stderr)
+        mirror = debian_mirror()
+        words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={TREES[name]}", "trixie"]
+        whole = made.with_suffix(".new.tar")
+        run(*words, str(whole), f"deb {mirror} trixie main", f"deb {mirror}-security trixie-security main")
+        whole.rename(made)
+    return made
+
+
+def wheels(imgbuild: Imgbuild, image: str, folder: Path) -> None:
+    """Puts the locked wheels of an image into a folder, with their versions in `pins.txt`."""
+    lock = json.loads((imgbuild.project / "images/images.lock").read_text())
+    pins = ""
+    for source in lock["python"]:
+        if image not in source["images"]:
+            continue
+        for wheel in source["wheels"]["linux/amd64"]:
+            digest = wheel["sha256"].removeprefix("sha256:")
+            shutil.copy(imgbuild.full / "blobs-v1" / digest[:2] / digest, folder / wheel["file"])
+            pins += f"{wheel['name']}=={wheel['version']}\n"
+    (folder / "pins.txt").write_text(pins)
+
+
 class Twins(Engine):
     """An engine with base trees from mmdebstrap imported, and a context for the Dockerfiles."""
 
@@ -129,31 +158,13 @@ class Twins(Engine):
         super().__init__(WORK / "docker")
         self.context = clean(WORK / "context")
         shutil.copytree(imgbuild.project / "images", self.context, dirs_exist_ok=True)
-        lock = json.loads((imgbuild.project / "images/images.lock").read_text())
         for image in ["core", "rag"]:
-            folder = clean(self.context / f"wheels-{image}")
-            pins = ""
-            for source in lock["python"]:
-                if image not in source["images"]:
-                    continue
-                for wheel in source["wheels"]["linux/amd64"]:
-                    digest = wheel["sha256"].removeprefix("sha256:")
-                    shutil.copy(imgbuild.full / "blobs-v1" / digest[:2] / digest, folder / wheel["file"])
-                    pins += f"{wheel['name']}=={wheel['version']}\n"
-            (folder / "pins.txt").write_text(pins)
+            wheels(imgbuild, image, clean(self.context / f"wheels-{image}"))
         for image, text in DOCKERFILES.items():
             (self.context / f"{image}.Dockerfile").write_text(text.lstrip())
             (self.context / f"{image}.bytecode.Dockerfile").write_text(bytecode(image, text).lstrip())
-        mirror = debian_mirror()
-        for name, packages in TREES.items():
-            print(f"docker: {name} by mmdebstrap", file=sys.stderr)
-            tree = WORK / f"{name}.tar"
-            if not tree.exists():
-                words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={packages}", "trixie"]
-                whole = tree.with_suffix(".new.tar")
-                run(*words, str(whole), f"deb {mirror} trixie main", f"deb {mirror}-security trixie-security main")
-                whole.rename(tree)
-            run(*self.client(), "import", str(tree), f"{name}:latest")
+        for name in TREES:
+            run(*self.client(), "import", str(tree(name)), f"{name}:latest")
 
     def build(self, name: str, *more: str, kind: str = "") -> None:
         script = " && ".join(
@@ -166,3 +177,60 @@ class Twins(Engine):
         with (self.context / "obelisk/vault/index.md").open("a") as page:
             page.write(f"\nEdit {at}.\n")
         self.build("docker build: one page edited")
+
+
+# In a mount namespace of its own: the root becomes a mount, as engines expect, and gets what a kernel offers, a storage and the context.
+START = """
+set -e
+mount --make-rprivate /
+mount --rbind "$1" "$1"
+cd "$1"
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+mount -t tmpfs tmpfs run
+mkdir -p context var/lib/docker
+mount --bind "$2" var/lib/docker
+mount --bind "$3" context
+exec chroot . /usr/bin/env PATH=/usr/sbin:/usr/bin:/sbin:/bin dockerd --bridge none --iptables=false --ip6tables=false
+"""
+
+
+def current_root(binary: Path) -> Path:
+    """A root with the Docker of Debian trixie, whose BuildKit has registry caches where containerd keeps the images. imgbuild makes it."""
+    folder = clean(WORK / "current")
+    packages = ["base-files", "docker.io", "docker-cli", "docker-buildx", "containerd", "runc", "iptables", "dash", "coreutils"]
+    stage = debian(0, *packages, "libc-bin", "ca-certificates")
+    stage["source"]["ignore_scripts"] = {"docker.io": "the engine is started by hand"}
+    (folder / "engine.json").write_text(plan("engine", [{"step": "scratch"}, stage], {"root": 1}))
+    words = [str(binary), "--progress", "quiet", "--catalogue", "engine.json", "--lock-file", "engine.lock", "--cache-dir", "cache"]
+    run(*words, "lock", cwd=folder)
+    run(*words, "build", "--platform", "linux/amd64", "--output", "oci:engine", cwd=folder)
+    run("umoci", "unpack", "--image", f"{folder}/engine:root", str(folder / "bundle"))
+    root = folder / "bundle/rootfs"
+    (root / "etc/docker").mkdir(parents=True, exist_ok=True)
+    (root / "etc/docker/daemon.json").write_text('{"features": {"containerd-snapshotter": true}}')
+    return root
+
+
+class Current:
+    """The engine in such a root, with an empty storage and a build context."""
+
+    def __init__(self, root: Path, storage: Path, context: Path) -> None:
+        self.root = root
+        log = storage.with_suffix(".log").open("w")
+        words = ["unshare", "--mount", "sh", "-c", START, "sh", str(root), str(clean(storage)), str(context)]
+        self.server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for _ in range(150):
+            if subprocess.run(self.client("info"), capture_output=True, check=False).returncode == 0:
+                return
+            time.sleep(0.2)
+        self.stop()
+        sys.exit("dockerd did not start: " + storage.with_suffix(".log").read_text()[-2000:])
+
+    def client(self, *words: str) -> list[str]:
+        inside = ["nsenter", f"--mount=/proc/{self.server.pid}/ns/mnt", "chroot", str(self.root)]
+        return [*inside, "/usr/bin/env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "docker", *words]
+
+    def stop(self) -> None:
+        stop(self.server)
