@@ -181,7 +181,7 @@ impl<'a> Made<'a> {
         let held = Rc::new(RefCell::new(Vec::new()));
         let (keeping, room_of_keeper) = (held.clone(), room.clone());
         let made = self.members.clone();
-        let keep = move |member, tar: Vec<u8>| {
+        let keep = move |member, mut tar: Vec<u8>| {
             if let Some(made) = &made {
                 made.made(member);
             }
@@ -189,7 +189,6 @@ impl<'a> Made<'a> {
             if tar.len() < MEMBER_SIZE / 4 {
                 return Some(tar);
             }
-            let mut tar = tar;
             if tar.len() <= tar.capacity() / 2 {
                 tar.shrink_to_fit();
             }

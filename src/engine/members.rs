@@ -132,8 +132,10 @@ fn machine(name: &WheelName) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::rc::Rc;
 
+    use flate2::read::GzDecoder;
     use layers::ImagePath;
     use layers::encode::{EPOCH, Entry, Kind};
     use layers::op::Origin;
@@ -169,6 +171,20 @@ mod tests {
         (0..length / 4).flat_map(|at| (seed ^ (at / 7)).to_le_bytes()).collect()
     }
 
+    /// The tar and the bytes of each member of a fragment.
+    fn all_of(store: &Store, fragment: &Fragment) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let blob = std::fs::read(store.blob_path(&fragment.blob)).expect("reads");
+        let mut rest = blob.as_slice();
+        let members = fragment.layout.members.iter().map(|member| {
+            let (packed, behind) = rest.split_at(member.compressed as usize);
+            rest = behind;
+            let mut tar = Vec::new();
+            GzDecoder::new(packed).read_to_end(&mut tar).expect("inflates");
+            (tar, packed.to_vec())
+        });
+        members.collect()
+    }
+
     #[test]
     fn members_with_the_same_tar_are_copied_and_change_no_byte() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -191,17 +207,12 @@ mod tests {
         files.insert(450, ("/opt/x/file450a", &new));
         let members = Rc::new(of(&store, "x-2.0-cp313-cp313-manylinux_2_28_x86_64.whl").expect("a wheel"));
         let next = write(&store, &files, None, 1);
-        let blob = std::fs::read(store.blob_path(&next.blob)).expect("reads");
-        let (mut at, mut found) = (0, 0);
-        for &member in &next.layout.members {
-            let packed = &blob[at..at + member.compressed as usize];
-            let mut tar = Vec::new();
-            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(packed), &mut tar).expect("inflates");
+        let mut found = 0;
+        for (tar, packed) in all_of(&store, &next) {
             if let Some(known) = members.find(&tar) {
                 assert!(known == packed);
                 found += 1;
             }
-            at += packed.len();
         }
         let all = next.layout.members.len();
         assert!(fragment.layout.members.len() > 8 && found >= all - 6 && found < all - 2, "{found} of {all}");
@@ -243,16 +254,11 @@ mod tests {
             let fragment = write(&store, &files, Some(&members), cores);
             members.keep(&store, &fragment).expect("keeps");
             let next = of(&store, name).expect("a wheel");
-            let blob = std::fs::read(store.blob_path(&fragment.blob)).expect("reads");
-            let (mut at, mut found) = (0, 0);
-            for &member in &fragment.layout.members {
-                let packed = &blob[at..at + member.compressed as usize];
-                let mut tar = Vec::new();
-                std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(packed), &mut tar).expect("inflates");
+            let mut found = 0;
+            for (tar, packed) in all_of(&store, &fragment) {
                 assert!(next.find(&tar).is_none_or(|known| known == packed));
                 assert_eq!(next.find(&tar).is_some(), tar.len() >= WORTH_TAKING);
                 found += usize::from(tar.len() >= WORTH_TAKING);
-                at += packed.len();
             }
             assert!(found >= 12, "{found}");
         }

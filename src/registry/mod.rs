@@ -9,7 +9,7 @@
 //! client      one request, done right    token    challenges and tokens
 //! guard       where we may be sent       upload   one blob, resumed wherever it broke
 //! push        images and tags            pull     manifests and blobs, verified
-//! memo        what a registry is known to have
+//! supply      what is pushed, and its bytes  memo     what a registry is known to have
 //! ```
 //!
 //! It never follows the `urls` of a descriptor, never shows a secret, and never gives one to a host that it was not
@@ -29,6 +29,7 @@ mod reference;
 mod referrers;
 mod remote;
 mod retry;
+mod supply;
 mod token;
 mod transport;
 mod upload;
@@ -37,7 +38,8 @@ pub use client::{Client, ClientConfig, Counters, Patience};
 pub use digest::{AnyDigest, NotADigest};
 pub use error::RegistryError;
 pub use pull::{Glimpse, Pulled};
-pub use push::{Act, Bundle, Delivery, Demand, Planned, Pushed, Supply};
+pub use push::{Act, Planned, Pushed};
 pub use reference::{DOCKER_HUB, InvalidReference, Reference, Repository, TagRequest, is_host, is_tag};
 pub use referrers::fallback_tag;
 pub use remote::Registries;
+pub use supply::{Bundle, Delivery, Demand, Supply};

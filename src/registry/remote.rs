@@ -10,8 +10,9 @@ use super::client::{Client, ClientConfig};
 use super::document::Document;
 use super::error::RegistryError;
 use super::pull::{Glimpse, Pulled};
-use super::push::{Delivery, Planned, Pushed, Supply};
+use super::push::{Planned, Pushed};
 use super::reference::{Reference, Repository};
+use super::supply::{Delivery, Supply};
 use crate::observe::Observer;
 
 /// All registries. Cheap until it is used.
