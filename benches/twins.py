@@ -65,24 +65,27 @@ class Imgbuild:
         measured("imgbuild: one page edited", self.command(self.cache), cwd=self.project)
 
 
-def venv(image: str) -> str:
+def venv(image: str, build: str = "bench-trixie-build", base: str = "bench-base") -> str:
     """The first lines of an image with the virtual environment of its wheels."""
     return f"""
-FROM bench-trixie-build AS venv
+FROM {build} AS venv
 RUN --mount=type=bind,source=wheels-{image},target=/wheels python3 -m venv --without-pip /opt/venv && \
   python3 -m pip --python /opt/venv/bin/python install --no-compile --no-index --find-links /wheels --no-deps -r /wheels/pins.txt
-FROM bench-base
+FROM {base}
 COPY --from=venv /opt/venv /opt/venv
 """
 
 
-DOCKERFILES = {
-    "base": """
-FROM bench-trixie
-RUN echo 'obelisk:x:10001:' >>/etc/group && echo 'obelisk:x:10001:10001::/nonexistent:/usr/sbin/nologin' >>/etc/passwd
+BASE = """RUN echo 'obelisk:x:10001:' >>/etc/group && echo 'obelisk:x:10001:10001::/nonexistent:/usr/sbin/nologin' >>/etc/passwd
 COPY base/healthy.py /usr/local/lib/obelisk/healthy.py
 USER 10001:10001
-""",
+"""
+RAG = """COPY rag/entrypoint.sh /app/entrypoint.sh
+COPY obelisk/src /app/src
+COPY obelisk/vault /app/vault
+"""
+DOCKERFILES = {
+    "base": f"\nFROM bench-trixie\n{BASE}",
     "core": venv("core") + """COPY core/serve.py core/entrypoint.sh obelisk/mkdocs.yml /app/
 COPY obelisk/vault /app/vault
 """,
@@ -91,10 +94,7 @@ FROM bench-trixie-init
 COPY init/ /usr/local/bin/
 USER 10001:10001
 """,
-    "rag": venv("rag") + """COPY rag/entrypoint.sh /app/entrypoint.sh
-COPY obelisk/src /app/src
-COPY obelisk/vault /app/vault
-""",
+    "rag": venv("rag") + RAG,
 }
 
 
