@@ -2,10 +2,9 @@
 //!
 //! For each image: HEAD its manifest by digest, and beside it what was there last; if it is there, only the tags are
 //! written. Else its blobs are brought (known, mounted from a sister repository, or uploaded), then manifests by digest,
-//! children before their index; what the tags name is written by them, last. Small blobs that are new are sent beside the
-//! first questions. All images go at once. Where two repositories
-//! of a registry want the same blob, the image that comes first uploads it and the others mount it; a wait is always for an
-//! image that comes earlier, so none can be circular.
+//! children before their index; what the tags name is written by them, last. Blobs that are new are brought beside the first
+//! questions. All images go at once. Where two repositories of a registry want the same blob, the image that comes first
+//! uploads it and the others mount it; a wait is always for an image that comes earlier, so none can be circular.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
