@@ -32,10 +32,14 @@ impl KeyHasher {
         let _ = write!(self.text, "{name}:{}=", value.len());
         // The length already makes the text unambiguous; the escape keeps one field on one line for people.
         let mut rest = value;
-        while let Some(at) = rest.bytes().position(|byte| matches!(byte, b'\n' | b'\\')) {
-            self.text.push_str(&rest[..at]);
-            self.text.push_str(if rest.as_bytes()[at] == b'\n' { "\\n" } else { "\\\\" });
-            rest = &rest[at + 1..];
+        let is_escaped = |byte: u8| (byte == b'\n') | (byte == b'\\');
+        // Hardly any is, and to look at all bytes is quicker than to look for the first.
+        if value.bytes().fold(false, |any, byte| any | is_escaped(byte)) {
+            while let Some(at) = rest.bytes().position(is_escaped) {
+                self.text.push_str(&rest[..at]);
+                self.text.push_str(if rest.as_bytes()[at] == b'\n' { "\\n" } else { "\\\\" });
+                rest = &rest[at + 1..];
+            }
         }
         self.text.push_str(rest);
         self.text.push('\n');
