@@ -11,7 +11,9 @@ use super::build::{Built, Request, build_after};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
-use crate::registry::{Bundle, Delivery, Planned, Pushed, Reference, Registries, Repository, Supply, TagRequest};
+use crate::registry::{
+    self, Ahead, Bundle, Delivery, Planned, Pushed, Reference, Registries, Repository, Supply, TagRequest,
+};
 
 /// What is to be pushed.
 #[derive(Debug, Clone)]
@@ -118,15 +120,17 @@ fn prepare(
 ) -> Result<(Vec<Built>, Vec<Delivery>, Supply), Failure> {
     // Who may not push is told so before the long work; where there is none, the push itself tells.
     let mut built = build_after(bench, &request.build, &|made| {
-        let mut uploads: BTreeMap<&Repository, usize> = BTreeMap::new();
+        let mut ahead: BTreeMap<&Repository, Ahead> = BTreeMap::new();
         for (image, place) in places.iter().flat_map(|(image, places)| places.iter().map(move |it| (image, it))) {
             let platforms = made.iter().filter(|name| *name == image).count();
             // A configuration and a layer of each platform.
             let least = if begin == Begin::Uploads { 2 * platforms } else { 0 };
-            let begun = uploads.entry(&place.repository).or_default();
-            *begun = least.max(*begun);
+            let wanted = ahead
+                .entry(&place.repository)
+                .or_insert_with(|| Ahead { uploads: 0, last: registry::last_pushed(bench.store, &place.repository) });
+            wanted.uploads = least.max(wanted.uploads);
         }
-        Ok(registries.may_push(&uploads)?)
+        Ok(registries.may_push(&ahead)?)
     })?;
     if !request.annotations.is_empty() {
         for it in &mut built {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
@@ -16,6 +16,7 @@ use reqwest::{Method, StatusCode, Url};
 
 use super::auth::{Credential, Keyring, Sources};
 use super::body::{Outgoing, Progress};
+use super::digest::AnyDigest;
 use super::error::RegistryError;
 use super::guard::{self, PublicOnly};
 use super::reference::Repository;
@@ -124,6 +125,8 @@ pub struct Client {
     sessions: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Session>>>>,
     /// Uploads that were begun before there was anything to send.
     pub(super) begun: Mutex<HashMap<Repository, Vec<super::upload::Session>>>,
+    /// Manifests that were there when they were looked for ahead, and when that was.
+    pub(super) seen: Mutex<HashMap<(Repository, AnyDigest), Instant>>,
 }
 
 /// How a host is reached.
@@ -204,6 +207,7 @@ impl Client {
             standings: tokio::sync::Mutex::default(),
             sessions: Mutex::default(),
             begun: Mutex::default(),
+            seen: Mutex::default(),
             config,
         }
     }

@@ -113,6 +113,11 @@ impl Memo {
     }
 }
 
+/// The manifest that was last pushed to a repository from this cache.
+pub fn last_pushed(store: &Store, repository: &Repository) -> Option<AnyDigest> {
+    Memo::new(store).last(repository).map(|remembered| remembered.top)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

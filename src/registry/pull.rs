@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use cache::Store;
-use futures_util::future::try_join_all;
+use futures_util::future::{join, try_join_all};
 use layers::Platform;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use reqwest::{Method, StatusCode};
@@ -15,6 +15,7 @@ use super::client::{Answer, Ask, Client, Failure};
 use super::digest::{AnyDigest, Hasher};
 use super::document::{self, ACCEPT as MANIFESTS, Choice, Descriptor, Document, Said};
 use super::error::RegistryError;
+use super::push::Ahead;
 use super::reference::{Reference, Repository};
 use super::token::{pull_scope, push_scope};
 use crate::observe::{Event, Observer};
@@ -67,11 +68,13 @@ impl Client {
     /// Finds out whether somebody may push: whether the registry is there, and takes the credentials for it. What a
     /// registry checks only when bytes arrive is found out only then.
     ///
-    /// So many uploads are begun by it, which is the best answer of all; [`Client::push`] takes them for what it sends, and
-    /// [`Client::end_uploads`] ends those that nobody took.
-    pub async fn may_push(&self, repository: &Repository, uploads: usize) -> Result<(), RegistryError> {
-        if uploads > 0 {
-            return try_join_all((0..uploads).map(|_| self.begin_ahead(repository))).await.map(drop);
+    /// Uploads are begun by it, which is the best answer of all; [`Client::push`] takes them for what it sends, and
+    /// [`Client::end_uploads`] ends those that nobody took. Beside that, what was pushed last is looked for.
+    pub async fn may_push(&self, repository: &Repository, ahead: &Ahead) -> Result<(), RegistryError> {
+        if ahead.uploads > 0 {
+            let begun = try_join_all((0..ahead.uploads).map(|_| self.begin_ahead(repository)));
+            let (begun, ()) = join(begun, self.look_ahead(repository, ahead.last.as_ref())).await;
+            return begun.map(drop);
         }
         let url = self.url(repository, &format!("{}/manifests/latest", repository.path)).await?;
         let scopes = vec![push_scope(repository)];

@@ -9,8 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use futures_util::future::{BoxFuture, Either, FutureExt as _, join, select, try_join, try_join_all};
+use futures_util::future::{BoxFuture, Either, FutureExt as _, join, join3, select, try_join, try_join_all};
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::OnceCell;
@@ -68,6 +69,21 @@ type Brought = HashMap<(Repository, AnyDigest), Arc<OnceCell<()>>>;
 
 /// What is sent of an image about as fast as it is asked for, bytes: a trip of 30 ms at 280 Mbit/s.
 const UNASKED: u64 = 1 << 20;
+
+/// How long a manifest that was seen is taken to be there.
+const SEEN: Duration = Duration::from_secs(60);
+
+/// How long it is looked for ahead.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is done at a repository before it is known what will be pushed.
+#[derive(Debug, Clone, Default)]
+pub struct Ahead {
+    /// So many uploads are begun, which also tells whether one may push.
+    pub uploads: usize,
+    /// The manifest that was pushed there last is looked for.
+    pub last: Option<AnyDigest>,
+}
 
 /// A push in progress.
 struct Run<'a> {
@@ -189,7 +205,7 @@ impl<'a> Run<'a> {
     async fn deliver(&self, at: usize) -> Result<Pushed, RegistryError> {
         let delivery = &self.deliveries[at];
         let (repository, top) = (&delivery.repository, delivery.bundle.top());
-        let asked = try_join(self.has_manifest(repository, top.digest), self.recall(repository, top.digest)).boxed();
+        let asked = try_join(self.is_there(at), self.recall(repository, top.digest)).boxed();
         let (asked, ahead) = match select(asked, self.send_ahead(at).boxed()).await {
             // What it says does not wait for what is being sent.
             Either::Left((Err(error), _)) => return Err(error),
@@ -229,6 +245,21 @@ impl<'a> Run<'a> {
         Ok(Pushed { references, digest: top.digest, known })
     }
 
+    /// Whether the image itself is there. One of which all that is new is sent without asking would gain nothing by it.
+    async fn is_there(&self, at: usize) -> Result<bool, RegistryError> {
+        let Delivery { repository, bundle, tags } = &self.deliveries[at];
+        let is_sent = self.new.get(at).is_some_and(|new| !new.is_empty() && new.len() == self.unasked[at].len());
+        let is_known = |digest| self.last.get(repository).is_some_and(|last| last.below.contains(digest));
+        let mut blobs = bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign());
+        if is_sent
+            && !tags.is_empty()
+            && blobs.all(|blob| is_known(&blob.digest) || self.new[at].contains_key(&blob.digest))
+        {
+            return Ok(false);
+        }
+        self.has_manifest(repository, bundle.top().digest).await
+    }
+
     async fn has_manifest(&self, repository: &Repository, digest: AnyDigest) -> Result<bool, RegistryError> {
         let _permit = self.client.requests.acquire().await;
         self.client.glimpse_for_push(&repository.at(digest)).await
@@ -238,7 +269,8 @@ impl<'a> Run<'a> {
     /// asked beside the question for `top`, unless it is the same question.
     async fn recall(&self, repository: &Repository, top: AnyDigest) -> Result<(), RegistryError> {
         let Some(remembered) = self.last.get(repository).filter(|it| it.top != top) else { return Ok(()) };
-        if self.has_manifest(repository, remembered.top).await? {
+        let was_seen = self.client.was_seen(repository, remembered.top);
+        if was_seen || self.has_manifest(repository, remembered.top).await? {
             let mut known = lock(&self.known);
             let of_repository = known.entry(repository.clone()).or_default();
             of_repository.extend(&remembered.below);
@@ -265,8 +297,13 @@ impl<'a> Run<'a> {
                 self.memo.holds(&delivery.repository, &blob.digest)?;
             }
         }
-        if !known && self.uploads.load(Ordering::Relaxed) {
-            for blob in bundle.blobs.iter().flatten() {
+        Ok(())
+    }
+
+    /// Remembers that the blobs that were brought are there.
+    fn remember_brought(&self, delivery: &Delivery) -> Result<(), RegistryError> {
+        if self.uploads.load(Ordering::Relaxed) {
+            for blob in delivery.bundle.blobs.iter().flatten() {
                 if self.was_brought(&delivery.repository, blob.digest) {
                     self.memo.holds(&delivery.repository, &blob.digest)?;
                 }
@@ -327,8 +364,14 @@ impl<'a> Run<'a> {
                 break;
             }
             failpoint(Point::Blobs);
-            let (put, ()) =
-                join(self.put_documents(delivery, &needed), self.client.end_uploads(Some(repository))).await;
+            let put = self.put_documents(delivery, &needed);
+            // Written down while the registry looks at the documents.
+            let brought = async {
+                tokio::task::yield_now().await;
+                self.remember_brought(delivery)
+            };
+            let (put, brought, ()) = join3(put, brought, self.client.end_uploads(Some(repository))).await;
+            brought?;
             match put {
                 // A blob that it said it has is not there: what it said is forgotten, and the blob is sent.
                 Err(error) if again && misses(&error) => {
@@ -643,6 +686,23 @@ fn misses(error: &RegistryError) -> bool {
 }
 
 impl Client {
+    /// Looks whether a repository still has the manifest that was pushed there last, for who asks within a minute. Nobody waits
+    /// long for it, and trouble is none: whoever needs the answer asks again.
+    pub(super) async fn look_ahead(&self, repository: &Repository, last: Option<&AnyDigest>) {
+        let Some(digest) = last else { return };
+        let look = async {
+            let _permit = self.requests.acquire().await;
+            self.glimpse_for_push(&repository.at(*digest)).await
+        };
+        if let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, look).await {
+            lock(&self.seen).insert((repository.clone(), *digest), Instant::now());
+        }
+    }
+
+    fn was_seen(&self, repository: &Repository, digest: AnyDigest) -> bool {
+        lock(&self.seen).get(&(repository.clone(), digest)).is_some_and(|at| at.elapsed() < SEEN)
+    }
+
     /// Whether a repository has a manifest, asked with the right to push so that one token does for everything.
     async fn glimpse_for_push(&self, reference: &Reference) -> Result<bool, RegistryError> {
         let repository = &reference.repository;

@@ -10,7 +10,7 @@ use super::client::{Client, ClientConfig};
 use super::document::Document;
 use super::error::RegistryError;
 use super::pull::{Glimpse, Pulled};
-use super::push::{Planned, Pushed};
+use super::push::{Ahead, Planned, Pushed};
 use super::reference::{Reference, Repository};
 use super::supply::{Delivery, Supply};
 use crate::observe::Observer;
@@ -65,9 +65,9 @@ impl Registries {
         self.wait(self.client.push(deliveries, supply, observer))
     }
 
-    /// Finds out whether somebody may push to these repositories, beginning so many uploads; see [`Client::may_push`].
-    pub fn may_push(&self, repositories: &BTreeMap<&Repository, usize>) -> Result<(), RegistryError> {
-        let asked = repositories.iter().map(|(repository, uploads)| self.client.may_push(repository, *uploads));
+    /// Finds out whether somebody may push to these repositories, and does what can be done ahead; see [`Client::may_push`].
+    pub fn may_push(&self, repositories: &BTreeMap<&Repository, Ahead>) -> Result<(), RegistryError> {
+        let asked = repositories.iter().map(|(repository, ahead)| self.client.may_push(repository, ahead));
         self.wait(futures_util::future::try_join_all(asked)).map(drop)
     }
 

@@ -8,7 +8,7 @@ use layers::{Digest, Platform};
 use crate::registry::{Images, hurried, push, push_with, registry};
 use crate::support::registry::{Act, Mounting, Place, Response};
 use imgbuild::observe::Silent;
-use imgbuild::registry::{Registries, Supply};
+use imgbuild::registry::{Ahead, Registries, Supply, last_pushed};
 
 const BOTH: [Platform; 2] = Platform::ALL;
 
@@ -136,6 +136,40 @@ fn of_new_blobs_the_smallest_are_sent_unasked_and_others_asked_for_beside_the_ma
     let manifest = &registry.requests("HEAD /v2/app/manifests/")[0];
     assert!(asked.iter().all(|it| it.began < manifest.ended), "one trip");
     assert_eq!(registry.requests("PUT /v2/app/blobs/").len(), 5);
+}
+
+#[test]
+fn what_was_seen_ahead_is_not_asked_again_and_an_edit_asks_nothing_else() {
+    for is_gone in [false, true] {
+        let registry = registry(|_| {});
+        let images = Images::new();
+        let old = layer(700_000);
+        push(&registry, hurried(), &images, &[images.simple("app", &[&old])]).unwrap();
+        if is_gone {
+            registry.state().repos.clear();
+        }
+        registry.clear_log();
+        let registries = Registries::new(hurried());
+        let image = images.simple("app", &[&old, b"edited"]);
+        let deliveries = crate::registry::deliveries(&registry.host(), std::slice::from_ref(&image), "v1");
+        let repository = &deliveries[0].repository;
+        let last = last_pushed(&images.store, repository);
+        assert!(last.is_some());
+        registries.may_push(&[(repository, Ahead { uploads: 2, last })].into()).unwrap();
+        let begun = registry.requests("").len();
+        assert_eq!((begun, registry.requests("POST").len(), registry.requests("HEAD").len()), (3, 2, 1));
+        let supply = Supply::of(std::slice::from_ref(&image), &images.store);
+        registries.push(&deliveries, &supply, &Silent).unwrap();
+        assert_eq!(registry.check_tag("app", "v1"), Some(Ok(())));
+        let rest = registry.requests("").split_off(begun);
+        let methods: Vec<&str> = rest.iter().map(|it| it.line.split(' ').next().unwrap()).collect();
+        if is_gone {
+            // Nothing that was believed to be there is.
+            assert!(methods.contains(&"HEAD") && registry.requests("PUT /v2/app/blobs/").len() == 3, "{rest:?}");
+        } else {
+            assert_eq!(methods, ["PUT"; 3], "{rest:?}");
+        }
+    }
 }
 
 #[test]
