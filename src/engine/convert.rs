@@ -8,6 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use layers::encode::{DeflateStream, EPOCH, Entry, Kind};
 use layers::format::deb::Deb;
 use layers::format::wheel::{self, Wheel};
@@ -449,7 +450,7 @@ pub type Converted<'a> = (&'a Archive, Arc<Fragment>);
 
 /// Finds paths that several packages hold and decides who keeps them (Debian policy 7.6.1).
 pub fn conflicts(packages: &[Converted<'_>]) -> Result<BTreeMap<Digest, Drops>, EngineError> {
-    let mut owners: BTreeMap<&ImagePath, usize> = BTreeMap::new();
+    let mut owners: HashMap<&ImagePath, usize> = HashMap::new();
     let mut drops: BTreeMap<Digest, Drops> = BTreeMap::new();
     for (at, (archive, fragment)) in packages.iter().enumerate() {
         for indexed in &fragment.entries {
@@ -479,7 +480,7 @@ pub fn collisions(
     wheels: &[Converted<'_>],
     same: impl Fn(&ImagePath, &Arc<Fragment>, &Arc<Fragment>) -> Result<bool, EngineError>,
 ) -> Result<BTreeMap<Digest, Drops>, EngineError> {
-    let mut owners: BTreeMap<&ImagePath, usize> = BTreeMap::new();
+    let mut owners: HashMap<&ImagePath, usize> = HashMap::new();
     let mut drops: BTreeMap<Digest, Drops> = BTreeMap::new();
     for (at, (wheel, fragment)) in wheels.iter().enumerate() {
         for indexed in &fragment.entries {

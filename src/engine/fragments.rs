@@ -33,11 +33,10 @@ pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
 
 impl Local<'_> {
     pub(super) fn find_fragment(&self, key: &Key) -> Result<Option<Arc<Fragment>>, EngineError> {
+        // Its bytes were there when it was loaded. Should they go meanwhile, whoever opens them says so.
         let loaded = self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned();
-        if let Some(fragment) = loaded
-            && self.is_within_reach(&fragment.blob, Some(fragment.layout.size))?
-        {
-            return Ok(Some(fragment));
+        if loaded.is_some() {
+            return Ok(loaded);
         }
         let Some(record) = self.find_record(key)? else { return Ok(None) };
         let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
@@ -230,6 +229,13 @@ impl Local<'_> {
             .collect();
         found.sort_by_key(|(key, _)| *key);
         found
+    }
+
+    /// Ends a build. The indexes that were read, tens of thousands of paths, are let go beside what follows.
+    pub fn end(self) {
+        let loaded = self.loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // Where no thread can be had, they are gone by now.
+        let _ = std::thread::Builder::new().spawn(move || drop(loaded));
     }
 
     /// Whether the index of a fragment was read in this build.

@@ -66,8 +66,11 @@ pub fn skeleton(fragments: &[Arc<Fragment>], shared: &BTreeMap<ImagePath, Entry>
             if parent == last_parent {
                 continue;
             }
-            for ancestor in path.ancestors() {
-                dirs.entry(ancestor).or_insert_with_key(|path| implied(path.clone()));
+            // Where one is there, so are those above it, or they come when that directory's own turn does.
+            let mut missing = parent.clone();
+            while let Some(dir) = missing.filter(|dir| !dir.is_root() && !dirs.contains_key(dir)) {
+                missing = dir.parent();
+                dirs.insert(dir.clone(), implied(dir));
             }
             last_parent = parent;
         }

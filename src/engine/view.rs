@@ -1,12 +1,13 @@
 //! The merged file system of a stage under construction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
+use std::hash::BuildHasher as _;
 use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
-use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use layers::encode::{Entry, Kind, MEMBER_SIZE, Member, TarReader};
 use layers::{Digest, ImagePath};
 
@@ -19,7 +20,7 @@ use crate::debian::elf::ElfFacts;
 pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<File> + Sync + 'a;
 
 /// Where the entry of a path is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// In `View::dirs`.
     Dir(u32),
@@ -27,11 +28,108 @@ enum Place {
     Item { fragment: u32, entry: u32 },
 }
 
-/// Layers applied in order.
-pub struct View<'a> {
+/// What places lie in.
+#[derive(Default)]
+struct Entries {
     fragments: Vec<Arc<Fragment>>,
     dirs: Vec<Entry>,
-    paths: BTreeMap<ImagePath, Place>,
+}
+
+impl Entries {
+    /// The numbers of directories and of fragments.
+    fn lengths(&self) -> (u32, u32) {
+        (self.dirs.len() as u32, self.fragments.len() as u32)
+    }
+
+    fn push_dir(&mut self, dir: &Entry) -> Place {
+        self.dirs.push(dir.clone());
+        Place::Dir(self.dirs.len() as u32 - 1)
+    }
+
+    /// Adds a fragment, and gives its number.
+    fn push(&mut self, fragment: &Arc<Fragment>) -> u32 {
+        self.fragments.push(fragment.clone());
+        self.fragments.len() as u32 - 1
+    }
+
+    fn fragment(&self, number: u32) -> &Arc<Fragment> {
+        &self.fragments[number as usize]
+    }
+
+    fn at(&self, place: Place) -> &Entry {
+        match place {
+            Place::Dir(at) => &self.dirs[at as usize],
+            Place::Item { fragment, entry } => &self.fragment(fragment).entries[entry as usize].entry,
+        }
+    }
+}
+
+/// Places by their paths, which are those of their entries: tens of thousands, of which few are asked for in their order.
+#[derive(Default)]
+struct Paths {
+    places: HashTable<Place>,
+    hasher: DefaultHashBuilder,
+    /// Sorted by path, once somebody needs it.
+    sorted: OnceLock<Vec<Place>>,
+}
+
+impl Paths {
+    fn get(&self, entries: &Entries, path: &ImagePath) -> Option<Place> {
+        self.places.find(self.hasher.hash_one(path), |place| entries.at(*place).path == *path).copied()
+    }
+
+    /// Puts an entry at its path, and gives what was there.
+    fn insert(&mut self, entries: &Entries, place: Place) -> Option<Place> {
+        self.sorted.take();
+        let path = &entries.at(place).path;
+        let hash = |place: &Place| self.hasher.hash_one(&entries.at(*place).path);
+        match self.places.entry(self.hasher.hash_one(path), |other| entries.at(*other).path == *path, hash) {
+            hashbrown::hash_table::Entry::Occupied(mut there) => Some(std::mem::replace(there.get_mut(), place)),
+            hashbrown::hash_table::Entry::Vacant(free) => {
+                free.insert(place);
+                None
+            }
+        }
+    }
+
+    /// Everything at `path` and below it, sorted.
+    fn below<'p>(
+        &'p self,
+        entries: &'p Entries,
+        path: &ImagePath,
+    ) -> impl Iterator<Item = (Place, &'p Entry)> + use<'p> {
+        let entry = |place: &Place| (*place, entries.at(*place));
+        let sorted = self.sorted.get_or_init(|| {
+            let mut sorted: Vec<Place> = self.places.iter().copied().collect();
+            sorted.sort_unstable_by(|a, b| entries.at(*a).path.cmp(&entries.at(*b).path));
+            sorted
+        });
+        let start = sorted.partition_point(|place| entries.at(*place).path < *path);
+        let (prefix, top) = (path.clone(), path.clone());
+        // Siblings such as `/a b` and `/a-b` sort between `/a` and what is inside of it: they begin as it does.
+        let begins = sorted[start..]
+            .iter()
+            .map(entry)
+            .take_while(move |(_, found)| found.path.as_str().starts_with(prefix.as_str()));
+        begins.filter(move |(_, found)| found.path.starts_with(&top))
+    }
+
+    /// Removes these places.
+    fn remove(&mut self, entries: &Entries, gone: &[Place]) {
+        self.sorted.take();
+        for place in gone {
+            let hash = self.hasher.hash_one(&entries.at(*place).path);
+            if let Ok(there) = self.places.find_entry(hash, |found| found == place) {
+                there.remove();
+            }
+        }
+    }
+}
+
+/// Layers applied in order.
+pub struct View<'a> {
+    entries: Entries,
+    paths: Paths,
     elf: HashMap<(u32, u32), u32>,
     linked: Linked,
     open: &'a OpenBlob<'a>,
@@ -109,9 +207,8 @@ impl<'a> View<'a> {
     /// An empty file system.
     pub fn new(open: &'a OpenBlob<'a>) -> View<'a> {
         View {
-            fragments: Vec::new(),
-            dirs: Vec::new(),
-            paths: BTreeMap::new(),
+            entries: Entries::default(),
+            paths: Paths::default(),
             elf: HashMap::new(),
             linked: Linked::default(),
             open,
@@ -133,7 +230,7 @@ impl<'a> View<'a> {
 
     /// Writes down from now on what is asked about the layers that have been applied.
     pub fn listen(&mut self) {
-        let (dirs, fragments) = (self.dirs.len() as u32, self.fragments.len() as u32);
+        let (dirs, fragments) = self.entries.lengths();
         self.listener = Some(Listener { dirs, fragments, linked: self.linked, heard: Mutex::default() });
     }
 
@@ -153,7 +250,7 @@ impl<'a> View<'a> {
         };
         // What stands above hides the answer, which was written down when it came.
         if !is_above {
-            let found = place.map(|place| self.entry_at(place));
+            let found = place.map(|place| self.entries.at(place));
             listener.heard.lock().unwrap_or_else(PoisonError::into_inner).note(path, found);
         }
     }
@@ -167,16 +264,15 @@ impl<'a> View<'a> {
 
     /// Applies a layer: its skeleton, then its fragments.
     pub fn apply(&mut self, skeleton: &[Entry], fragments: &[Arc<Fragment>]) -> Result<(), ViewError> {
-        let (first_dir, first_fragment) = (self.dirs.len() as u32, self.fragments.len() as u32);
+        let (first_dir, first_fragment) = self.entries.lengths();
+        let mut replaced = Vec::new();
         for entry in skeleton {
-            let at = self.dirs.len() as u32;
-            self.dirs.push(entry.clone());
-            let below = self.paths.insert(entry.path.clone(), Place::Dir(at));
+            let place = self.entries.push_dir(entry);
+            let below = self.paths.insert(&self.entries, place);
             self.hear(&entry.path, below);
         }
         for fragment in fragments {
-            let number = self.fragments.len() as u32;
-            self.fragments.push(fragment.clone());
+            let number = self.entries.push(fragment);
             for (position, _) in &fragment.elf {
                 self.elf.insert((number, *position), self.elf_slot(fragment, *position));
             }
@@ -184,7 +280,7 @@ impl<'a> View<'a> {
             for (at, indexed) in fragment.entries.iter().enumerate() {
                 let path = &indexed.entry.path;
                 let place = Place::Item { fragment: number, entry: at as u32 };
-                let below = self.paths.insert(path.clone(), place);
+                let below = self.paths.insert(&self.entries, place);
                 self.hear(path, below);
                 is_linked |= below.is_some() || concerns_linking(&indexed.entry);
                 if let (None, Some(known)) = (below, &self.known)
@@ -201,16 +297,17 @@ impl<'a> View<'a> {
                     Some(Place::Item { fragment, .. }) if fragment >= first_fragment => {
                         return Err(ViewError::Twice { path: path.clone() });
                     }
-                    Some(Place::Dir(_)) => {
-                        if let Some(inside) = self.first_inside(path) {
-                            return Err(ViewError::ReplacesTree { path: path.clone(), inside });
-                        }
-                    }
+                    Some(Place::Dir(_)) => replaced.push(path.clone()),
                     _ => {}
                 }
             }
             if is_linked {
                 self.linked.push(&fragment.blob);
+            }
+        }
+        for path in replaced {
+            if let Some(inside) = self.first_inside(&path) {
+                return Err(ViewError::ReplacesTree { path, inside });
             }
         }
         Ok(())
@@ -224,43 +321,32 @@ impl<'a> View<'a> {
 
     /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there.
     pub fn apply_base(&mut self, fragment: &Arc<Fragment>) {
-        for path in &fragment.whiteouts {
-            self.remove_tree(path, true);
-        }
+        let below = |path| self.paths.below(&self.entries, path);
+        let mut gone: Vec<Place> = fragment.whiteouts.iter().flat_map(below).map(|(place, _)| place).collect();
         for path in &fragment.opaques {
-            self.remove_tree(path, false);
+            gone.extend(below(path).filter(|(_, entry)| entry.path != *path).map(|(place, _)| place));
         }
-        let number = self.fragments.len() as u32;
-        self.fragments.push(fragment.clone());
+        self.paths.remove(&self.entries, &gone);
+        let number = self.entries.push(fragment);
         self.linked.push(&fragment.blob);
         for (position, _) in &fragment.elf {
             self.elf.insert((number, *position), self.elf_slot(fragment, *position));
         }
         for dir in &fragment.dirs {
-            let at = self.dirs.len() as u32;
-            self.dirs.push(dir.clone());
-            self.paths.insert(dir.path.clone(), Place::Dir(at));
+            let place = self.entries.push_dir(dir);
+            self.paths.insert(&self.entries, place);
         }
+        let mut replaced = Vec::new();
         for (at, indexed) in fragment.entries.iter().enumerate() {
             let place = Place::Item { fragment: number, entry: at as u32 };
-            if let Some(Place::Dir(_)) = self.paths.insert(indexed.entry.path.clone(), place) {
-                self.remove_tree(&indexed.entry.path, false);
+            if let Some(Place::Dir(_)) = self.paths.insert(&self.entries, place) {
+                replaced.push(&indexed.entry.path);
             }
         }
-    }
-
-    fn remove_tree(&mut self, path: &ImagePath, itself: bool) {
-        let gone: Vec<ImagePath> = self
-            .paths
-            .range(path.clone()..)
-            .map(|(found, _)| found)
-            .take_while(|found| found.as_str().starts_with(path.as_str()))
-            .filter(|found| found.starts_with(path) && (itself || *found != path))
-            .cloned()
-            .collect();
-        for path in gone {
-            self.paths.remove(&path);
-        }
+        let is_own = |place: Place| matches!(place, Place::Item { fragment, .. } if fragment == number);
+        let below = |path| self.paths.below(&self.entries, path).map(|(place, _)| place);
+        let gone: Vec<Place> = replaced.into_iter().flat_map(below).filter(|place| !is_own(*place)).collect();
+        self.paths.remove(&self.entries, &gone);
     }
 
     fn elf_slot(&self, fragment: &Fragment, position: u32) -> u32 {
@@ -269,21 +355,16 @@ impl<'a> View<'a> {
 
     fn first_inside(&self, path: &ImagePath) -> Option<ImagePath> {
         self.whole();
-        // Siblings such as `/a b` and `/a-b` sort between `/a` and what is inside of it.
-        self.paths
-            .range((Bound::Excluded(path), Bound::Unbounded))
-            .map(|(found, _)| found)
-            .take_while(|found| found.as_str().starts_with(path.as_str()))
-            .find(|found| found.starts_with(path))
-            .cloned()
+        let inside = |(_, entry): &(Place, &Entry)| entry.path != *path;
+        self.paths.below(&self.entries, path).find(inside).map(|(_, entry)| entry.path.clone())
     }
 
     /// The fragment that holds a file, and the file's position in it.
     pub fn origin(&self, path: &ImagePath) -> Option<(&Arc<Fragment>, usize)> {
         self.whole();
-        match self.paths.get(path)? {
+        match self.paths.get(&self.entries, path)? {
             Place::Dir(_) => None,
-            Place::Item { fragment, entry } => Some((&self.fragments[*fragment as usize], *entry as usize)),
+            Place::Item { fragment, entry } => Some((self.entries.fragment(fragment), entry as usize)),
         }
     }
 
@@ -291,35 +372,28 @@ impl<'a> View<'a> {
     /// reads files in this order inflates each member once.
     pub fn place_of(&self, path: &ImagePath) -> Option<(u32, u64)> {
         self.whole();
-        match self.paths.get(path)? {
+        match self.paths.get(&self.entries, path)? {
             Place::Dir(_) => None,
             Place::Item { fragment, entry } => {
-                let held = &self.fragments[*fragment as usize];
-                let mut indexed = &held.entries[*entry as usize];
+                let held = self.entries.fragment(fragment);
+                let mut indexed = &held.entries[entry as usize];
                 if let Kind::Hardlink { target } = &indexed.entry.kind
                     && let Some(first) = held.position(target)
                 {
                     indexed = &held.entries[first];
                 }
-                Some((*fragment, indexed.offset))
+                Some((fragment, indexed.offset))
             }
         }
     }
 
     fn place(&self, path: &ImagePath) -> Option<&Entry> {
-        let place = self.paths.get(path).copied();
+        let place = self.paths.get(&self.entries, path);
         self.hear(path, place);
         match (place, &self.known) {
-            (Some(place), _) => Some(self.entry_at(place)),
+            (Some(place), _) => Some(self.entries.at(place)),
             (None, Some(known)) => known.entry(path),
             (None, None) => None,
-        }
-    }
-
-    fn entry_at(&self, place: Place) -> &Entry {
-        match place {
-            Place::Dir(at) => &self.dirs[at as usize],
-            Place::Item { fragment, entry } => &self.fragments[fragment as usize].entries[entry as usize].entry,
         }
     }
 
@@ -407,11 +481,11 @@ impl<'a> View<'a> {
     pub fn open(&self, path: &ImagePath) -> Result<Box<dyn Read + '_>, TreeError> {
         self.whole();
         let fail = |why: String| TreeError { path: path.clone(), why };
-        let Some(Place::Item { fragment, entry }) = self.paths.get(path) else {
+        let Some(Place::Item { fragment, entry }) = self.paths.get(&self.entries, path) else {
             return Err(fail("it is not a file".into()));
         };
-        let fragment = &self.fragments[*fragment as usize];
-        let mut indexed = &fragment.entries[*entry as usize];
+        let fragment = self.entries.fragment(fragment);
+        let mut indexed = &fragment.entries[entry as usize];
         if let Kind::Hardlink { target } = &indexed.entry.kind {
             let at = fragment.position(target).ok_or_else(|| fail(format!("its first name `{target}` is gone")))?;
             indexed = &fragment.entries[at];
@@ -497,22 +571,16 @@ impl Tree for View<'_> {
 
     fn below<'b>(&'b self, path: &ImagePath) -> Box<dyn Iterator<Item = &'b Entry> + 'b> {
         self.whole();
-        let top = path.clone();
-        // Siblings such as `/a-b` sort between `/a` and `/a/x`, so what is not below is skipped until the prefix is passed.
-        let end = if top.is_root() { String::new() } else { format!("{top}0") };
-        let paths = self.paths.range(path.clone()..);
-        Box::new(
-            paths
-                .take_while(move |(found, _)| end.is_empty() || found.as_str() < end.as_str())
-                .filter(move |(found, _)| found.starts_with(&top))
-                .filter_map(|(found, _)| self.place(found)),
-        )
+        Box::new(self.paths.below(&self.entries, path).map(|(place, entry)| {
+            self.hear(&entry.path, Some(place));
+            entry
+        }))
     }
 
     fn elf(&self, path: &ImagePath) -> Option<&ElfFacts> {
         self.whole();
-        let Some(Place::Item { fragment, entry }) = self.paths.get(path) else { return None };
-        let slot = self.elf.get(&(*fragment, *entry))?;
-        self.fragments[*fragment as usize].elf.get(*slot as usize).map(|(_, facts)| facts)
+        let Some(Place::Item { fragment, entry }) = self.paths.get(&self.entries, path) else { return None };
+        let slot = self.elf.get(&(fragment, entry))?;
+        self.entries.fragment(fragment).elf.get(*slot as usize).map(|(_, facts)| facts)
     }
 }

@@ -19,7 +19,7 @@ use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
 use layers::op::Op;
 use layers::source::Python;
-use layers::{ImageConfig, PlannedImage, Platform, StageId};
+use layers::{ImageConfig, Key, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
 use super::explain::remember_latest;
@@ -29,7 +29,7 @@ use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::engine::EngineError;
 use crate::engine::foundation::Cut;
-use crate::engine::local::{Given, Local, Subject, Walked};
+use crate::engine::local::{Given, LayerRecord, Local, Subject, Walked};
 use crate::engine::run::{Ran, Repeat};
 use crate::error::Failure;
 use crate::observe::Event;
@@ -291,6 +291,7 @@ fn make(
         }
         done => done,
     };
+    engine.end();
     // What the check says explains more than what failed meanwhile.
     checked()?;
     done
@@ -359,6 +360,7 @@ fn make_layers(
     let (last, mut in_turn): (Vec<&Missing>, Vec<&Missing>) = whole.iter().partition(takes);
     in_turn.extend(last);
     let walked = Mutex::new(walked);
+    let records: Mutex<HashMap<Key, LayerRecord>> = Mutex::default();
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
     let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
@@ -366,7 +368,8 @@ fn make_layers(
             within_budget(it, done)?;
             // Another image may still be waiting for a command; and one alone need not wait for what the walk still checks.
             if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
-                engine.assemble(&done.jobs.iter().collect::<Vec<_>>(), threads)?;
+                let made = engine.assemble(&done.jobs.iter().collect::<Vec<_>>(), threads)?;
+                records.lock().expect("no thread panics while it holds this").extend(made);
             }
             Ok(())
         })?;
@@ -395,8 +398,10 @@ fn make_layers(
     for &Missing { at, .. } in missing {
         within_budget(&wanted[at], &walked[&at]).map_err(Trouble::Engine)?;
     }
-    let jobs: Vec<_> = missing.iter().flat_map(|it| &walked[&it.at].jobs).collect();
-    let records = engine.assemble(&jobs, bench.jobs).map_err(Trouble::Engine)?;
+    let mut records = records.into_inner().expect("no thread panics while it holds this");
+    let jobs = missing.iter().flat_map(|it| &walked[&it.at].jobs);
+    let jobs: Vec<_> = jobs.filter(|job| !records.contains_key(&job.key)).collect();
+    records.extend(engine.assemble(&jobs, bench.jobs).map_err(Trouble::Engine)?);
     for Missing { at, cut, .. } in missing {
         let walked = walked.remove(at).expect("it was walked");
         let it = &mut wanted[*at];

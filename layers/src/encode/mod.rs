@@ -37,7 +37,7 @@ pub use layer::{LayerDigests, LayerWriter, Source};
 pub const LAYER_FORMAT: u32 = 2;
 
 /// How much content makes a second thread worth its start, bytes.
-pub const WORTHWHILE: u64 = 2 << 20;
+pub const WORTHWHILE: u64 = 512 << 10;
 
 /// The time of everything that has none of its own (context files, inline and generated files, directories):
 /// 2020-01-01T00:00:00Z. Not the Unix epoch, because ZIP cannot say it and people read "56 years ago".
