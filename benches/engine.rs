@@ -125,7 +125,7 @@ fn fragment(criterion: &mut Criterion) {
                 elsewhere: &nowhere,
             });
             let walked = engine.walk(subject, &resolved, None, &|_| Ok(())).expect("walks");
-            let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2).expect("assembles");
+            let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2, &|_| ()).expect("assembles");
             assert_eq!(records.len(), 1);
             cache
         };

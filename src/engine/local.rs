@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cache::Store;
+use cache::{Blob, Store};
 use layers::encode::{Compression, EncodeError, Entry, LayerWriter, Source};
 use layers::lock::Lock;
 use layers::lower::{PinnedBase, Resolved};
@@ -211,6 +211,9 @@ enum Walk {
     OfOther,
 }
 
+/// Hears of a layer that lies in the store, whose tar may still be hashed: should that fail, it belongs to no image.
+pub type Ready<'a> = dyn Fn(Blob) + Sync + 'a;
+
 /// Up to this size of the archives that are converted, what was in memory is held for their layers, bytes.
 const FEW: u64 = 32 << 20;
 
@@ -366,7 +369,7 @@ impl Local<'_> {
                 // What lies below is put together while a command still runs.
                 let takes = layer.ops.iter().any(|op| matches!(op, Op::Take(_)));
                 if takes && matches!(walk, Walk::OfImage(_)) && self.course.runs_commands() {
-                    self.assemble(&walked.jobs.iter().collect::<Vec<_>>(), self.jobs)?;
+                    self.assemble(&walked.jobs.iter().collect::<Vec<_>>(), self.jobs, &|_| ())?;
                 }
                 self.lay(subject, layer, &together, view, &mut walked).map_err(|error| located(error, layer))?;
             }
@@ -395,8 +398,13 @@ impl Local<'_> {
         Ok(())
     }
 
-    /// Finds or assembles the layers of all jobs with so many threads; equal keys once.
-    pub fn assemble(&self, jobs: &[&LayerJob], threads: usize) -> Result<HashMap<Key, LayerRecord>, EngineError> {
+    /// Finds or assembles the layers of all jobs with so many threads; equal keys once. `ready` hears of those that are made.
+    pub fn assemble(
+        &self,
+        jobs: &[&LayerJob],
+        threads: usize,
+        ready: &Ready<'_>,
+    ) -> Result<HashMap<Key, LayerRecord>, EngineError> {
         let mut records = HashMap::new();
         let mut missing: BTreeMap<Key, &LayerJob> = BTreeMap::new();
         for job in jobs {
@@ -434,7 +442,7 @@ impl Local<'_> {
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             let record = match self.find_layer(&job.key)? {
                 Some(record) => record,
-                None => self.assemble_one(job)?,
+                None => self.assemble_one(job, ready)?,
             };
             made.lock().expect("no thread panics while it holds this").insert(job.key, record);
             Ok::<(), EngineError>(())
@@ -466,11 +474,11 @@ impl Local<'_> {
         Ok((self.store.has(&record.digest)? == Some(record.size)).then_some(record))
     }
 
-    fn assemble_one(&self, job: &LayerJob) -> Result<LayerRecord, EngineError> {
+    fn assemble_one(&self, job: &LayerJob, ready: &Ready<'_>) -> Result<LayerRecord, EngineError> {
         self.observer.on(Event::LayerStarted { label: &job.label });
         let (ahead, cores) = (self.ahead.clone(), self.cores.clone());
         let lend = move || -> Option<Box<dyn Send>> { Some(Box::new((ahead.spare()?, cores.spare()?))) };
-        let mut writer =
+        let writer =
             LayerWriter::new(self.store.writer_unhashed()?, self.compression, &job.skeleton)?.with_help(Box::new(lend));
         let sources = job.fragments.iter().map(|fragment| match self.open_here(&fragment.blob)? {
             Some(bytes) => Ok(Source {
@@ -481,9 +489,11 @@ impl Local<'_> {
             }),
             None => Err(EngineError::from(EncodeError::Damaged("it is gone"))),
         });
-        writer.fragments(job.fragments.iter().map(|fragment| fragment.layout.tar_size).sum(), sources)?;
-        let (blob, digests) = writer.finish()?;
-        blob.finish_as(&digests.digest)?;
+        let tar_size = job.fragments.iter().map(|fragment| fragment.layout.tar_size).sum();
+        let ((), digests) = writer.finish(tar_size, sources, |out, digest, _| {
+            ready(out.finish_as(&digest)?);
+            Ok::<_, EngineError>(())
+        })?;
         let record = LayerRecord { digest: digests.digest, diff_id: digests.diff_id, size: digests.size };
         self.store.keep(&job.key, &job.text, &record)?;
         self.observer.on(Event::LayerFinished { label: &job.label, digest: record.digest, size: record.size });

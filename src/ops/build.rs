@@ -106,15 +106,14 @@ struct Wanted<'a> {
 
 /// Builds images; what a mirror no longer has is locked anew, unless the request is `locked`.
 pub fn build(bench: &Bench<'_>, request: &Request) -> Result<Vec<Built>, Failure> {
-    build_after(bench, request, &|_| Ok(()))
+    build_beside(bench, request, &Alone)
 }
 
-/// As [`build`]; `check` is asked first where something has to be made. It gets the names of the images that have to be made, once
-/// for each platform.
-pub fn build_after(bench: &Bench<'_>, request: &Request, check: &Check<'_>) -> Result<Vec<Built>, Failure> {
+/// As [`build`], with somebody beside it.
+pub fn build_beside(bench: &Bench<'_>, request: &Request, beside: &dyn Beside) -> Result<Vec<Built>, Failure> {
     let mut locked = bench.project.lock()?;
     loop {
-        match build_once(bench, request, locked.clone(), check) {
+        match build_once(bench, request, locked.clone(), beside) {
             Ok(built) => return Ok(built),
             Err(Trouble::Failure(failure)) => return Err(failure),
             Err(Trouble::Engine(error)) => match gone(&error).and_then(|digest| packages_of(&locked, digest)) {
@@ -125,8 +124,25 @@ pub fn build_after(bench: &Bench<'_>, request: &Request, check: &Check<'_>) -> R
     }
 }
 
-/// What is asked before images are made.
-type Check<'a> = dyn Fn(&[&str]) -> Result<(), Failure> + Sync + 'a;
+/// Who works beside a build.
+pub trait Beside: Sync {
+    /// Asked first where something has to be made, with the names of the images that have to be made, once for each platform.
+    fn check(&self, made: &[&str]) -> Result<(), Failure>;
+
+    /// Hears of a layer of an image that was made and lies in the store. That image may still fail.
+    fn made(&self, image: &str, layer: Blob);
+}
+
+/// Nobody.
+struct Alone;
+
+impl Beside for Alone {
+    fn check(&self, _made: &[&str]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn made(&self, _image: &str, _layer: Blob) {}
+}
 
 /// An image that has no record yet.
 struct Missing {
@@ -200,7 +216,7 @@ fn build_once(
     bench: &Bench<'_>,
     request: &Request,
     mut locked: Lock,
-    check: &Check<'_>,
+    beside: &dyn Beside,
 ) -> Result<Vec<Built>, Trouble> {
     let images = bench.project.images(&request.images)?;
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
@@ -240,12 +256,12 @@ fn build_once(
     let made: Vec<&str> = wanted.iter().filter(|it| it.record.is_none()).map(|it| it.name).collect();
     std::thread::scope(|scope| {
         // Asked while what takes no time is done.
-        let mut asked = (!made.is_empty()).then(|| scope.spawn(|| check(&made)));
+        let mut asked = (!made.is_empty()).then(|| scope.spawn(|| beside.check(&made)));
         let mut checked = || match asked.take() {
             Some(answer) => answer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             None => Ok(()),
         };
-        make(bench, &locked, &mut wanted, &mut keys, &mut checked)
+        make(bench, &locked, &mut wanted, &mut keys, &mut checked, beside)
     })?;
     let created = request.created.or(locked.date()).unwrap_or(EPOCH);
     let mut built = Vec::with_capacity(images.len());
@@ -268,6 +284,7 @@ fn make(
     wanted: &mut [Wanted<'_>],
     keys: &mut Keys<'_>,
     checked: &mut dyn FnMut() -> Result<(), Failure>,
+    beside: &dyn Beside,
 ) -> Result<(), Trouble> {
     let mut missing: Vec<Missing> = Vec::new();
     for (at, it) in wanted.iter().enumerate().filter(|(_, it)| it.record.is_none()) {
@@ -283,11 +300,11 @@ fn make(
     bench.config.mirror_registries()?;
     let supply = Mirrors::new(bench);
     let engine = engine(bench, &supply);
-    let done = match make_layers(bench, lock, wanted, &missing, &engine, checked) {
+    let done = match make_layers(bench, lock, wanted, &missing, &engine, checked, beside) {
         // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
         Err(Trouble::Engine(error)) if gone(&error).is_none() && !error.is_of_a_command() && engine.heal()? > 0 => {
             bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
-            make_layers(bench, lock, wanted, &missing, &engine, checked)
+            make_layers(bench, lock, wanted, &missing, &engine, checked, beside)
         }
         done => done,
     };
@@ -319,6 +336,7 @@ fn make_layers(
     missing: &[Missing],
     engine: &Local<'_>,
     checked: &mut dyn FnMut() -> Result<(), Failure>,
+    beside: &dyn Beside,
 ) -> Result<(), Trouble> {
     engine.begin(&[]);
     let mut walked: HashMap<usize, Walked> = HashMap::new();
@@ -368,7 +386,8 @@ fn make_layers(
             within_budget(it, done)?;
             // Another image may still be waiting for a command; and one alone need not wait for what the walk still checks.
             if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
-                let made = engine.assemble(&done.jobs.iter().collect::<Vec<_>>(), threads)?;
+                let made = engine
+                    .assemble(&done.jobs.iter().collect::<Vec<_>>(), threads, &|layer| beside.made(it.name, layer))?;
                 records.lock().expect("no thread panics while it holds this").extend(made);
             }
             Ok(())
@@ -401,7 +420,9 @@ fn make_layers(
     let mut records = records.into_inner().expect("no thread panics while it holds this");
     let jobs = missing.iter().flat_map(|it| &walked[&it.at].jobs);
     let jobs: Vec<_> = jobs.filter(|job| !records.contains_key(&job.key)).collect();
-    records.extend(engine.assemble(&jobs, bench.jobs).map_err(Trouble::Engine)?);
+    let only = missing.first().map(|it| wanted[it.at].name).filter(|_| missing.len() == 1);
+    let ready = |layer| only.into_iter().for_each(|image| beside.made(image, layer));
+    records.extend(engine.assemble(&jobs, bench.jobs, &ready).map_err(Trouble::Engine)?);
     for Missing { at, cut, .. } in missing {
         let walked = walked.remove(at).expect("it was walked");
         let it = &mut wanted[*at];

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
 
+use cache::Blob;
 use layers::Digest;
 use layers::oci::{self, Document};
 
 use super::Bench;
-use super::build::{Built, Request, build_after};
+use super::build::{Beside, Built, Request, build_beside};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
@@ -77,9 +80,16 @@ pub fn places(
 /// Builds what is stale and pushes everything.
 pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<PushedImage>, Failure> {
     let places = places(bench, registries, request)?;
-    let ready = prepare(bench, registries, request, &places, Begin::Uploads);
-    let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
-    let mut pushed = registries.push(&deliveries, &supply, bench.observer)?.into_iter().zip(&deliveries).peekable();
+    let (built, deliveries, pushed) = std::thread::scope(|scope| {
+        // Nothing goes on for longer than the push, whatever ends it.
+        let _stops = Stops(registries);
+        let beside = Sends { bench, registries, places: &places, scope, one: AtomicBool::new(false) };
+        let ready = prepare(bench, request, &places, &beside);
+        let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
+        let pushed = registries.push(&deliveries, &supply, bench.observer)?;
+        Ok::<_, Failure>((built, deliveries, pushed))
+    })?;
+    let mut pushed = pushed.into_iter().zip(&deliveries).peekable();
     let mut done = Vec::new();
     for built in built {
         let top = Digest::of(&built.image.top().bytes);
@@ -99,39 +109,86 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
 /// Builds what is stale and says what a push would send.
 pub fn plan_push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<Planned>, Failure> {
     let places = places(bench, registries, request)?;
-    let (_, deliveries, supply) = prepare(bench, registries, request, &places, Begin::Nothing)?;
+    let (_, deliveries, supply) = prepare(bench, request, &places, &Asks { registries, places: &places })?;
     Ok(registries.plan_push(&deliveries, &supply, bench.observer)?)
 }
 
-/// What is begun at the registries while images are built.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Begin {
-    Nothing,
-    /// The uploads that an image which changed needs at least.
-    Uploads,
+/// Asks the registries beside a build. Who may not push is told so before the long work; where there is none, the push itself tells.
+struct Asks<'a> {
+    registries: &'a Registries,
+    places: &'a BTreeMap<String, Vec<Reference>>,
+}
+
+impl Beside for Asks<'_> {
+    fn check(&self, _made: &[&str]) -> Result<(), Failure> {
+        let repositories = self.places.values().flatten().map(|place| &place.repository);
+        Ok(self.registries.may_push(&repositories.map(|it| (it, Ahead::default())).collect())?)
+    }
+
+    fn made(&self, _image: &str, _layer: Blob) {}
+}
+
+/// Asks as [`Asks`] does, begins the uploads that an image which changed needs at least, and sends layers as they are made.
+struct Sends<'scope, 'env> {
+    bench: &'env Bench<'env>,
+    registries: &'env Registries,
+    places: &'env BTreeMap<String, Vec<Reference>>,
+    scope: &'scope Scope<'scope, 'env>,
+    /// Whether one may push, and one image alone is made: what several have in common is sent once, and mounted.
+    one: AtomicBool,
+}
+
+/// Ends what is sent ahead when it is dropped.
+struct Stops<'a>(&'a Registries);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.stop_ahead();
+    }
+}
+
+impl Beside for Sends<'_, '_> {
+    fn check(&self, made: &[&str]) -> Result<(), Failure> {
+        self.one.store(false, Ordering::Relaxed);
+        let mut ahead: BTreeMap<&Repository, Ahead> = BTreeMap::new();
+        for (image, place) in self.places.iter().flat_map(|(image, places)| places.iter().map(move |it| (image, it))) {
+            let platforms = made.iter().filter(|name| *name == image).count();
+            let wanted = ahead.entry(&place.repository).or_insert_with(|| Ahead {
+                uploads: 0,
+                last: registry::last_pushed(self.bench.store, &place.repository),
+            });
+            // A configuration and a layer of each platform.
+            wanted.uploads = wanted.uploads.max(2 * platforms);
+        }
+        self.registries.may_push(&ahead)?;
+        self.one.store(made.windows(2).all(|two| two[0] == two[1]), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn made(&self, image: &str, layer: Blob) {
+        let Some(places) = self.places.get(image).filter(|_| self.one.load(Ordering::Relaxed)) else { return };
+        let mut registries = BTreeSet::new();
+        for Reference { repository, .. } in places {
+            // The others of its registry mount it.
+            if registries.insert(&repository.registry)
+                && let Some(announced) = self.registries.announce(self.bench.store, repository, layer)
+            {
+                let (registries, bench) = (self.registries, self.bench);
+                let send = move || registries.send_ahead(announced, bench.store, bench.observer);
+                // Where no thread can be had, the push sends it.
+                let _ = std::thread::Builder::new().spawn_scoped(self.scope, send);
+            }
+        }
+    }
 }
 
 fn prepare(
     bench: &Bench<'_>,
-    registries: &Registries,
     request: &PushRequest,
     places: &BTreeMap<String, Vec<Reference>>,
-    begin: Begin,
+    beside: &dyn Beside,
 ) -> Result<(Vec<Built>, Vec<Delivery>, Supply), Failure> {
-    // Who may not push is told so before the long work; where there is none, the push itself tells.
-    let mut built = build_after(bench, &request.build, &|made| {
-        let mut ahead: BTreeMap<&Repository, Ahead> = BTreeMap::new();
-        for (image, place) in places.iter().flat_map(|(image, places)| places.iter().map(move |it| (image, it))) {
-            let platforms = made.iter().filter(|name| *name == image).count();
-            // A configuration and a layer of each platform.
-            let least = if begin == Begin::Uploads { 2 * platforms } else { 0 };
-            let wanted = ahead
-                .entry(&place.repository)
-                .or_insert_with(|| Ahead { uploads: 0, last: registry::last_pushed(bench.store, &place.repository) });
-            wanted.uploads = least.max(wanted.uploads);
-        }
-        Ok(registries.may_push(&ahead)?)
-    })?;
+    let mut built = build_beside(bench, &request.build, beside)?;
     if !request.annotations.is_empty() {
         for it in &mut built {
             it.image = annotated(&it.image, &request.annotations);

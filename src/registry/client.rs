@@ -14,6 +14,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 
+use super::ahead::{OnTheirWay, Sending};
 use super::auth::{Credential, Keyring, Sources};
 use super::body::{Outgoing, Progress};
 use super::digest::AnyDigest;
@@ -127,6 +128,9 @@ pub struct Client {
     pub(super) begun: Mutex<HashMap<Repository, Vec<super::upload::Session>>>,
     /// Manifests that were there when they were looked for ahead, and when that was.
     pub(super) seen: Mutex<HashMap<(Repository, AnyDigest), Instant>>,
+    /// Layers that are sent ahead, and what came of it.
+    pub(super) sending: Mutex<Sending>,
+    pub(super) on_their_way: OnTheirWay,
 }
 
 /// How a host is reached.
@@ -208,6 +212,8 @@ impl Client {
             sessions: Mutex::default(),
             begun: Mutex::default(),
             seen: Mutex::default(),
+            sending: Mutex::default(),
+            on_their_way: OnTheirWay::default(),
             config,
         }
     }

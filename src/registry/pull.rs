@@ -6,7 +6,6 @@ use std::path::Path;
 
 use bytes::Bytes;
 use cache::Store;
-use futures_util::future::{join, try_join_all};
 use layers::Platform;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use reqwest::{Method, StatusCode};
@@ -15,9 +14,8 @@ use super::client::{Answer, Ask, Client, Failure};
 use super::digest::{AnyDigest, Hasher};
 use super::document::{self, ACCEPT as MANIFESTS, Choice, Descriptor, Document, Said};
 use super::error::RegistryError;
-use super::push::Ahead;
 use super::reference::{Reference, Repository};
-use super::token::{pull_scope, push_scope};
+use super::token::pull_scope;
 use crate::observe::{Event, Observer};
 
 /// What a registry says about a manifest without sending it.
@@ -62,27 +60,6 @@ impl Client {
             }
             404 | 410 => Ok(None),
             _ => Err(self.failed(repository, "look for a manifest", answer).await),
-        }
-    }
-
-    /// Finds out whether somebody may push: whether the registry is there, and takes the credentials for it. What a
-    /// registry checks only when bytes arrive is found out only then.
-    ///
-    /// Uploads are begun by it, which is the best answer of all; [`Client::push`] takes them for what it sends, and
-    /// [`Client::end_uploads`] ends those that nobody took. Beside that, what was pushed last is looked for.
-    pub async fn may_push(&self, repository: &Repository, ahead: &Ahead) -> Result<(), RegistryError> {
-        if ahead.uploads > 0 {
-            let begun = try_join_all((0..ahead.uploads).map(|_| self.begin_ahead(repository)));
-            let (begun, ()) = join(begun, self.look_ahead(repository, ahead.last.as_ref())).await;
-            return begun.map(drop);
-        }
-        let url = self.url(repository, &format!("{}/manifests/latest", repository.path)).await?;
-        let scopes = vec![push_scope(repository)];
-        let ask = Ask::new("push", Method::HEAD, url, scopes).header(ACCEPT, MANIFESTS);
-        let answer = self.ask(repository, &ask).await?;
-        match answer.status.as_u16() {
-            401 | 403 => Err(self.failed(repository, "push", answer).await),
-            _ => Ok(()),
         }
     }
 

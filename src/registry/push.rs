@@ -3,13 +3,13 @@
 //! For each image: HEAD its manifest by digest, and beside it what was there last; if it is there, only the tags are
 //! written. Else its blobs are brought (known, mounted from a sister repository, or uploaded), then manifests by digest,
 //! children before their index; what the tags name is written by them, last. Blobs that are new are brought beside the first
-//! questions. All images go at once. Where two repositories of a registry want the same blob, the image that comes first
+//! questions, or came while the image was built ([`ahead`](super::ahead)); where that is all that is new and it had to be sent, the
+//! manifest is not asked for. All images go at once. Where two repositories of a registry want the same blob, the image that comes first
 //! uploads it and the others mount it; a wait is always for an image that comes earlier, so none can be circular.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, Either, FutureExt as _, join, join3, select, try_join, try_join_all};
 use reqwest::Method;
@@ -68,22 +68,7 @@ pub enum Act {
 type Brought = HashMap<(Repository, AnyDigest), Arc<OnceCell<()>>>;
 
 /// What is sent of an image about as fast as it is asked for, bytes: a trip of 30 ms at 280 Mbit/s.
-const UNASKED: u64 = 1 << 20;
-
-/// How long a manifest that was seen is taken to be there.
-const SEEN: Duration = Duration::from_secs(60);
-
-/// How long it is looked for ahead.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// What is done at a repository before it is known what will be pushed.
-#[derive(Debug, Clone, Default)]
-pub struct Ahead {
-    /// So many uploads are begun, which also tells whether one may push.
-    pub uploads: usize,
-    /// The manifest that was pushed there last is looked for.
-    pub last: Option<AnyDigest>,
-}
+pub(super) const UNASKED: u64 = 1 << 20;
 
 /// A push in progress.
 struct Run<'a> {
@@ -127,6 +112,7 @@ impl Client {
         if pushed.is_err() {
             self.end_uploads(None).await;
         }
+        self.forget_ahead();
         if let (Err(RegistryError::Damaged(digest)), Some(store)) = (&pushed, &supply.store)
             && let Some(sha256) = digest.sha256()
         {
@@ -245,10 +231,14 @@ impl<'a> Run<'a> {
         Ok(Pushed { references, digest: top.digest, known })
     }
 
-    /// Whether the image itself is there. One of which all that is new is sent without asking would gain nothing by it.
+    /// Whether the image itself is there. One of which all that is new is sent without that question would gain nothing by it.
     async fn is_there(&self, at: usize) -> Result<bool, RegistryError> {
         let Delivery { repository, bundle, tags } = &self.deliveries[at];
-        let is_sent = self.new.get(at).is_some_and(|new| !new.is_empty() && new.len() == self.unasked[at].len());
+        let is_sent = self.new.get(at).is_some_and(|new| {
+            let sent =
+                |blob: &AnyDigest| self.unasked[at].contains(blob) || self.client.is_sent_ahead(repository, *blob);
+            !new.is_empty() && new.keys().all(sent)
+        });
         let is_known = |digest| self.last.get(repository).is_some_and(|last| last.below.contains(digest));
         let mut blobs = bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign());
         if is_sent
@@ -371,7 +361,6 @@ impl<'a> Run<'a> {
                 self.remember_brought(delivery)
             };
             let (put, brought, ()) = join3(put, brought, self.client.end_uploads(Some(repository))).await;
-            brought?;
             match put {
                 // A blob that it said it has is not there: what it said is forgotten, and the blob is sent.
                 Err(error) if again && misses(&error) => {
@@ -381,6 +370,7 @@ impl<'a> Run<'a> {
                 }
                 done => {
                     done?;
+                    brought?;
                     break;
                 }
             }
@@ -426,6 +416,7 @@ impl<'a> Run<'a> {
         lock(&self.known).remove(repository);
         let suspects = if named.is_empty() { blobs } else { named };
         for digest in suspects {
+            self.memo.lacks(repository, &digest)?;
             lock(&self.brought).remove(&(repository.clone(), digest));
             lock(&self.missing).insert((repository.clone(), digest));
         }
@@ -473,6 +464,10 @@ impl<'a> Run<'a> {
     ) -> Result<(), RegistryError> {
         let digest = blob.digest;
         let missing = lock(&self.missing).contains(&(repository.clone(), digest));
+        if !missing && self.dry.is_none() && self.client.was_sent_ahead(repository, digest).await {
+            self.uploads.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
         let mut session = None;
         if !missing {
             let new = self.new.get(at).is_some_and(|new| new.contains_key(&digest));
@@ -519,18 +514,8 @@ impl<'a> Run<'a> {
             None => self.fetch(blob).await?,
         };
         let session = session.or_else(|| self.client.begun_ahead(repository));
-        let _permit = self.client.transfers.acquire().await;
-        failpoint(Point::Upload);
-        let name = format!("{repository} {}", &digest.hex()[..12]);
-        self.observer.on(Event::UploadStarted { name: &name, size: blob.size });
-        self.client
-            .upload(repository, &source, session, &|bytes| {
-                self.observer.on(Event::UploadAdvanced { name: &name, bytes });
-            })
-            .await?;
+        self.client.send_blob(repository, &source, session, self.observer).await?;
         self.uploads.store(true, Ordering::Relaxed);
-        self.observer.on(Event::Uploaded { name: &name });
-        failpoint(Point::Uploaded);
         Ok(())
     }
 
@@ -686,25 +671,8 @@ fn misses(error: &RegistryError) -> bool {
 }
 
 impl Client {
-    /// Looks whether a repository still has the manifest that was pushed there last, for who asks within a minute. Nobody waits
-    /// long for it, and trouble is none: whoever needs the answer asks again.
-    pub(super) async fn look_ahead(&self, repository: &Repository, last: Option<&AnyDigest>) {
-        let Some(digest) = last else { return };
-        let look = async {
-            let _permit = self.requests.acquire().await;
-            self.glimpse_for_push(&repository.at(*digest)).await
-        };
-        if let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, look).await {
-            lock(&self.seen).insert((repository.clone(), *digest), Instant::now());
-        }
-    }
-
-    fn was_seen(&self, repository: &Repository, digest: AnyDigest) -> bool {
-        lock(&self.seen).get(&(repository.clone(), digest)).is_some_and(|at| at.elapsed() < SEEN)
-    }
-
     /// Whether a repository has a manifest, asked with the right to push so that one token does for everything.
-    async fn glimpse_for_push(&self, reference: &Reference) -> Result<bool, RegistryError> {
+    pub(super) async fn glimpse_for_push(&self, reference: &Reference) -> Result<bool, RegistryError> {
         let repository = &reference.repository;
         let what = "look for a manifest";
         let url = self.url(repository, &format!("{}/manifests/{}", repository.path, reference.version())).await?;

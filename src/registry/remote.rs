@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use cache::{Blob, Store};
 use layers::Platform;
 
+use super::ahead::{Ahead, Announced};
 use super::auth::{Credential, Found};
 use super::client::{Client, ClientConfig};
 use super::document::Document;
 use super::error::RegistryError;
 use super::pull::{Glimpse, Pulled};
-use super::push::{Ahead, Planned, Pushed};
+use super::push::{Planned, Pushed};
 use super::reference::{Reference, Repository};
 use super::supply::{Delivery, Supply};
 use crate::observe::Observer;
@@ -69,6 +71,24 @@ impl Registries {
     pub fn may_push(&self, repositories: &BTreeMap<&Repository, Ahead>) -> Result<(), RegistryError> {
         let asked = repositories.iter().map(|(repository, ahead)| self.client.may_push(repository, ahead));
         self.wait(futures_util::future::try_join_all(asked)).map(drop)
+    }
+
+    /// Says that a layer will be sent; see [`Client::announce`].
+    pub fn announce(&self, store: &Store, repository: &Repository, layer: Blob) -> Option<Announced> {
+        self.client.announce(store, repository, layer)
+    }
+
+    /// Sends a layer before it is known what will be pushed; see [`Client::send_ahead`].
+    pub fn send_ahead(&self, announced: Announced, store: &Store, observer: &dyn Observer) {
+        let _ = self.wait(async {
+            self.client.send_ahead(announced, store, observer).await;
+            Ok(())
+        });
+    }
+
+    /// Ends what is sent ahead and not there yet: what a push that succeeded did not wait for, nobody needs.
+    pub fn stop_ahead(&self) {
+        self.client.stop_ahead();
     }
 
     /// Ends the uploads that were begun and not needed; see [`Client::end_uploads`].

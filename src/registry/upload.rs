@@ -4,18 +4,18 @@ use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE};
 use reqwest::{Method, StatusCode, Url};
 
 use super::body::{Outgoing, Part, Progress, is_intact};
-use super::client::{Answer, Ask, Client, Failure, lock};
+use super::client::{Answer, Ask, Client, Failure};
 use super::digest::AnyDigest;
 use super::error::RegistryError;
 use super::reference::Repository;
 use super::token::{pull_scope, push_scope};
 use crate::failpoint::{Point, failpoint};
 use crate::fetch::shown;
+use crate::observe::{Event, Observer};
 
 /// A blob that is to be sent.
 #[derive(Debug, Clone)]
@@ -149,36 +149,12 @@ impl Client {
         let _ = self.attempt(repository, &ask, &Progress::new()).await;
     }
 
-    /// Begins an upload for whatever is to be sent.
-    pub(super) async fn begin_ahead(&self, repository: &Repository) -> Result<(), RegistryError> {
-        let _permit = self.requests.acquire().await;
-        let session = self.start_for("push", repository).await?;
-        lock(&self.begun).entry(repository.clone()).or_default().push(session);
-        Ok(())
-    }
-
-    /// An upload that was begun ahead.
-    pub(super) fn begun_ahead(&self, repository: &Repository) -> Option<Session> {
-        lock(&self.begun).get_mut(repository)?.pop()
-    }
-
-    /// Ends the uploads that were begun ahead and not taken, of one repository or of all. Trouble is none: registries forget
-    /// uploads by themselves.
-    pub async fn end_uploads(&self, of: Option<&Repository>) {
-        let all = match of {
-            Some(repository) => lock(&self.begun).remove_entry(repository).into_iter().collect(),
-            None => std::mem::take(&mut *lock(&self.begun)),
-        };
-        let each = all.iter().flat_map(|(repository, sessions)| sessions.iter().map(move |it| (repository, it)));
-        join_all(each.map(|(repository, session)| self.cancel(repository, session.clone()))).await;
-    }
-
     /// Begins an upload.
     pub(super) async fn start(&self, repository: &Repository) -> Result<Session, RegistryError> {
         self.start_for(WHAT, repository).await
     }
 
-    async fn start_for(&self, what: &str, repository: &Repository) -> Result<Session, RegistryError> {
+    pub(super) async fn start_for(&self, what: &str, repository: &Repository) -> Result<Session, RegistryError> {
         let url = self.url(repository, &format!("{}/blobs/uploads/", repository.path)).await?;
         let answer = self.ask(repository, &Ask::new(what, Method::POST, url, vec![push_scope(repository)])).await?;
         match answer.status {
@@ -204,6 +180,25 @@ impl Client {
         let home = self.url(repository, "").await?;
         self.check_place(repository, &home, &url).await?;
         Ok(url)
+    }
+
+    /// Sends a blob in its turn, and tells of it.
+    pub(super) async fn send_blob(
+        &self,
+        repository: &Repository,
+        source: &Source,
+        session: Option<Session>,
+        observer: &dyn Observer,
+    ) -> Result<(), RegistryError> {
+        let _permit = self.transfers.acquire().await;
+        failpoint(Point::Upload);
+        let name = format!("{repository} {}", &source.digest.hex()[..12]);
+        observer.on(Event::UploadStarted { name: &name, size: source.size });
+        let advanced = |bytes| observer.on(Event::UploadAdvanced { name: &name, bytes });
+        self.upload(repository, source, session, &advanced).await?;
+        observer.on(Event::Uploaded { name: &name });
+        failpoint(Point::Uploaded);
+        Ok(())
     }
 
     /// Sends a blob; `session` is an upload that the registry began already.

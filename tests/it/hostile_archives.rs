@@ -86,7 +86,7 @@ impl Shelf {
         let resolved = layers::lower::lower(&plan, top, &lock, Platform::Amd64, &|_| None).unwrap();
         let subject = Subject { plan: &plan, lock: &lock, platform: Platform::Amd64 };
         let made = engine.walk(subject, &resolved, None, &|_| Ok(())).and_then(|walked| {
-            let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2)?;
+            let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2, &|_| ())?;
             Ok(walked.jobs.iter().map(|job| store.blob_path(&records[&job.key].digest)).collect::<Vec<PathBuf>>())
         });
         let blobs = made.map_err(|error| error.to_string())?;

@@ -132,6 +132,35 @@ fn requests_that_make_no_sense_are_refused_before_anything_is_built() {
 }
 
 #[test]
+fn a_layer_that_is_sent_as_it_is_made_goes_once_to_a_registry_however_many_repositories_want_it() {
+    let registries = [registry(|_| {}), registry(|_| {})];
+    let sandbox = project(&["one"]);
+    let push = |tag: &str| {
+        let (first, second) = (registries[0].host(), registries[1].host());
+        let to = [format!("{first}/a:{tag}"), format!("{first}/b:{tag}"), format!("{second}/c:{tag}")];
+        let tags = to.iter().flat_map(|to| ["--tag", to.as_str()]);
+        run(&sandbox, &["push", "one"].into_iter().chain(tags).collect::<Vec<_>>()).success();
+    };
+    push("v1");
+    for (at, length) in [3_000_000, 3_000_001, 200_000].into_iter().enumerate() {
+        sandbox.write("context/one/own", noise(length));
+        for registry in &registries {
+            registry.clear_log();
+            registry.state().uploaded.clear();
+            // Whoever may push is known before the layer is made.
+            registry.state().kind.latency = std::time::Duration::from_millis(1);
+        }
+        push(&format!("e{at}"));
+        for registry in &registries {
+            let uploaded = registry.state().uploaded.clone();
+            assert!(uploaded.len() == 2 && uploaded.values().all(|count| *count == 1), "{uploaded:?}");
+            assert_eq!(registry.state().uploads(), 0);
+            registry.assert_whole();
+        }
+    }
+}
+
+#[test]
 fn an_edit_costs_three_trips_of_which_one_goes_beside_the_build() {
     let registry = registry(|_| {});
     let sandbox = project(&["one", "two"]);

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use cache::Blob;
 use layers::{Digest, Platform};
 
 use crate::registry::{Images, hurried, push, push_with, registry};
-use crate::support::registry::{Act, Mounting, Place, Response};
+use crate::support::registry::{Act, Mounting, Place, Registry, Response};
 use imgbuild::observe::Silent;
-use imgbuild::registry::{Ahead, Registries, Supply, last_pushed};
+use imgbuild::output::NamedImage;
+use imgbuild::registry::{Ahead, Announced, Pushed, Registries, RegistryError, Supply, last_pushed};
 
 const BOTH: [Platform; 2] = Platform::ALL;
 
@@ -170,6 +172,118 @@ fn what_was_seen_ahead_is_not_asked_again_and_an_edit_asks_nothing_else() {
             assert_eq!(methods, ["PUT"; 3], "{rest:?}");
         }
     }
+}
+
+/// An image that was pushed, and one with a layer more that is not: its layer as a blob, and what pushes it.
+struct Edited {
+    registry: Registry,
+    images: Images,
+    image: NamedImage,
+    layer: Blob,
+    registries: Registries,
+}
+
+impl Edited {
+    fn new() -> Edited {
+        let (registry, images) = (registry(|_| {}), Images::new());
+        let old = layer(700_000);
+        push(&registry, hurried(), &images, &[images.simple("app", &[&old])]).unwrap();
+        registry.clear_log();
+        let new = layer(2_000_000);
+        let image = images.simple("app", &[&old, &new]);
+        let layer = Blob { digest: Digest::of(&new), size: new.len() as u64 };
+        Edited { registry, images, image, layer, registries: Registries::new(hurried()) }
+    }
+
+    fn announced(&self) -> Announced {
+        let deliveries = crate::registry::deliveries(&self.registry.host(), std::slice::from_ref(&self.image), "v1");
+        self.registries.announce(&self.images.store, &deliveries[0].repository, self.layer).unwrap()
+    }
+
+    fn push(&self) -> Result<Vec<Pushed>, RegistryError> {
+        let deliveries = crate::registry::deliveries(&self.registry.host(), std::slice::from_ref(&self.image), "v1");
+        let supply = Supply::of(std::slice::from_ref(&self.image), &self.images.store);
+        self.registries.push(&deliveries, &supply, &Silent)
+    }
+
+    /// The lines of requests, without what is random in them.
+    fn lines(&self) -> Vec<String> {
+        let line = |line: String| line.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" ");
+        self.registry.requests("").into_iter().map(|it| line(it.line)).collect()
+    }
+}
+
+#[test]
+fn a_layer_that_was_sent_ahead_is_not_sent_again() {
+    for is_there in [false, true] {
+        let edited = Edited::new();
+        if is_there {
+            // From another machine, which pushed this image.
+            let others = Images::new();
+            let same = others.simple("app", &[&layer(700_000), &layer(2_000_000)]);
+            push(&edited.registry, hurried(), &others, &[same]).unwrap();
+            edited.registry.clear_log();
+        }
+        edited.registries.send_ahead(edited.announced(), &edited.images.store, &Silent);
+        let ahead = edited.lines();
+        let head = format!("HEAD /v2/app/blobs/{}", edited.layer.digest);
+        assert_eq!(ahead[0], head);
+        assert_eq!(ahead.len(), if is_there { 1 } else { 3 }, "{ahead:?}");
+        edited.push().unwrap();
+        assert_eq!(edited.registry.check_tag("app", "v1"), Some(Ok(())));
+        assert_eq!(edited.registry.state().uploaded[&edited.layer.digest.to_string()], 1);
+        let rest = edited.lines().split_off(ahead.len());
+        assert!(!rest.iter().any(|line| line.contains(&edited.layer.digest.to_string())), "{rest:?}");
+        // What had to be sent is in no manifest there.
+        let asked = rest.contains(&format!("HEAD /v2/app/manifests/{}", edited.image.top().digest));
+        assert_eq!(asked, is_there, "{rest:?}");
+        // It is remembered as any other.
+        let again = edited.push().unwrap();
+        assert!(again[0].known);
+        let deliveries = crate::registry::deliveries(&edited.registry.host(), &[edited.image.clone()], "v1");
+        assert!(edited.registries.announce(&edited.images.store, &deliveries[0].repository, edited.layer).is_none());
+    }
+}
+
+#[test]
+fn a_layer_that_could_not_be_sent_ahead_is_sent_by_the_push() {
+    for broken in ["refused", "damaged", "forgotten"] {
+        let edited = Edited::new();
+        let announced = edited.announced();
+        let whole = std::fs::read(edited.images.store.blob_path(&edited.layer.digest)).unwrap();
+        match broken {
+            "refused" => {
+                let refused = Act::Answer(Response::error(403, "DENIED", "not yet"));
+                edited.registry.fail("PUT /v2/app/blobs/", 0, 1, refused);
+                edited.registries.send_ahead(announced, &edited.images.store, &Silent);
+            }
+            "damaged" => {
+                let path = edited.images.store.blob_path(&edited.layer.digest);
+                std::fs::remove_file(&path).unwrap();
+                std::fs::write(&path, vec![0; whole.len()]).unwrap();
+                edited.registries.send_ahead(announced, &edited.images.store, &Silent);
+                std::fs::write(&path, whole).unwrap();
+            }
+            // No thread could be had.
+            _ => drop(announced),
+        }
+        assert_eq!(edited.registry.state().uploaded.get(&edited.layer.digest.to_string()), None, "{broken}");
+        edited.push().unwrap();
+        assert_eq!(edited.registry.check_tag("app", "v1"), Some(Ok(())), "{broken}");
+    }
+}
+
+#[test]
+fn a_push_that_fails_ends_what_is_sent_ahead() {
+    let edited = Edited::new();
+    edited.registry.fail("HEAD /v2/app/manifests/", 0, 9, Act::Answer(Response::error(403, "DENIED", "not yours")));
+    edited.registry.fail("PUT /v2/app/blobs/", 0, 9, Act::Stall(Duration::from_secs(600)));
+    let announced = edited.announced();
+    std::thread::scope(|scope| {
+        scope.spawn(|| edited.registries.send_ahead(announced, &edited.images.store, &Silent));
+        let error = edited.push().unwrap_err().to_string();
+        assert!(error.contains("look for a manifest") && error.contains("403"), "{error}");
+    });
 }
 
 #[test]

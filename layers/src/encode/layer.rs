@@ -38,6 +38,9 @@ pub struct Source<'a> {
     pub held: HashMap<usize, Held>,
 }
 
+/// The end of an archive: two blocks of zeros (POSIX.1-2017, pax, "ustar Interchange Format").
+const END: [u8; 1024] = [0; 1024];
+
 /// Writes a layer and hashes it, compressed and uncompressed, on the way.
 pub struct LayerWriter<W> {
     out: Hashed<W>,
@@ -91,21 +94,32 @@ impl<W: Write + Send> LayerWriter<W> {
         LayerWriter { lend: Some(lend), ..self }
     }
 
-    /// Appends cached fragments, inflating each once for the diff id; damage is noticed. `tar_size` is how much tar they hold
-    /// together, bytes.
-    pub fn fragments<'a, E: From<EncodeError>>(
-        &mut self,
+    /// Appends cached fragments and ends the layer, inflating each fragment once for the diff id; damage is noticed. `tar_size` is
+    /// how much tar they hold together, bytes.
+    ///
+    /// `packed` gets the compressed layer, its digest and its length as soon as these are known, which may be before its tar is
+    /// hashed: should that fail, there is no layer.
+    pub fn finish<'a, T, E: From<EncodeError>>(
+        self,
         tar_size: u64,
         sources: impl Iterator<Item = Result<Source<'a>, E>>,
-    ) -> Result<(), E> {
-        let LayerWriter { out, uncompressed, recoder, lend } = self;
+        packed: impl FnOnce(W, Digest, u64) -> Result<T, E>,
+    ) -> Result<(T, LayerDigests), E> {
+        let LayerWriter { out, mut uncompressed, recoder, lend } = self;
         // The fragments' bytes are the layer's, or else the recoder writes those.
-        let (out, recoded) = match recoder {
+        let (mut plain, mut recoded) = match recoder {
             None => (Some(out), None),
             Some(recoder) => (None, Some((recoder, out))),
         };
-        let ahead = Ahead::new(Tar { uncompressed, recoded });
-        std::thread::scope(|scope| {
+        let mut packed = Some(packed);
+        let mut done = |out: Hashed<W>| {
+            let (digest, size) = (Digest::from_bytes(out.hasher.finalize().into()), out.size);
+            let packed = packed.take().expect("a layer is complete once");
+            Ok::<_, E>((packed(out.inner, digest, size)?, digest, size))
+        };
+        let recoding = recoded.as_mut().map(|(recoder, out)| (recoder, out));
+        let ahead = Ahead::new(Tar { uncompressed: &mut uncompressed, recoded: recoding });
+        let early = std::thread::scope(|scope| {
             let help = || {
                 let Some(core) = lend.as_ref().and_then(|lend| lend()) else { return false };
                 let helper = || {
@@ -114,31 +128,43 @@ impl<W: Write + Send> LayerWriter<W> {
                 };
                 std::thread::Builder::new().spawn_scoped(scope, helper).is_ok()
             };
-            let mut packed = Packed { out, ahead: &ahead, order: ahead.order(), left: tar_size };
+            let mut appender = Packed { out: plain.as_mut(), ahead: &ahead, order: ahead.order(), left: tar_size };
             for source in sources {
-                let appended = source.and_then(|source| Ok(packed.fragment(source, &help)?));
-                if appended.is_err() {
+                if let Err(error) = source.and_then(|source| Ok(appender.fragment(source, &help)?)) {
                     // What was begun before comes first.
-                    packed.order.finish()?;
-                    return appended;
+                    appender.order.finish()?;
+                    return Err(error);
                 }
             }
-            Ok(packed.order.finish()?)
-        })
-    }
-
-    /// Writes the end of the archive.
-    pub fn finish(mut self) -> Result<(W, LayerDigests), EncodeError> {
-        self.tar(&[0; 1024], &mut MemberEncoder::new())?;
-        if let Some(recoder) = self.recoder.take() {
-            recoder.finish(&mut |bytes| self.out.put(bytes))?;
-        }
-        let digests = LayerDigests {
-            digest: Digest::from_bytes(self.out.hasher.finalize().into()),
-            diff_id: DiffId(Digest::from_bytes(self.uncompressed.finalize().into())),
-            size: self.out.size,
+            let mut order = appender.order;
+            let early = match plain.take() {
+                Some(mut out) => {
+                    out.put(MemberEncoder::new().encode(&END)).map_err(EncodeError::from)?;
+                    Some(done(out)?)
+                }
+                None => None,
+            };
+            if !order.is_helped() && order.tar() >= WORTHWHILE && help() {
+                order.helped();
+            }
+            order.finish()?;
+            Ok::<_, E>(early)
+        })?;
+        uncompressed.update(END);
+        let (out, digest, size) = match (early, recoded) {
+            (Some(early), _) => early,
+            (None, Some((mut recoder, mut out))) => {
+                let end = || {
+                    recoder.push(&END, &mut |bytes| out.put(bytes))?;
+                    recoder.finish(&mut |bytes| out.put(bytes))
+                };
+                end().map_err(EncodeError::from)?;
+                done(out)?
+            }
+            (None, None) => unreachable!("what is not recoded is complete by now"),
         };
-        Ok((self.out.inner, digests))
+        let diff_id = DiffId(Digest::from_bytes(uncompressed.finalize().into()));
+        Ok((out, LayerDigests { digest, diff_id, size }))
     }
 
     /// Writes what is in no fragment.
@@ -175,15 +201,15 @@ impl<W: Write> Take for Tar<'_, W> {
 }
 
 /// Where the bytes of fragments go, and what is begun with them.
-struct Packed<'a, W: Write> {
-    out: Option<&'a mut Hashed<W>>,
-    ahead: &'a Ahead<Tar<'a, W>>,
-    order: Order<'a, Tar<'a, W>>,
+struct Packed<'o, 'a, 't, W: Write> {
+    out: Option<&'o mut Hashed<W>>,
+    ahead: &'a Ahead<Tar<'t, W>>,
+    order: Order<'a, Tar<'t, W>>,
     /// Tar of members that are not begun yet, bytes.
     left: u64,
 }
 
-impl<W: Write> Packed<'_, W> {
+impl<W: Write> Packed<'_, '_, '_, W> {
     /// Appends one fragment, with the help of a second thread once there is one. What is still in flight when it returns lies in
     /// the order.
     fn fragment(&mut self, source: Source<'_>, help: &dyn Fn() -> bool) -> Result<(), EncodeError> {
@@ -341,14 +367,21 @@ mod tests {
         assert!((1..layout.members.len() - 1).all(same), "{:?} {:?}", layout.members, grown.members);
     }
 
-    fn append<W: Write + Send>(
-        layer: &mut LayerWriter<W>,
+    fn finish<'a, W: Write + Send>(
+        layer: LayerWriter<W>,
+        tar_size: u64,
+        sources: impl IntoIterator<Item = Source<'a>>,
+    ) -> Result<(W, LayerDigests), EncodeError> {
+        layer.finish(tar_size, sources.into_iter().map(Ok), |out, _, _| Ok::<_, EncodeError>(out))
+    }
+
+    fn with<W: Write + Send>(
+        layer: LayerWriter<W>,
         layout: &FragmentLayout,
         digest: Digest,
         bytes: &[u8],
-    ) -> Result<(), EncodeError> {
-        let source = Source { layout, digest, bytes: Box::new(bytes), held: HashMap::new() };
-        layer.fragments(layout.tar_size, std::iter::once(Ok::<_, EncodeError>(source)))
+    ) -> Result<(W, LayerDigests), EncodeError> {
+        finish(layer, layout.tar_size, [Source { layout, digest, bytes: Box::new(bytes), held: HashMap::new() }])
     }
 
     fn helped<W: Write + Send>(layer: LayerWriter<W>) -> LayerWriter<W> {
@@ -357,10 +390,9 @@ mod tests {
 
     fn layer(compression: Compression) -> (Vec<u8>, LayerDigests) {
         let (bytes, layout) = fragment(3 * MEMBER_SIZE + 77);
-        let mut layer = LayerWriter::new(Vec::new(), compression, &[Entry::new(path("/d"), Kind::Dir, 0o755, EPOCH)])
+        let layer = LayerWriter::new(Vec::new(), compression, &[Entry::new(path("/d"), Kind::Dir, 0o755, EPOCH)])
             .expect("starts");
-        append(&mut layer, &layout, Digest::of(&bytes), &bytes).expect("appends");
-        layer.finish().expect("finishes")
+        with(layer, &layout, Digest::of(&bytes), &bytes).expect("finishes")
     }
 
     #[test]
@@ -443,8 +475,7 @@ mod tests {
         let (good, layout) = fragment(100);
         let try_it = |bytes: &[u8], helped_by: fn(LayerWriter<io::Sink>) -> LayerWriter<io::Sink>| {
             let layer = LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts");
-            let mut layer = helped_by(layer);
-            append(&mut layer, &layout, Digest::of(&good), bytes)
+            with(helped_by(layer), &layout, Digest::of(&good), bytes).map(drop)
         };
         for helped_by in [|layer| layer, helped] {
             try_it(&good, helped_by).expect("the undamaged fragment is taken");
@@ -487,10 +518,9 @@ mod tests {
     fn what_is_held_is_not_inflated_but_its_bytes_are_compared() {
         let (good, layout) = fragment(3 * MEMBER_SIZE);
         let try_it = |bytes: &[u8], held: HashMap<usize, Held>| {
-            let mut layer = LayerWriter::new(Vec::new(), Compression::Gzip, &[]).expect("starts");
+            let layer = LayerWriter::new(Vec::new(), Compression::Gzip, &[]).expect("starts");
             let source = Source { layout: &layout, digest: Digest::of(&good), bytes: Box::new(bytes), held };
-            layer.fragments(layout.tar_size, std::iter::once(Ok::<_, EncodeError>(source)))?;
-            layer.finish()
+            finish(layer, layout.tar_size, [source])
         };
         let (bytes, digests) = try_it(&good, HashMap::new()).expect("is good");
         assert!(try_it(&good, held(&good, &layout, 1)).expect("is good") == (bytes, digests));
@@ -525,10 +555,9 @@ mod tests {
                 let sources = fragments.iter().map(|(bytes, layout)| {
                     let bytes = bytes.as_slice();
                     let held = every.map_or_else(HashMap::new, |every| held(bytes, layout, every));
-                    Ok::<_, EncodeError>(Source { layout, digest: Digest::of(bytes), bytes: Box::new(bytes), held })
+                    Source { layout, digest: Digest::of(bytes), bytes: Box::new(bytes), held }
                 });
-                layer.fragments(total, sources).expect("appends");
-                layer.finish().expect("finishes")
+                finish(layer, total, sources).expect("finishes")
             };
             let alone = write(None, None);
             for every in [None, Some(1), Some(2), Some(5)] {
@@ -541,7 +570,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_later_fragment_is_told_and_the_second_core_let_go() {
         let (bytes, layout) = fragment(3 * MEMBER_SIZE);
-        let mut layer = helped(LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts"));
+        let layer = || helped(LayerWriter::new(io::sink(), Compression::Gzip, &[]).expect("starts"));
         let good = || Source {
             layout: &layout,
             digest: Digest::of(&bytes),
@@ -549,9 +578,29 @@ mod tests {
             held: HashMap::new(),
         };
         let sources = [Ok(good()), Err(EncodeError::Damaged("it is gone"))];
-        let told = layer.fragments(2 * layout.tar_size, sources.into_iter());
+        let never = |_, _, _| -> Result<(), EncodeError> { panic!("it is not complete") };
+        let told = layer().finish(2 * layout.tar_size, sources.into_iter(), never);
         assert!(matches!(told, Err(EncodeError::Damaged("it is gone"))));
-        layer.fragments(layout.tar_size, std::iter::once(Ok::<_, EncodeError>(good()))).expect("goes on");
+        // Who takes the packed layer may fail, too.
+        let fails = |_, _, _| -> Result<(), EncodeError> { Err(EncodeError::Damaged("the disk is full")) };
+        let told = layer().finish(layout.tar_size, [Ok(good())].into_iter(), fails);
+        assert!(matches!(told, Err(EncodeError::Damaged("the disk is full"))));
+    }
+
+    #[test]
+    fn the_packed_layer_is_known_by_the_digest_that_it_ends_with() {
+        let (bytes, layout) = fragment(3 * MEMBER_SIZE);
+        for compression in [Compression::Gzip, Compression::GzipSingle, Compression::Zstd] {
+            let source =
+                Source { layout: &layout, digest: Digest::of(&bytes), bytes: Box::new(&*bytes), held: HashMap::new() };
+            let layer = LayerWriter::new(Vec::new(), compression, &[]).expect("starts");
+            let packed = |out: Vec<u8>, digest, size| {
+                assert_eq!((Digest::of(&out), out.len() as u64), (digest, size));
+                Ok::<_, EncodeError>((digest, size))
+            };
+            let (said, digests) = layer.finish(layout.tar_size, [Ok(source)].into_iter(), packed).expect("finishes");
+            assert_eq!(said, (digests.digest, digests.size));
+        }
     }
 
     #[test]
