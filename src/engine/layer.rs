@@ -166,8 +166,10 @@ impl Local<'_> {
         hasher.field("user", serde_json::to_string(user).expect("plain strings and numbers"));
         for name in ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"] {
             let path = ImagePath::new(name).expect("a normal path");
-            if let Some((fragment, at)) = view.origin(&path) {
-                hasher.field("below", entry_text(&fragment.entries[at].entry));
+            if let Some(entry) = view.entry(&path) {
+                hasher.field("below", entry_text(entry));
+            }
+            if let Some((fragment, _)) = view.origin(&path) {
                 hasher.field("fragment", fragment.blob);
             }
         }

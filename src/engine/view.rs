@@ -584,3 +584,112 @@ impl Tree for View<'_> {
         self.entries.fragment(fragment).elf.get(*slot as usize).map(|(_, facts)| facts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use layers::encode::FragmentLayout;
+
+    use super::super::index::Indexed;
+    use super::*;
+
+    fn path(text: &str) -> ImagePath {
+        ImagePath::new(text).expect("good path")
+    }
+
+    fn dir(text: &str, mode: u32) -> Entry {
+        Entry::new(path(text), Kind::Dir, mode, 0)
+    }
+
+    /// A fragment of these directories and links, as base images have them.
+    fn fragment(dirs: &[Entry], links: &[&str], whiteouts: &[&str], opaques: &[&str]) -> Arc<Fragment> {
+        let link = |text: &&str| Indexed {
+            entry: Entry::new(path(text), Kind::Symlink { target: "x".into() }, 0o777, 0),
+            offset: 0,
+        };
+        let paths = |texts: &[&str]| texts.iter().map(|text| path(text)).collect();
+        let mut entries: Vec<Indexed> = links.iter().map(link).collect();
+        entries.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
+        Arc::new(Fragment {
+            blob: Digest::of(format!("{dirs:?} {links:?} {whiteouts:?} {opaques:?}").as_bytes()),
+            layout: FragmentLayout::default(),
+            dirs: dirs.to_vec(),
+            entries,
+            elf: Vec::new(),
+            package: None,
+            commands_dirs: false,
+            whiteouts: paths(whiteouts),
+            opaques: paths(opaques),
+        })
+    }
+
+    fn nothing(_: &Digest) -> io::Result<File> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn all(view: &View<'_>) -> Vec<String> {
+        let name = |entry: &Entry| format!("{}{}", entry.path, if entry.is_dir() { "/" } else { "" });
+        view.below(&ImagePath::root()).map(name).collect()
+    }
+
+    #[test]
+    fn layers_of_a_base_delete_what_they_say_and_nothing_beside_it() {
+        let mut view = View::new(&nothing);
+        let names = ["/a/x", "/a/y/z", "/a b", "/a-b", "/a.c/d", "/b/c"];
+        view.apply_base(&fragment(&["/a", "/a/y", "/a.c", "/b"].map(|it| dir(it, 0o755)), &names, &[], &[]));
+        assert_eq!(all(&view), ["/a/", "/a b", "/a-b", "/a.c/", "/a.c/d", "/a/x", "/a/y/", "/a/y/z", "/b/", "/b/c"]);
+        // A whiteout takes what it names with everything inside, an opaque directory only what is inside.
+        view.apply_base(&fragment(&[], &["/b/new"], &["/a/y", "/gone"], &["/b"]));
+        assert_eq!(all(&view), ["/a/", "/a b", "/a-b", "/a.c/", "/a.c/d", "/a/x", "/b/", "/b/new"]);
+        // A directory becomes a link: what was inside is gone, and what stands beside it stays.
+        view.apply_base(&fragment(&[dir("/b", 0o700)], &["/a"], &[], &[]));
+        assert_eq!(all(&view), ["/a", "/a b", "/a-b", "/a.c/", "/a.c/d", "/b/", "/b/new"]);
+        assert_eq!(view.entry(&path("/b")).expect("is there").mode, 0o700);
+        // And a link becomes a directory again.
+        view.apply_base(&fragment(&[dir("/a", 0o755)], &["/a/q"], &["/a.c"], &[]));
+        assert_eq!(all(&view), ["/a/", "/a b", "/a-b", "/a/q", "/b/", "/b/new"]);
+    }
+
+    #[test]
+    fn a_layer_replaces_single_files_and_empty_directories_only() {
+        let mut view = View::new(&nothing);
+        view.apply(&[dir("/a", 0o755), dir("/e", 0o755)], &[fragment(&[], &["/a/x", "/e-x"], &[], &[])])
+            .expect("applies");
+        view.apply(&[dir("/a", 0o755)], &[fragment(&[], &["/a/x", "/e"], &[], &[])]).expect("replaces");
+        assert_eq!(all(&view), ["/a/", "/a/x", "/e", "/e-x"]);
+        let told = view.apply(&[], &[fragment(&[], &["/a"], &[], &[])]).expect_err("it is not empty");
+        assert!(
+            matches!(&told, ViewError::ReplacesTree { path, inside } if path.as_str() == "/a" && inside.as_str() == "/a/x")
+        );
+        let twice = [fragment(&[], &["/t"], &[], &[]), fragment(&[], &["/t", "/u"], &[], &[])];
+        assert!(matches!(view.apply(&[], &twice), Err(ViewError::Twice { .. })));
+    }
+
+    /// Many paths, put there and deleted at random, against a sorted map.
+    #[test]
+    fn it_holds_what_a_sorted_map_would_hold() {
+        let (mut view, mut model) = (View::new(&nothing), BTreeMap::new());
+        let mut state = 7_u32;
+        let mut random = |below: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) % below
+        };
+        for _ in 0..60 {
+            let names: std::collections::BTreeSet<String> =
+                (0..40).map(|_| format!("/{}/{}/{}", random(4), random(6), random(9))).collect();
+            let gone: Vec<String> = (0..3).map(|_| format!("/{}/{}", random(4), random(6))).collect();
+            let texts = |all: &mut dyn Iterator<Item = &String>| -> Vec<String> { all.cloned().collect() };
+            let (names, gone) = (texts(&mut names.iter()), texts(&mut gone.iter()));
+            let (links, deleted): (Vec<&str>, Vec<&str>) =
+                (names.iter().map(String::as_str).collect(), gone.iter().map(String::as_str).collect());
+            view.apply_base(&fragment(&[], &links, &deleted, &[]));
+            model.retain(|name: &String, ()| !gone.iter().any(|top| name.starts_with(&format!("{top}/"))));
+            model.extend(names.into_iter().map(|name| (name, ())));
+            assert!(all(&view).iter().eq(model.keys()));
+            let below: Vec<String> = view.below(&path("/1/2")).map(|entry| entry.path.to_string()).collect();
+            assert!(below.iter().eq(model.keys().filter(|name| name.starts_with("/1/2/"))));
+        }
+        assert!(model.len() > 30, "{}", model.len());
+    }
+}
