@@ -20,7 +20,7 @@ use layers::{Digest, ImagePath};
 use super::EngineError;
 use super::bytecode::{Compiler, Module, open_wheel};
 use super::index::{Fragment, PackageFacts};
-use super::made::{Content, Deflated, Made, Packed, ReadStream};
+use super::made::{Content, Deflated, Made, Packed, ReadStream, changed};
 use super::spool::{Room, Spool, Whole};
 use crate::debian::{effects, scripts};
 use crate::python::bytecode::{self, imports};
@@ -365,11 +365,18 @@ impl<Z: Zip> Deflated for PackedFiles<Z> {
     fn inflate_whole(
         &mut self,
         index: usize,
+        stream: DeflateStream,
         packed: &mut Vec<u8>,
         content: &mut [u8],
     ) -> Result<Option<u32>, EngineError> {
         let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
-        self.zip.borrow_mut().inflate(index, packed, content).map_err(failed)
+        let mut zip = self.zip.borrow_mut();
+        // What it is compared with is what this archive says, which another one may have been put in the place of.
+        let said = zip.archive().entries().get(index).map(|entry| (entry.crc32, entry.compressed_size));
+        if said != Some((stream.crc32, u64::from(stream.compressed))) {
+            return Err(changed());
+        }
+        zip.inflate(index, packed, content).map_err(failed)
     }
 
     fn stream(&mut self, index: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError> {

@@ -109,12 +109,17 @@ impl Local<'_> {
         let convert = |path: &Path, compiler: Option<&Compiler<'_>>| {
             convert::convert(path, archive, conversion, drops, &self.room, compiler)
         };
-        let made = match &mut compiler {
+        let write = |made: Made<'static>| -> Result<(Fragment, Option<Rc<Members>>), EngineError> {
+            let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
+            Ok((Made { members: members.clone(), ..made }.write(self.store, &self.room)?, members))
+        };
+        let (fragment, members) = match &mut compiler {
             None => {
-                let core = self.cores.spare();
-                let (made, is_whole) = match core {
+                let make = |path: &Path| convert(path, None).and_then(write);
+                let (made, is_whole) = match self.cores.spare() {
+                    // It counts for nothing until the archive is known to be whole.
                     Some(core) => {
-                        let (made, is_whole) = both(Some(core), || convert(&path, None), verify);
+                        let (made, is_whole) = both(Some(core), || make(&path), verify);
                         (Some(made), is_whole?)
                     }
                     None => (None, verify()?),
@@ -125,7 +130,7 @@ impl Local<'_> {
                         if !is_whole {
                             path = self.supply.supply(archive)?;
                         }
-                        convert(&path, None)?
+                        make(&path)?
                     }
                 }
             }
@@ -136,11 +141,10 @@ impl Local<'_> {
                     path = self.supply.supply(archive)?;
                 }
                 compiler.earlier = earlier?;
-                convert(&path, Some(compiler))?
+                convert(&path, Some(compiler)).and_then(write)?
             }
         };
-        let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
-        let fragment = self.keep(&key, &text, Made { members: members.clone(), ..made })?;
+        let fragment = self.keep_fragment(&key, &text, fragment)?;
         if let Some(members) = members {
             members.keep(self.store, &fragment)?;
         }

@@ -53,11 +53,13 @@ pub trait Deflated {
     /// where the archive says.
     fn inflate(&mut self, at: usize, out: &mut dyn Write) -> Result<(), EngineError>;
 
-    /// Inflates one into `content`, which has its size, and checks it as [`inflate`](Self::inflate) does. `packed` is written over.
+    /// Inflates one into `content`, which has its size, and checks it as [`inflate`](Self::inflate) does, and that it is this
+    /// stream. `packed` is written over.
     /// Returns the CRC-32 of the stream's own bytes, and `None` where they had to be read again.
     fn inflate_whole(
         &mut self,
         at: usize,
+        stream: DeflateStream,
         packed: &mut Vec<u8>,
         content: &mut [u8],
     ) -> Result<Option<u32>, EngineError>;
@@ -209,25 +211,30 @@ impl<'a> Made<'a> {
         let mut packed = self.packed;
         let (files, again) = packed.as_mut().map(|Packed { files, again }| (files, &*again)).unzip();
         let (entries, mut facts, transplanted) = std::thread::scope(|scope| {
-            if checks.bytes() >= WORTHWHILE
-                && let Some(again) = again
-                && let Some(core) = room.spare_core()
-            {
-                let checks = &checks;
-                // Without it, all are checked here.
-                let _ = std::thread::Builder::new().spawn_scoped(scope, move || {
-                    let _core = core;
-                    // Where it cannot be opened again, whoever has it open finds out why.
-                    if let Ok(mut files) = again() {
-                        checks.run(&mut *files, room);
-                    }
-                });
-            }
+            let mut again = again.filter(|_| checks.bytes() >= WORTHWHILE);
+            // Asked now and then until there is a core: others may work with it at first.
+            let mut help = || {
+                if let Some(open) = again
+                    && let Some(core) = room.spare_core()
+                {
+                    again = None;
+                    let checks = &checks;
+                    // Without it, all are checked here.
+                    let _ = std::thread::Builder::new().spawn_scoped(scope, move || {
+                        let _core = core;
+                        // Where it cannot be opened again, whoever has it open finds out why.
+                        if let Ok(mut files) = open() {
+                            checks.run(&mut *files, room);
+                        }
+                    });
+                }
+            };
             let stops = Stops(&checks);
-            let (mut entries, facts) = batched(self.entries, self.spool.as_ref(), &mut writer, room)?;
+            let (mut entries, facts) = batched(self.entries, self.spool.as_ref(), &mut writer, room, &mut help)?;
             let mut transplanted = Vec::new();
             if let Some(files) = files {
                 for file in &transplants {
+                    help();
                     let indexed: &mut Indexed = &mut entries[file.at];
                     files.stream(file.index, &mut |bytes| {
                         let made = writer.transplant(&indexed.entry, file.stream, bytes)?;
@@ -280,9 +287,11 @@ fn batched<W: Write>(
     spool: Option<&Spool>,
     writer: &mut FragmentWriter<W>,
     room: &Room,
+    now_and_then: &mut dyn FnMut(),
 ) -> Result<Written, EngineError> {
     let (mut entries, mut facts) = (Vec::with_capacity(all.len()), Vec::new());
     for (at, (entry, content)) in all.into_iter().enumerate() {
+        now_and_then();
         let mut offset = 0;
         match content {
             Content::Deflated(..) if matches!(entry.kind, Kind::File { .. }) => {}
@@ -405,7 +414,7 @@ struct Buffers {
 const WHOLE_HELD: u64 = 32 << 20;
 const WHOLE: u64 = 4 << 20;
 
-fn changed() -> EngineError {
+pub(super) fn changed() -> EngineError {
     io::Error::other("an archive has changed while it was read").into()
 }
 
@@ -431,10 +440,7 @@ fn check(
             return Ok(Checked { facts: probe.facts(), ..checked });
         }
     };
-    checked.packed_crc32 = archive.inflate_whole(file.index, &mut buffers.packed, content)?;
-    if !file.stream.is_of(content) {
-        return Err(changed());
-    }
+    checked.packed_crc32 = archive.inflate_whole(file.index, file.stream, &mut buffers.packed, content)?;
     checked.facts = elf::facts(content);
     // What was read again may not be what is copied.
     if checked.packed_crc32.is_none() {

@@ -51,11 +51,6 @@ impl DeflateStream {
         let fits = u32::try_from(size).is_ok() && compressed < u64::from(u32::MAX - gzip::AROUND);
         (fits && size >= gzip::TRANSPLANT_SIZE).then_some(DeflateStream { compressed: compressed as u32, crc32 })
     }
-
-    /// Whether this content has its CRC-32.
-    pub fn is_of(&self, content: &[u8]) -> bool {
-        libdeflater::crc32(content) == self.crc32
-    }
 }
 
 /// A batch is at least so long, bytes of tar, if nothing but a path ends it.
