@@ -240,7 +240,8 @@ fn a_layer_that_was_sent_ahead_is_not_sent_again() {
         // It is remembered as any other.
         let again = edited.push().unwrap();
         assert!(again[0].known);
-        let deliveries = crate::registry::deliveries(&edited.registry.host(), &[edited.image.clone()], "v1");
+        let deliveries =
+            crate::registry::deliveries(&edited.registry.host(), std::slice::from_ref(&edited.image), "v1");
         assert!(edited.registries.announce(&edited.images.store, &deliveries[0].repository, edited.layer).is_none());
     }
 }
