@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read, Write};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -399,6 +399,9 @@ fn packed<Z: Zip + 'static>(
     })
 }
 
+/// Up to this size, packed and unpacked, a file that is compressed anew is inflated as a whole, bytes.
+const SMALL: u64 = 256 << 10;
+
 /// The content of one file of an open zip archive: its deflate stream, where that is worth keeping.
 fn content<Z: Zip + 'static>(
     name: &str,
@@ -413,7 +416,17 @@ fn content<Z: Zip + 'static>(
         return Content::Deflated(stream, index);
     }
     let (mut files, room) = (PackedFiles::new(name, zip.clone()), room.clone());
+    // The decoder that has all in memory is twice as fast.
+    let stream =
+        DeflateStream { compressed: u32::try_from(entry.compressed_size).unwrap_or(u32::MAX), crc32: entry.crc32 };
+    let size = usize::try_from(entry.size).unwrap_or(usize::MAX);
+    let is_small = entry.method == zip::Method::Deflated && entry.size.max(entry.compressed_size) <= SMALL;
     Content::Open(Box::new(move || {
+        if is_small {
+            let mut content = vec![0; size];
+            files.inflate_whole(index, stream, &mut Vec::new(), &mut content)?;
+            return Ok(Box::new(io::Cursor::new(content)));
+        }
         let mut spool = Spool::new(&room);
         files.inflate(index, &mut spool)?;
         Ok(Box::new(Whole::new(spool)))
@@ -518,7 +531,6 @@ fn replaces(one: &PackageFacts, other: &PackageFacts) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::process::Command;
 
     use cache::Store;
