@@ -173,7 +173,8 @@ fn an_edit_costs_three_trips_of_which_one_goes_beside_the_build() {
     let begun = asked.iter().filter(|it| it.line.starts_with("POST")).count();
     assert_eq!(begun, 2, "the configuration and the layer: {asked:#?}");
     assert!(!asked.iter().any(|it| it.line.starts_with("HEAD") && it.line.contains("/blobs/")), "{asked:#?}");
-    assert_eq!(registry.round_trips(), 3, "{asked:#?}");
+    // Where the build takes longer than the question whether one may push, the layer is sent beside the build as well.
+    assert_eq!(registry.round_trips_without("PUT /v2/team/one/blobs/"), 3, "{asked:#?}");
     assert_eq!(registry.state().uploads(), 0);
     registry.assert_whole();
 }
