@@ -416,13 +416,12 @@ fn content<Z: Zip + 'static>(
         return Content::Deflated(stream, index);
     }
     let (mut files, room) = (PackedFiles::new(name, zip.clone()), room.clone());
-    // The decoder that has all in memory is twice as fast.
-    let stream =
-        DeflateStream { compressed: u32::try_from(entry.compressed_size).unwrap_or(u32::MAX), crc32: entry.crc32 };
-    let size = usize::try_from(entry.size).unwrap_or(usize::MAX);
+    // The decoder that has all in memory is the faster one.
     let is_small = entry.method == zip::Method::Deflated && entry.size.max(entry.compressed_size) <= SMALL;
+    let stream = DeflateStream { compressed: entry.compressed_size as u32, crc32: entry.crc32 };
+    let small = is_small.then_some((entry.size as usize, stream));
     Content::Open(Box::new(move || {
-        if is_small {
+        if let Some((size, stream)) = small {
             let mut content = vec![0; size];
             files.inflate_whole(index, stream, &mut Vec::new(), &mut content)?;
             return Ok(Box::new(io::Cursor::new(content)));

@@ -136,6 +136,7 @@ impl<W: Write + Send> LayerWriter<W> {
                     return Err(error);
                 }
             }
+            appender.seek(&help);
             let mut order = appender.order;
             let early = match plain.take() {
                 Some(mut out) => {
@@ -144,9 +145,6 @@ impl<W: Write + Send> LayerWriter<W> {
                 }
                 None => None,
             };
-            if !order.is_helped() && order.tar() >= WORTHWHILE && help() {
-                order.helped();
-            }
             order.finish()?;
             Ok::<_, E>(early)
         })?;
@@ -210,15 +208,20 @@ struct Packed<'o, 'a, 't, W: Write> {
 }
 
 impl<W: Write> Packed<'_, '_, '_, W> {
+    /// Has a second thread help where enough is left to do.
+    fn seek(&mut self, help: &dyn Fn() -> bool) {
+        if !self.order.is_helped() && self.left + self.order.tar() >= WORTHWHILE && help() {
+            self.order.helped();
+        }
+    }
+
     /// Appends one fragment, with the help of a second thread once there is one. What is still in flight when it returns lies in
     /// the order.
     fn fragment(&mut self, source: Source<'_>, help: &dyn Fn() -> bool) -> Result<(), EncodeError> {
         let Source { layout, digest, mut bytes, mut held } = source;
         let mut own = Sha256::new();
         for (at, &member) in layout.members.iter().enumerate() {
-            if !self.order.is_helped() && self.left + self.order.tar() >= WORTHWHILE && help() {
-                self.order.helped();
-            }
+            self.seek(help);
             self.left = self.left.saturating_sub(u64::from(member.tar));
             let mut raw = Raw { bytes: &mut *bytes, own: &mut own, out: self.out.as_deref_mut() };
             let is_it = |held: &Held| (**held).as_ref().len() == member.tar as usize;
