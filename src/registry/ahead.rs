@@ -2,8 +2,8 @@
 //! was pushed last is looked for, and layers are sent as they are made.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cache::{Blob, Store};
@@ -50,7 +50,7 @@ pub struct Announced {
 
 /// What came of sending a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Arrival {
+enum Arrival {
     /// The repository had it.
     There,
     Sent,
@@ -62,21 +62,21 @@ pub(super) enum Arrival {
 type Told = Option<(Arrival, Instant)>;
 
 /// Layers that were announced, by where they go.
-pub(super) type Sending = HashMap<(Repository, AnyDigest), watch::Receiver<Told>>;
+type Sending = HashMap<(Repository, AnyDigest), watch::Receiver<Told>>;
 
-/// Layers on their way.
-#[derive(Debug)]
-pub(super) struct OnTheirWay {
-    /// Bytes that were sent without asking.
+/// What was done before there was anything to push.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    /// Uploads that were begun.
+    begun: Mutex<HashMap<Repository, Vec<Session>>>,
+    /// Manifests that were there when they were looked for, and when that was.
+    seen: Mutex<HashMap<(Repository, AnyDigest), Instant>>,
+    /// Layers that are sent, and what came of it.
+    sending: Mutex<Sending>,
+    /// Bytes of them that were sent without asking.
     unasked: AtomicU64,
     /// Ends them all.
     stop: watch::Sender<()>,
-}
-
-impl Default for OnTheirWay {
-    fn default() -> OnTheirWay {
-        OnTheirWay { unasked: AtomicU64::new(0), stop: watch::Sender::new(()) }
-    }
 }
 
 impl Client {
@@ -106,23 +106,23 @@ impl Client {
     async fn begin_ahead(&self, repository: &Repository) -> Result<(), RegistryError> {
         let _permit = self.requests.acquire().await;
         let session = self.start_for("push", repository).await?;
-        lock(&self.begun).entry(repository.clone()).or_default().push(session);
+        lock(&self.ahead.begun).entry(repository.clone()).or_default().push(session);
         Ok(())
     }
 
     /// An upload that was begun ahead.
     pub(super) fn begun_ahead(&self, repository: &Repository) -> Option<Session> {
-        lock(&self.begun).get_mut(repository)?.pop()
+        lock(&self.ahead.begun).get_mut(repository)?.pop()
     }
 
     /// Ends the uploads that were begun ahead and not taken, of one repository or of all; with all, also those that are on their
     /// way. Trouble is none: registries forget uploads by themselves.
     pub async fn end_uploads(&self, of: Option<&Repository>) {
         let all = match of {
-            Some(repository) => lock(&self.begun).remove_entry(repository).into_iter().collect(),
+            Some(repository) => lock(&self.ahead.begun).remove_entry(repository).into_iter().collect(),
             None => {
                 self.stop_ahead();
-                std::mem::take(&mut *lock(&self.begun))
+                std::mem::take(&mut *lock(&self.ahead.begun))
             }
         };
         let each = all.iter().flat_map(|(repository, sessions)| sessions.iter().map(move |it| (repository, it)));
@@ -131,46 +131,42 @@ impl Client {
 
     /// Ends what is sent ahead and not there yet.
     pub(super) fn stop_ahead(&self) {
-        self.on_their_way.stop.send_replace(());
+        self.ahead.stop.send_replace(());
     }
 
     /// What was found out ahead counts for one push.
     pub(super) fn forget_ahead(&self) {
-        lock(&self.seen).clear();
-        lock(&self.sending).clear();
-        self.on_their_way.unasked.store(0, Ordering::Relaxed);
+        lock(&self.ahead.seen).clear();
+        lock(&self.ahead.sending).clear();
+        self.ahead.unasked.store(0, Ordering::Relaxed);
     }
 
     /// Looks whether a repository still has the manifest that was pushed there last, for who asks within a minute. Nobody waits
     /// long for it, and trouble is none: whoever needs the answer asks again.
     async fn look_ahead(&self, repository: &Repository, last: Option<&AnyDigest>) {
         let Some(digest) = last else { return };
-        let look = async {
-            let _permit = self.requests.acquire().await;
-            self.glimpse_for_push(&repository.at(*digest)).await
-        };
+        let look = self.has_manifest(repository, *digest);
         if let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, look).await {
-            lock(&self.seen).insert((repository.clone(), *digest), Instant::now());
+            lock(&self.ahead.seen).insert((repository.clone(), *digest), Instant::now());
         }
     }
 
     /// Whether a manifest was seen ahead.
     pub(super) fn was_seen(&self, repository: &Repository, digest: AnyDigest) -> bool {
-        lock(&self.seen).get(&(repository.clone(), digest)).is_some_and(|at| at.elapsed() < SEEN)
+        lock(&self.ahead.seen).get(&(repository.clone(), digest)).is_some_and(|at| at.elapsed() < SEEN)
     }
 
     /// Says that a layer will be sent, if it is one that nothing here knows to be anywhere: a push waits for it from now on.
     /// It must be given to [`Client::send_ahead`], or be dropped.
     pub fn announce(&self, store: &Store, repository: &Repository, layer: Blob) -> Option<Announced> {
         let (memo, digest) = (Memo::new(store), AnyDigest::from(layer.digest));
-        let is_new = memo.last(repository).is_some_and(|last| !last.below.contains(&digest))
-            && memo.holders(&repository.registry, &digest).is_empty();
+        let is_new = memo.is_new(memo.last(repository).as_ref(), &repository.registry, &digest);
         if !is_new || self.is_sent_ahead(repository, digest) {
             return None;
         }
         let (arrives, told) = watch::channel(None);
-        lock(&self.sending).insert((repository.clone(), digest), told);
-        Some(Announced { repository: repository.clone(), layer, arrives, stop: self.on_their_way.stop.subscribe() })
+        lock(&self.ahead.sending).insert((repository.clone(), digest), told);
+        Some(Announced { repository: repository.clone(), layer, arrives, stop: self.ahead.stop.subscribe() })
     }
 
     /// Sends a layer from the store, unless the repository has it. Trouble is none: the push sends it once more, and tells.
@@ -179,11 +175,10 @@ impl Client {
         let mut begun = None;
         let send = async {
             let digest = AnyDigest::from(layer.digest);
-            let unasked = self.on_their_way.unasked.fetch_add(layer.size, Ordering::Relaxed);
+            let unasked = self.ahead.unasked.fetch_add(layer.size, Ordering::Relaxed);
             if unasked.saturating_add(layer.size) > UNASKED {
-                self.on_their_way.unasked.fetch_sub(layer.size, Ordering::Relaxed);
-                let _permit = self.requests.acquire().await;
-                if self.has_blob(&repository, &digest, &push_scope(&repository)).await? {
+                self.ahead.unasked.fetch_sub(layer.size, Ordering::Relaxed);
+                if self.lies_in(&repository, &digest).await? {
                     return Ok(Arrival::There);
                 }
             }
@@ -205,14 +200,16 @@ impl Client {
 
     /// Whether a blob came to a repository, or was found there, by being sent ahead; waits for it where it is on its way.
     pub(super) async fn was_sent_ahead(&self, repository: &Repository, digest: AnyDigest) -> bool {
-        let Some(mut told) = lock(&self.sending).get(&(repository.clone(), digest)).cloned() else { return false };
+        let Some(mut told) = lock(&self.ahead.sending).get(&(repository.clone(), digest)).cloned() else {
+            return false;
+        };
         let arrival = told.wait_for(Option::is_some).await.ok().and_then(|arrival| *arrival);
         arrival.is_some_and(|(arrival, at)| arrival != Arrival::Failed && at.elapsed() < SEEN)
     }
 
     /// Whether a blob is being sent ahead, or was sent and had not been there.
     pub(super) fn is_sent_ahead(&self, repository: &Repository, digest: AnyDigest) -> bool {
-        let sending = lock(&self.sending);
+        let sending = lock(&self.ahead.sending);
         sending.get(&(repository.clone(), digest)).is_some_and(|told| match *told.borrow() {
             Some((arrival, at)) => arrival == Arrival::Sent && at.elapsed() < SEEN,
             None => told.has_changed().is_ok(),

@@ -8,21 +8,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 
-use super::ahead::{OnTheirWay, Sending};
 use super::auth::{Credential, Keyring, Sources};
 use super::body::{Outgoing, Progress};
-use super::digest::AnyDigest;
 use super::error::RegistryError;
 use super::guard::{self, PublicOnly};
 use super::reference::Repository;
 use super::token::Session;
-use super::{retry, transport};
+use super::{ahead, retry, transport};
 use crate::fetch::{Proxies, chain, shown};
 use crate::hide::hidden;
 
@@ -124,13 +122,8 @@ pub struct Client {
     origins: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Contact>>>>,
     standings: tokio::sync::Mutex<HashMap<String, bool>>,
     sessions: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Session>>>>,
-    /// Uploads that were begun before there was anything to send.
-    pub(super) begun: Mutex<HashMap<Repository, Vec<super::upload::Session>>>,
-    /// Manifests that were there when they were looked for ahead, and when that was.
-    pub(super) seen: Mutex<HashMap<(Repository, AnyDigest), Instant>>,
-    /// Layers that are sent ahead, and what came of it.
-    pub(super) sending: Mutex<Sending>,
-    pub(super) on_their_way: OnTheirWay,
+    /// What was done before there was anything to push.
+    pub(super) ahead: ahead::Done,
 }
 
 /// How a host is reached.
@@ -210,10 +203,7 @@ impl Client {
             origins: Mutex::default(),
             standings: tokio::sync::Mutex::default(),
             sessions: Mutex::default(),
-            begun: Mutex::default(),
-            seen: Mutex::default(),
-            sending: Mutex::default(),
-            on_their_way: OnTheirWay::default(),
+            ahead: ahead::Done::default(),
             config,
         }
     }

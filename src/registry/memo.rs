@@ -62,6 +62,11 @@ impl Memo {
         Some(Remembered { top: record.top.parse().ok()?, below })
     }
 
+    /// Whether a blob is hardly anywhere: not among what was pushed to its repository last, and no other has it.
+    pub fn is_new(&self, last: Option<&Remembered>, registry: &str, digest: &AnyDigest) -> bool {
+        last.is_some_and(|last| !last.below.contains(digest)) && self.holders(registry, digest).is_empty()
+    }
+
     /// Remembers a push.
     pub fn keep(&self, repository: &Repository, remembered: &Remembered) -> Result<(), CacheError> {
         let Some(store) = &self.store else { return Ok(()) };

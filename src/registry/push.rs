@@ -247,12 +247,7 @@ impl<'a> Run<'a> {
         {
             return Ok(false);
         }
-        self.has_manifest(repository, bundle.top().digest).await
-    }
-
-    async fn has_manifest(&self, repository: &Repository, digest: AnyDigest) -> Result<bool, RegistryError> {
-        let _permit = self.client.requests.acquire().await;
-        self.client.glimpse_for_push(&repository.at(digest)).await
+        self.client.has_manifest(repository, bundle.top().digest).await
     }
 
     /// Takes over what the memo says about a repository, if the registry still has what the memo was written for. That is
@@ -260,7 +255,7 @@ impl<'a> Run<'a> {
     async fn recall(&self, repository: &Repository, top: AnyDigest) -> Result<(), RegistryError> {
         let Some(remembered) = self.last.get(repository).filter(|it| it.top != top) else { return Ok(()) };
         let was_seen = self.client.was_seen(repository, remembered.top);
-        if was_seen || self.has_manifest(repository, remembered.top).await? {
+        if was_seen || self.client.has_manifest(repository, remembered.top).await? {
             let mut known = lock(&self.known);
             let of_repository = known.entry(repository.clone()).or_default();
             of_repository.extend(&remembered.below);
@@ -334,7 +329,7 @@ impl<'a> Run<'a> {
             // Of an index that changed, most images may not have.
             let there = place != last
                 && (self.is_known(repository, document.digest)
-                    || self.has_manifest(repository, document.digest).await?);
+                    || self.client.has_manifest(repository, document.digest).await?);
             let size = document.bytes.len() as u64;
             self.planned(repository, document.digest, size, if there { Act::Keep } else { Act::Send });
             if !there {
@@ -484,7 +479,7 @@ impl<'a> Run<'a> {
             let look = async {
                 match new && self.unasked[at].contains(&digest) {
                     true => Ok(false),
-                    false => self.has_blob(repository, &digest).await,
+                    false => self.client.lies_in(repository, &digest).await,
                 }
             };
             let (there, begun) = join(look, begin).await;
@@ -519,19 +514,13 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn has_blob(&self, repository: &Repository, digest: &AnyDigest) -> Result<bool, RegistryError> {
-        let _permit = self.client.requests.acquire().await;
-        self.client.has_blob(repository, digest, &push_scope(repository)).await
-    }
-
     /// Whether a blob is hardly anywhere: not among what is remembered of its repository, and no other has it. Then its
     /// upload begins while the registry is asked, or it is sent without asking.
     fn is_new(&self, at: usize, repository: &Repository, digest: &AnyDigest) -> bool {
         let registry = repository.registry.as_str();
-        self.last.get(repository).is_some_and(|last| !last.below.contains(digest))
-            && self.wanted.get(&(registry, *digest)).is_some_and(|who| who.first() == Some(&at))
+        self.wanted.get(&(registry, *digest)).is_some_and(|who| who.first() == Some(&at))
             && !self.supply.origins.contains_key(digest)
-            && self.memo.holders(registry, digest).is_empty()
+            && self.memo.is_new(self.last.get(repository), registry, digest)
     }
 
     /// Tries to take a blob over from where it is known to be.
@@ -672,10 +661,10 @@ fn misses(error: &RegistryError) -> bool {
 
 impl Client {
     /// Whether a repository has a manifest, asked with the right to push so that one token does for everything.
-    pub(super) async fn glimpse_for_push(&self, reference: &Reference) -> Result<bool, RegistryError> {
-        let repository = &reference.repository;
+    pub(super) async fn has_manifest(&self, repository: &Repository, digest: AnyDigest) -> Result<bool, RegistryError> {
+        let _permit = self.requests.acquire().await;
         let what = "look for a manifest";
-        let url = self.url(repository, &format!("{}/manifests/{}", repository.path, reference.version())).await?;
+        let url = self.url(repository, &format!("{}/manifests/{digest}", repository.path)).await?;
         let ask = Ask::new(what, Method::HEAD, url, vec![push_scope(repository)])
             .header(reqwest::header::ACCEPT, super::document::ACCEPT);
         let answer = self.ask(repository, &ask).await?;
