@@ -228,8 +228,13 @@ fn overlay(order: &Order, flags: MountFlags) -> Result<(), String> {
     let number = |folder: &OwnedFd| format!("/proc/self/fd/{}", folder.as_raw_fd());
     let (lower, upper, scratch) = (number(&lower), number(&upper), number(&scratch));
     let options = format!("lowerdir={lower},upperdir={upper},workdir={scratch},userxattr,index=off");
-    let options = CString::new(options).during(|| "options".into())?;
-    mount("overlay", order.seen(), "overlay", flags, Some(options.as_c_str())).during(|| "mount the overlay".into())
+    let mount = |options: String| {
+        let options = CString::new(options).during(|| "options".into())?;
+        mount("overlay", order.seen(), "overlay", flags, Some(options.as_c_str())).during(|| "mount the overlay".into())
+    };
+    // Volatile (Linux 5.10): else the end of the mount waits until all that anybody wrote to that file system, the cache
+    // among it, is on the disk. What is left is read at once and thrown away, so nothing has to outlive a crash.
+    mount(format!("{options},volatile")).or_else(|_| mount(options))
 }
 
 /// A mount of its own of what is at a path.
