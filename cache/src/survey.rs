@@ -212,10 +212,21 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, CacheE
     Ok(found)
 }
 
+/// Bytes on disk of all that is in a folder, which may be tens of thousands of files.
 pub(crate) fn tree_size(folder: &Path) -> Result<u64, CacheError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(CacheError::at(folder))?,
+    };
     let mut size = 0;
-    for (path, metadata) in list(folder)? {
-        size += if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
+    for entry in entries {
+        let entry = entry.map_err(CacheError::at(folder))?;
+        size += match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(CacheError::at(&entry.path())(error)),
+            Ok(metadata) if metadata.is_dir() => tree_size(&entry.path())?,
+            Ok(metadata) => disk(&metadata),
+        };
     }
     Ok(size)
 }
