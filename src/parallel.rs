@@ -67,13 +67,18 @@ struct Shared {
 #[derive(Debug)]
 struct Free {
     cores: usize,
-    /// Who waits and comes before all others.
+    /// Who comes before all others: those that wait for the next core, and each [`First`].
     first: usize,
 }
 
 /// One of the [`Cores`], given back when it is dropped.
 #[derive(Debug)]
 pub struct Core(Arc<Shared>);
+
+/// Keeps [`Cores`] that are given back for who takes the first, until it is dropped: for work that has several steps, and that
+/// others wait for longest. It waits for nobody itself.
+#[derive(Debug)]
+pub struct First(Arc<Shared>);
 
 impl Cores {
     /// So many, at least one.
@@ -100,6 +105,59 @@ impl Cores {
         Some(Core(self.0.clone()))
     }
 
+    /// Nobody but who takes the first gets a core from now on.
+    pub fn first(&self) -> First {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).first += 1;
+        First(self.0.clone())
+    }
+
+    /// A core that is free now, whoever waits for it.
+    fn at_once(&self) -> Option<Core> {
+        let mut free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        free.cores = free.cores.checked_sub(1)?;
+        Some(Core(self.0.clone()))
+    }
+
+    /// Runs `work` on all items before anybody else gets a core: on the next one, and on all that are given back meanwhile, up to
+    /// `threads`. The first error stops the rest.
+    pub fn spread<T: Sync, E: Send>(
+        &self,
+        threads: usize,
+        items: &[T],
+        work: impl Fn(&T) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let _first = self.first();
+        let next = AtomicUsize::new(0);
+        let failed: Mutex<Option<E>> = Mutex::new(None);
+        let one = || {
+            let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else { return false };
+            if let Err(error) = work(item) {
+                next.store(items.len(), Ordering::Relaxed);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+            true
+        };
+        let core = self.take_first();
+        std::thread::scope(|scope| {
+            let mut helpers = 1..threads;
+            while one() {
+                if !helpers.is_empty()
+                    && let Some(core) = self.at_once()
+                {
+                    let help = || {
+                        let _core = core;
+                        while one() {}
+                    };
+                    // Where there are no threads left, it is done without.
+                    let begun = std::thread::Builder::new().spawn_scoped(scope, help);
+                    helpers = if begun.is_ok() { helpers.start + 1..threads } else { 0..0 };
+                }
+            }
+            drop(core);
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
     /// Waits for the next core: for work that others wait for longest.
     pub fn take_first(&self) -> Core {
         let given_back = &self.0.given_back;
@@ -111,6 +169,13 @@ impl Cores {
         // Those that waited for the first may have a core that is left.
         given_back.notify_all();
         Core(self.0.clone())
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).first -= 1;
+        self.0.given_back.notify_all();
     }
 }
 
@@ -203,6 +268,54 @@ mod tests {
         let spare = cores.spare();
         assert!(spare.is_some() && cores.spare().is_none());
         drop(spare);
+        assert!(cores.spare().is_some());
+    }
+
+    #[test]
+    fn what_is_spread_has_every_core_that_is_given_back_until_it_is_done() {
+        let cores = Cores::new(2);
+        let held = cores.take();
+        let (others, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let threads = Mutex::new(std::collections::HashSet::new());
+        let give_back = Mutex::new(Some(held));
+        let items: Vec<usize> = (0..50).collect();
+        std::thread::scope(|scope| {
+            let ended = cores.spread(2, &items, |at| {
+                threads.lock().expect("nobody panics").insert(std::thread::current().id());
+                if let Some(held) = give_back.lock().expect("nobody panics").take() {
+                    scope.spawn(|| {
+                        let _core = cores.take();
+                        others.store(done.load(Ordering::SeqCst), Ordering::SeqCst);
+                    });
+                    drop(held);
+                }
+                // The second core is there: both threads come to the same point.
+                if (1..49).contains(at) {
+                    while threads.lock().expect("nobody panics").len() < 2 {
+                        std::thread::yield_now();
+                    }
+                }
+                done.fetch_add(1, Ordering::SeqCst);
+                Ok::<(), ()>(())
+            });
+            assert_eq!(ended, Ok(()));
+        });
+        // A helper may be done before the last item is.
+        assert!(others.into_inner() >= 49);
+        assert_eq!(done.into_inner(), 50);
+        let failed = cores.spread(2, &items, |at| if *at == 7 { Err(*at) } else { Ok(()) });
+        assert_eq!(failed, Err(7));
+        let free = cores.0.state.lock().expect("nobody panics");
+        assert_eq!((free.cores, free.first), (2, 0));
+    }
+
+    #[test]
+    fn nobody_else_gets_a_core_while_something_comes_first() {
+        let cores = Cores::new(1);
+        let first = cores.first();
+        assert!(cores.spare().is_none());
+        drop(cores.take_first());
+        drop(first);
         assert!(cores.spare().is_some());
     }
 

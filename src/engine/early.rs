@@ -23,7 +23,7 @@ use super::fragments::unpack_key;
 use super::local::{Local, Subject};
 use super::run::platform_of;
 use super::view::View;
-use crate::parallel::in_parallel;
+use crate::parallel::{Cores, First, in_parallel};
 
 /// A stage with commands that something is taken from.
 pub struct Early<'a> {
@@ -50,6 +50,8 @@ struct State {
     together: bool,
     /// Commands that failed. Whoever waits to run the same one does not try it again.
     given_up: BTreeSet<Key>,
+    /// Keeps cores for a stage whose last archive was converted, until it is walked.
+    first: Option<First>,
     /// The first error, which ends everything.
     failed: Option<EngineError>,
 }
@@ -77,10 +79,14 @@ impl Course {
         });
     }
 
-    pub(super) fn converted(&self, key: &Key) {
+    /// Says that an archive is converted. Was it the last that one of `early` waited for, that stage has the next cores.
+    pub(super) fn converted(&self, key: &Key, early: &[Early<'_>], cores: &Cores) {
         self.change(|state| {
-            if let Some(pending) = &mut state.pending {
-                pending.remove(key);
+            let Some(pending) = &mut state.pending else { return };
+            pending.remove(key);
+            let is_ready = |it: &Early<'_>| it.archives.contains(key) && pending.is_disjoint(&it.archives);
+            if early.iter().any(is_ready) && !state.together && state.failed.is_none() {
+                state.first = Some(cores.first());
             }
         });
     }
@@ -105,15 +111,16 @@ impl Course {
         state.failed.is_some() || state.given_up.contains(command)
     }
 
-    /// Waits until all of these are converted; whether it is worth going on then.
-    fn wait_for(&self, keys: &BTreeSet<Key>) -> bool {
+    /// Waits until all of these are converted. Nothing where it is not worth going on then.
+    fn wait_for(&self, keys: &BTreeSet<Key>, cores: &Cores) -> Option<First> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = |state: &mut State| {
             let is_pending = state.pending.as_ref().is_none_or(|pending| !pending.is_disjoint(keys));
             is_pending && !state.together && state.failed.is_none()
         };
-        let state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
-        !state.together && state.failed.is_none()
+        let mut state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        let first = state.first.take();
+        (!state.together && state.failed.is_none()).then(|| first.unwrap_or_else(|| cores.first()))
     }
 }
 
@@ -158,9 +165,9 @@ impl Local<'_> {
     /// beside it.
     pub fn run_early(&self, early: &[Early<'_>]) {
         let run = |it: &Early<'_>| -> Result<(), Infallible> {
-            if self.course.wait_for(&it.archives) {
+            if let Some(first) = self.course.wait_for(&it.archives, &self.cores) {
                 let open = |digest: &Digest| self.open(digest);
-                match self.other_stage(it.subject, it.stage, &mut View::new(&open)) {
+                match self.early_stage(it.subject, it.stage, &mut View::new(&open), first) {
                     Ok(_) => self.course.change(|state| state.running -= 1),
                     Err(error) => self.abandon(error),
                 }
@@ -178,7 +185,10 @@ impl Local<'_> {
     /// Ends everything that runs beside what failed. The first error is the one that is told, before those of commands that
     /// were ended because of it.
     pub fn abandon(&self, error: EngineError) {
-        self.course.change(|state| keep_first(&mut state.failed, error));
+        self.course.change(|state| {
+            keep_first(&mut state.failed, error);
+            state.first = None;
+        });
     }
 
     /// Whether something failed since [`Local::begin`].

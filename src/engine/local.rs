@@ -36,7 +36,7 @@ use super::view::View;
 use super::{EngineError, base};
 use crate::debian::gate;
 use crate::observe::{Event, Observer};
-use crate::parallel::{Cores, both, in_parallel};
+use crate::parallel::{Cores, First, both, in_parallel};
 use crate::pin::Context;
 use crate::remote::Sources;
 
@@ -101,6 +101,8 @@ pub struct Walked {
     pub packages: Vec<(String, String, String)>,
     /// What the layers above the cut depend on.
     pub below: Option<Below>,
+    /// Keeps the next cores for this walk until its first command begins.
+    pub(super) first: Mutex<Option<First>>,
 }
 
 impl Walked {
@@ -203,12 +205,14 @@ pub struct Subject<'a> {
 }
 
 /// What a stage is walked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Walk {
     /// An image, and where its stage is cut.
     OfImage(Option<usize>),
     /// Something that is taken from it, or a command.
     OfOther,
+    /// The same, with commands that others wait for: it has the next cores until the first of them begins.
+    Early(First),
 }
 
 /// Hears of a layer that lies in the store, whose tar may still be hashed: should that fail, it belongs to no image.
@@ -270,12 +274,13 @@ impl Local<'_> {
                 if !has_failed() {
                     self.supply.supply(archive).map_err(stop)?;
                 }
-                let _core = self.cores.take();
+                // A stage that is walked for a command may have the next cores, and wait for this.
+                let _core = if early.is_empty() { self.cores.take_first() } else { self.cores.take() };
                 if has_failed() {
                     return Ok(());
                 }
                 self.unpack(archive, conversion, &Drops::new()).map_err(stop)?;
-                self.course.converted(key);
+                self.course.converted(key, early, &self.cores);
                 Ok(())
             });
             let downloaded = ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -340,6 +345,14 @@ impl Local<'_> {
     ) -> Result<Walked, EngineError> {
         self.interpreters.learn(resolved);
         let mut walked = Walked::default();
+        let (is_of_image, cut) = match walk {
+            Walk::OfImage(cut) => (true, cut),
+            Walk::OfOther => (false, None),
+            Walk::Early(first) => {
+                walked.first = Mutex::new(Some(first));
+                (false, None)
+            }
+        };
         if let Some(layout) = &resolved.base {
             let base = self.base(subject, layout)?;
             for fragment in base.fragments(self)? {
@@ -363,12 +376,12 @@ impl Local<'_> {
                     .map(|package| (package.name.clone(), package.version.clone(), package.architecture.clone())),
             );
             for layer in run {
-                if walk == Walk::OfImage(Some(walked.jobs.len())) {
+                if cut == Some(walked.jobs.len()) {
                     view.listen();
                 }
                 // What lies below is put together while a command still runs.
                 let takes = layer.ops.iter().any(|op| matches!(op, Op::Take(_)));
-                if takes && matches!(walk, Walk::OfImage(_)) && self.course.runs_commands() {
+                if takes && is_of_image && self.course.runs_commands() {
                     self.assemble(&walked.jobs.iter().collect::<Vec<_>>(), self.jobs, &|_| ())?;
                 }
                 self.lay(subject, layer, &together, view, &mut walked).map_err(|error| located(error, layer))?;
@@ -579,9 +592,30 @@ impl Local<'_> {
         stage: StageId,
         view: &mut View<'v>,
     ) -> Result<Walked, EngineError> {
+        self.stage(subject, stage, view, Walk::OfOther)
+    }
+
+    /// The same for a stage whose commands others wait for.
+    pub(super) fn early_stage<'v>(
+        &self,
+        subject: Subject<'_>,
+        stage: StageId,
+        view: &mut View<'v>,
+        first: First,
+    ) -> Result<Walked, EngineError> {
+        self.stage(subject, stage, view, Walk::Early(first))
+    }
+
+    fn stage<'v>(
+        &self,
+        subject: Subject<'_>,
+        stage: StageId,
+        view: &mut View<'v>,
+        walk: Walk,
+    ) -> Result<Walked, EngineError> {
         let resolved = self.settle(subject, &self.lowered(subject, stage)?)?;
         self.fragments(&[&resolved], &[])?;
-        self.walk_onto(subject, &resolved, view, Walk::OfOther)
+        self.walk_onto(subject, &resolved, view, walk)
     }
 }
 

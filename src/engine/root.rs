@@ -18,12 +18,12 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use super::EngineError;
 use super::tree::Tree as _;
 use super::view::View;
-use crate::parallel::{Cores, in_parallel};
+use crate::parallel::Cores;
 
 /// Part of the name of a folder that is kept: raised whenever the same stage would be written otherwise.
 pub const VERSION: u32 = 2;
 
-/// Writes a view as the new folder `to`, with up to `threads` threads on the next free cores. Nothing is followed: a path
+/// Writes a view as the new folder `to`, with up to `threads` threads, before anybody else gets a core. Nothing is followed: a path
 /// whose parent is not a directory of the view is refused.
 pub fn write(view: &View<'_>, to: &Path, threads: usize, cores: &Cores) -> Result<(), EngineError> {
     fs::create_dir(to)?;
@@ -55,8 +55,7 @@ pub fn write(view: &View<'_>, to: &Path, threads: usize, cores: &Cores) -> Resul
     let half = portions.len().div_ceil(2);
     let portions: Vec<_> =
         (0..half).flat_map(|at| [Some(portions[at]), portions.get(half + at).copied()]).flatten().collect();
-    in_parallel(threads, &portions, |entries| {
-        let _core = cores.take_first();
+    cores.spread(threads, &portions, |entries| {
         let mut buffer = vec![0; BUFFER];
         entries.iter().try_for_each(|(_, _, entry)| other(view, to, entry, &mut buffer))
     })?;

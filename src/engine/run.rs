@@ -30,6 +30,7 @@ use super::log::Log;
 use super::view::View;
 use super::{EngineError, outcome, root};
 use crate::observe::Event;
+use crate::parallel::First;
 use crate::sandbox::{self, Access, Bind, Level, SandboxError, Secret};
 
 /// Part of every key of what a command made: raised whenever the same command would find another world.
@@ -214,7 +215,9 @@ impl Local<'_> {
                 match find()? {
                     Some(found) => found,
                     None => {
-                        let job = Job { subject, label: &layer.label, step, inputs: &inputs, key, root_key, view };
+                        let label = &layer.label;
+                        let first = &below.first;
+                        let job = Job { subject, label, step, inputs: &inputs, key, root_key, view, first };
                         let done = self.execute(&job, &text).inspect_err(|_| self.course.give_up(key));
                         let (fragment, level) = done?;
                         let ran = Ran {
@@ -311,6 +314,8 @@ impl Local<'_> {
             return Err(SandboxError::Stopped.into());
         }
         let root = self.root(job)?;
+        // All that others waited for is done, but the command itself.
+        drop(job.first.lock().unwrap_or_else(PoisonError::into_inner).take());
         let began = Instant::now();
         let first = self.attempt(job, level, &root)?;
         let (took, of) = took_key(platform, run);
@@ -441,6 +446,8 @@ struct Job<'a> {
     key: Key,
     root_key: Digest,
     view: &'a View<'a>,
+    /// See [`Walked::first`].
+    first: &'a Mutex<Option<First>>,
 }
 
 /// The whole environment of a command, sorted by name.
