@@ -1,7 +1,7 @@
 //! `images.lock`: everything that a build takes from outside, by digest. No hosts, stable order, one package a line.
 //!
 //! ```text
-//! { "imgbuildLock": 1, "layerFormat": 2,
+//! { "imgbuildLock": 1, "layerFormat": 3,
 //!   "suites":  [ {"archive":"debian","suite":"trixie",...} ],            what was trusted when locking
 //!   "debian":  { "linux/amd64": [ {"name":"libc6",...}, ... ] },         the pool: one version of a package a platform
 //!   "sources": [ {"images":["base",...], "source":"debian python3", "request":"sha256:...",

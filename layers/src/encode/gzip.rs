@@ -58,7 +58,8 @@ pub(super) struct MemberEncoder {
 
 impl MemberEncoder {
     pub(super) fn new() -> MemberEncoder {
-        let level = CompressionLvl::new(6).expect("6 is a level of libdeflate");
+        // A third faster than level 6, for 0.6 to 1 % more bytes.
+        let level = CompressionLvl::new(5).expect("5 is a level of libdeflate");
         MemberEncoder { compressor: Compressor::new(level), buffer: Vec::new() }
     }
 

@@ -34,7 +34,7 @@ pub use layer::{LayerDigests, LayerWriter, Source};
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.
 /// It is part of every fragment's and layer's key and of the lock; golden digests guard it.
-pub const LAYER_FORMAT: u32 = 2;
+pub const LAYER_FORMAT: u32 = 3;
 
 /// How much content makes a second thread worth its start, bytes.
 pub const WORTHWHILE: u64 = 512 << 10;
