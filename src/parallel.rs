@@ -67,7 +67,7 @@ struct Shared {
 #[derive(Debug)]
 struct Free {
     cores: usize,
-    /// Who comes before all others: those that wait for the next core, and each [`First`].
+    /// How many of them are for who comes before all others: one for each that waits for the next core, and those of each [`First`].
     first: usize,
 }
 
@@ -75,10 +75,13 @@ struct Free {
 #[derive(Debug)]
 pub struct Core(Arc<Shared>);
 
-/// Keeps [`Cores`] that are given back for who takes the first, until it is dropped: for work that has several steps, and that
-/// others wait for longest. It waits for nobody itself.
+/// Keeps some [`Cores`] that are given back for who takes the first, until it is dropped: for work that has several steps, and
+/// that others wait for longest. It waits for nobody itself.
 #[derive(Debug)]
-pub struct First(Arc<Shared>);
+pub struct First {
+    shared: Arc<Shared>,
+    cores: usize,
+}
 
 impl Cores {
     /// So many, at least one.
@@ -90,7 +93,7 @@ impl Cores {
     /// Waits for a core that nobody else has or waits for as the first.
     pub fn take(&self) -> Core {
         let free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = |free: &mut Free| free.cores == 0 || free.first > 0;
+        let taken = |free: &mut Free| free.cores <= free.first;
         self.0.given_back.wait_while(free, taken).unwrap_or_else(PoisonError::into_inner).cores -= 1;
         Core(self.0.clone())
     }
@@ -98,17 +101,17 @@ impl Cores {
     /// A core that is free now and that nobody waits for as the first: a second one for who has one.
     pub fn spare(&self) -> Option<Core> {
         let mut free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.cores == 0 || free.first > 0 {
+        if free.cores <= free.first {
             return None;
         }
         free.cores -= 1;
         Some(Core(self.0.clone()))
     }
 
-    /// Nobody but who takes the first gets a core from now on.
-    pub fn first(&self) -> First {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).first += 1;
-        First(self.0.clone())
+    /// The next `cores` of them are for who takes the first, from now on.
+    pub fn first(&self, cores: usize) -> First {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).first += cores;
+        First { shared: self.0.clone(), cores }
     }
 
     /// A core that is free now, whoever waits for it.
@@ -126,7 +129,10 @@ impl Cores {
         items: &[T],
         work: impl Fn(&T) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let _first = self.first();
+        if items.is_empty() {
+            return Ok(());
+        }
+        let _first = self.first(threads.min(items.len()));
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<E>> = Mutex::new(None);
         let one = || {
@@ -140,8 +146,9 @@ impl Cores {
         let core = self.take_first();
         std::thread::scope(|scope| {
             let mut helpers = 1..threads;
-            while one() {
-                if !helpers.is_empty()
+            loop {
+                while !helpers.is_empty()
+                    && next.load(Ordering::Relaxed) + helpers.start < items.len()
                     && let Some(core) = self.at_once()
                 {
                     let help = || {
@@ -151,6 +158,9 @@ impl Cores {
                     // Where there are no threads left, it is done without.
                     let begun = std::thread::Builder::new().spawn_scoped(scope, help);
                     helpers = if begun.is_ok() { helpers.start + 1..threads } else { 0..0 };
+                }
+                if !one() {
+                    break;
                 }
             }
             drop(core);
@@ -172,10 +182,19 @@ impl Cores {
     }
 }
 
+impl First {
+    /// Lets go of them, to keep as many again later.
+    pub fn again(self) -> impl FnOnce() -> First {
+        let (cores, kept) = (Cores(self.shared.clone()), self.cores);
+        drop(self);
+        move || cores.first(kept)
+    }
+}
+
 impl Drop for First {
     fn drop(&mut self) {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).first -= 1;
-        self.0.given_back.notify_all();
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).first -= self.cores;
+        self.shared.given_back.notify_all();
     }
 }
 
@@ -300,8 +319,7 @@ mod tests {
             });
             assert_eq!(ended, Ok(()));
         });
-        // A helper may be done before the last item is.
-        assert!(others.into_inner() >= 49);
+        assert_eq!(others.into_inner(), 50);
         assert_eq!(done.into_inner(), 50);
         let failed = cores.spread(2, &items, |at| if *at == 7 { Err(*at) } else { Ok(()) });
         assert_eq!(failed, Err(7));
@@ -310,11 +328,20 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_gets_a_core_while_something_comes_first() {
-        let cores = Cores::new(1);
-        let first = cores.first();
+    fn cores_that_are_kept_for_the_first_are_given_to_nobody_else() {
+        let cores = Cores::new(3);
+        let first = cores.first(2);
+        let other = cores.take();
         assert!(cores.spare().is_none());
-        drop(cores.take_first());
+        drop((cores.take_first(), other));
+        let more = cores.first(1);
+        let (sender, taken) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| sender.send(cores.take()));
+            assert!(taken.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+            drop((cores.take_first(), cores.take_first(), more));
+            drop(taken.recv());
+        });
         drop(first);
         assert!(cores.spare().is_some());
     }

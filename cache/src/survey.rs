@@ -219,16 +219,18 @@ pub(crate) fn tree_size(folder: &Path) -> Result<u64, CacheError> {
         entries => entries.map_err(CacheError::at(folder))?,
     };
     let mut size = 0;
+    let mut folders = Vec::new();
     for entry in entries {
         let entry = entry.map_err(CacheError::at(folder))?;
-        size += match entry.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(CacheError::at(&entry.path())(error)),
-            Ok(metadata) if metadata.is_dir() => tree_size(&entry.path())?,
-            Ok(metadata) => disk(&metadata),
-        };
+            Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+            Ok(metadata) => size += disk(&metadata),
+        }
     }
-    Ok(size)
+    // One is open at a time, however deep they lie.
+    folders.iter().try_fold(size, |size, folder| Ok(size + tree_size(folder)?))
 }
 
 /// Whether a folder is a bucket of another version of this program: `blobs-v2`, say.

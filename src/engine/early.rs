@@ -2,8 +2,8 @@
 //! the archives of other images are still being converted.
 //!
 //! ```text
-//! conversions   [ those below commands ][ all others, on what cores are left ]
-//! commands                              [ folder ][ command            ]
+//! conversions   [ those below commands ]  (waiting)  [ all others, on what cores are left ]
+//! commands                              [ walk, folder ][ command            ]
 //! walk, layers                                      [ images without commands ][ the others ]
 //! ```
 //!
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use layers::lower::Resolved;
+use layers::lower::{PinnedBase, Resolved};
 use layers::op::Op;
 use layers::{Digest, Key, StageId};
 
@@ -31,7 +31,12 @@ pub struct Early<'a> {
     stage: StageId,
     /// The fragments of its archives.
     pub(super) archives: BTreeSet<Key>,
+    /// Whether it is walked and written without waiting for anything, once they are there.
+    is_quick: bool,
 }
+
+/// Cores that are kept for a stage which others wait for: one to walk it, and one more for its files.
+const KEPT: usize = 2;
 
 /// How far a build has come, for those that wait for a part of it.
 #[derive(Default)]
@@ -83,10 +88,14 @@ impl Course {
     pub(super) fn converted(&self, key: &Key, early: &[Early<'_>], cores: &Cores) {
         self.change(|state| {
             let Some(pending) = &mut state.pending else { return };
-            pending.remove(key);
-            let is_ready = |it: &Early<'_>| it.archives.contains(key) && pending.is_disjoint(&it.archives);
+            // Whoever is told of the same one later keeps nothing: nobody would come for it.
+            if !pending.remove(key) {
+                return;
+            }
+            let is_ready =
+                |it: &Early<'_>| it.is_quick && it.archives.contains(key) && pending.is_disjoint(&it.archives);
             if early.iter().any(is_ready) && !state.together && state.failed.is_none() {
-                state.first = Some(cores.first());
+                state.first = Some(cores.first(KEPT));
             }
         });
     }
@@ -111,8 +120,8 @@ impl Course {
         state.failed.is_some() || state.given_up.contains(command)
     }
 
-    /// Waits until all of these are converted. Nothing where it is not worth going on then.
-    fn wait_for(&self, keys: &BTreeSet<Key>, cores: &Cores) -> Option<First> {
+    /// Waits until all of these are converted; whether it is worth going on then, and the cores that were kept for it.
+    fn wait_for(&self, keys: &BTreeSet<Key>) -> (bool, Option<First>) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = |state: &mut State| {
             let is_pending = state.pending.as_ref().is_none_or(|pending| !pending.is_disjoint(keys));
@@ -120,7 +129,7 @@ impl Course {
         };
         let mut state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
         let first = state.first.take();
-        (!state.together && state.failed.is_none()).then(|| first.unwrap_or_else(|| cores.first()))
+        (!state.together && state.failed.is_none(), first)
     }
 }
 
@@ -134,39 +143,46 @@ impl Local<'_> {
                 let subject = Subject { platform: platform_of(take, subject.platform), ..*subject };
                 let is_known = |it: &Early<'_>| (it.stage, it.subject.platform) == (take.stage, subject.platform);
                 if !found.iter().any(is_known)
-                    && let Some(archives) = self.below_command(subject, take.stage)
+                    && let Some((archives, is_quick)) = self.below_command(subject, take.stage)
                 {
-                    found.push(Early { subject, stage: take.stage, archives });
+                    found.push(Early { subject, stage: take.stage, archives, is_quick });
                 }
             }
         }
         found
     }
 
-    /// The archives of a stage in which commands run. None where there is no command, or where wheels are built from source first.
-    fn below_command(&self, subject: Subject<'_>, stage: StageId) -> Option<BTreeSet<Key>> {
+    /// The archives of a stage in which commands run, and whether nothing else is waited for. None where there is no command, or
+    /// where wheels are built from source first.
+    fn below_command(&self, subject: Subject<'_>, stage: StageId) -> Option<(BTreeSet<Key>, bool)> {
         let lowered = self.lowered(subject, stage).ok()?;
         let ops = || lowered.layers.iter().flat_map(|layer| &layer.ops);
         if !ops().any(|op| matches!(op, Op::Run(_))) || ops().any(|op| matches!(op, Op::Build(_))) {
             return None;
         }
         let settled = self.settle(subject, &lowered).ok()?;
-        let ops = settled.layers.iter().flat_map(|layer| &layer.ops);
-        Some(
-            ops.filter_map(|op| match op {
-                Op::Unpack { archive, conversion } => Some(unpack_key(archive, conversion, &Drops::new()).0),
-                _ => None,
-            })
-            .collect(),
-        )
+        let ops = || settled.layers.iter().flat_map(|layer| &layer.ops);
+        let waits = |op: &Op| match op {
+            Op::Take(_) | Op::Dpkg(_) | Op::Compile(_) | Op::Build(_) => true,
+            Op::Run(step) => step.inputs.iter().any(|input| matches!(input.op, Op::Take(_))),
+            _ => false,
+        };
+        let is_quick = !matches!(settled.base, Some(PinnedBase::Registry { .. })) && !ops().any(waits);
+        let archives = ops().filter_map(|op| match op {
+            Op::Unpack { archive, conversion } => Some(unpack_key(archive, conversion, &Drops::new()).0),
+            _ => None,
+        });
+        Some((archives.collect(), is_quick))
     }
 
     /// Runs the commands of these stages, each as soon as its archives are converted by [`Local::fragments`], which runs
     /// beside it.
     pub fn run_early(&self, early: &[Early<'_>]) {
         let run = |it: &Early<'_>| -> Result<(), Infallible> {
-            if let Some(first) = self.course.wait_for(&it.archives, &self.cores) {
+            let (goes_on, first) = self.course.wait_for(&it.archives);
+            if goes_on {
                 let open = |digest: &Digest| self.open(digest);
+                let first = first.filter(|_| it.is_quick);
                 match self.early_stage(it.subject, it.stage, &mut View::new(&open), first) {
                     Ok(_) => self.course.change(|state| state.running -= 1),
                     Err(error) => self.abandon(error),
@@ -174,7 +190,8 @@ impl Local<'_> {
             }
             Ok(())
         };
-        in_parallel(self.jobs, early, run).unwrap_or_else(|never| match never {});
+        // Each waits for its own archives, without a core.
+        in_parallel(early.len(), early, run).unwrap_or_else(|never| match never {});
     }
 
     /// Begins an attempt, and forgets what one that failed has left.

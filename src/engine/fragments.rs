@@ -1,12 +1,13 @@
 //! Fragments: looked up by the key of what they are made from, in this process, in the store and in caches elsewhere, and
 //! made where nobody has them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::CacheError;
@@ -22,7 +23,7 @@ use super::bytecode::Compiler;
 use super::convert::{self, Drops};
 use super::earlier::{Earlier, modules_key};
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
-use super::local::{Local, Walked};
+use super::local::{FEW, Local, Walked};
 use super::made::Made;
 use super::members::Members;
 use crate::observe::Event;
@@ -50,20 +51,30 @@ impl Local<'_> {
     }
 
     /// Reads the indexes of these stages' fragments that are here, on all cores, for whoever walks over them. What cannot be read
-    /// is found out there.
-    pub fn recall(&self, stages: &[&Resolved]) {
-        let ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
-        let keys: BTreeSet<Key> = ops
+    /// is found out there. Says whether what follows is quick: the archives whose fragments are missing are small together, and
+    /// nothing is run, built, compiled or taken from other stages.
+    pub fn recall(&self, stages: &[&Resolved]) -> bool {
+        let ops = || stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
+        let keys: BTreeMap<Key, Option<u64>> = ops()
             .filter_map(|op| match op {
-                Op::Unpack { archive, conversion } => Some(unpack_key(archive, conversion, &Drops::new()).0),
+                Op::Unpack { archive, conversion } => {
+                    Some((unpack_key(archive, conversion, &Drops::new()).0, archive.size))
+                }
                 _ => None,
             })
             .collect();
-        let recalled = in_parallel(self.jobs, &keys.into_iter().collect::<Vec<_>>(), |key| {
-            let _ = self.find_fragment(key);
+        let missing = AtomicU64::new(0);
+        let recalled = in_parallel(self.jobs, &keys.into_iter().collect::<Vec<_>>(), |(key, size)| {
+            if !matches!(self.find_fragment(key), Ok(Some(_))) {
+                let _ = missing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sum| {
+                    Some(sum.saturating_add(size.unwrap_or(u64::MAX)))
+                });
+            }
             Ok::<(), Infallible>(())
         });
         recalled.unwrap_or_else(|never| match never {});
+        let takes_long = |op: &Op| matches!(op, Op::Run(_) | Op::Build(_) | Op::Take(_) | Op::Dpkg(_) | Op::Compile(_));
+        missing.into_inner() <= FEW && !ops().any(takes_long)
     }
 
     pub(super) fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {

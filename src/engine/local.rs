@@ -101,7 +101,7 @@ pub struct Walked {
     pub packages: Vec<(String, String, String)>,
     /// What the layers above the cut depend on.
     pub below: Option<Below>,
-    /// Keeps the next cores for this walk until its first command begins.
+    /// Cores that are kept for this walk until its first command begins.
     pub(super) first: Mutex<Option<First>>,
 }
 
@@ -211,22 +211,25 @@ enum Walk {
     OfImage(Option<usize>),
     /// Something that is taken from it, or a command.
     OfOther,
-    /// The same, with commands that others wait for: it has the next cores until the first of them begins.
-    Early(First),
+    /// The same, with commands that others wait for, and the cores that are kept for it until the first of them begins.
+    Early(Option<First>),
 }
 
 /// Hears of a layer that lies in the store, whose tar may still be hashed: should that fail, it belongs to no image.
 pub type Ready<'a> = dyn Fn(Blob) + Sync + 'a;
 
 /// Up to this size of the archives that are converted, what was in memory is held for their layers, bytes.
-const FEW: u64 = 32 << 20;
+pub(super) const FEW: u64 = 32 << 20;
 
 /// Downloads in flight at once: polite to mirrors, and enough to fill a line.
 pub(crate) const DOWNLOADS: usize = 8;
 
 impl Local<'_> {
-    /// Converts every archive of these stages that the store does not have converted yet, those of `early` first.
-    pub fn fragments(&self, stages: &[&Resolved], early: &[Early<'_>]) -> Result<(), EngineError> {
+    /// Converts every archive of these stages that the store does not have converted yet, those of `early` first. Without `early`,
+    /// this is for a stage that is walked already, and comes before all that is not.
+    pub fn fragments(&self, stages: &[&Resolved], early: Option<&[Early<'_>]>) -> Result<(), EngineError> {
+        let is_walked = early.is_none();
+        let early = early.unwrap_or_default();
         stages.iter().for_each(|stage| self.interpreters.learn(stage));
         let mut wanted: BTreeMap<Key, (&Archive, &Conversion)> = BTreeMap::new();
         for op in stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops) {
@@ -274,8 +277,8 @@ impl Local<'_> {
                 if !has_failed() {
                     self.supply.supply(archive).map_err(stop)?;
                 }
-                // A stage that is walked for a command may have the next cores, and wait for this.
-                let _core = if early.is_empty() { self.cores.take_first() } else { self.cores.take() };
+                // The walk may have kept the next cores for itself.
+                let _core = if is_walked { self.cores.take_first() } else { self.cores.take() };
                 if has_failed() {
                     return Ok(());
                 }
@@ -349,7 +352,7 @@ impl Local<'_> {
             Walk::OfImage(cut) => (true, cut),
             Walk::OfOther => (false, None),
             Walk::Early(first) => {
-                walked.first = Mutex::new(Some(first));
+                walked.first = Mutex::new(first);
                 (false, None)
             }
         };
@@ -601,7 +604,7 @@ impl Local<'_> {
         subject: Subject<'_>,
         stage: StageId,
         view: &mut View<'v>,
-        first: First,
+        first: Option<First>,
     ) -> Result<Walked, EngineError> {
         self.stage(subject, stage, view, Walk::Early(first))
     }
@@ -614,7 +617,7 @@ impl Local<'_> {
         walk: Walk,
     ) -> Result<Walked, EngineError> {
         let resolved = self.settle(subject, &self.lowered(subject, stage)?)?;
-        self.fragments(&[&resolved], &[])?;
+        self.fragments(&[&resolved], None)?;
         self.walk_onto(subject, &resolved, view, walk)
     }
 }

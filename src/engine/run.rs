@@ -209,9 +209,12 @@ impl Local<'_> {
         let (fragment, last) = match find()? {
             Some(found) => found,
             None => {
+                // Nothing is kept for who has to wait until somebody else has run it.
+                let first = below.first.lock().unwrap_or_else(PoisonError::into_inner).take().map(First::again);
                 let turn = self.turn(&key);
                 let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
                 let _among_builders = self.store.lock_run(&key)?;
+                *below.first.lock().unwrap_or_else(PoisonError::into_inner) = first.map(|again| again());
                 match find()? {
                     Some(found) => found,
                     None => {
@@ -345,7 +348,11 @@ impl Local<'_> {
         }
         // Owners carry a meaning in a user namespace: each user has folders of its own.
         let user = rustix::process::geteuid().as_raw();
-        let kept = self.store.command_root(&Digest::of(format!("{} {user}", job.root_key).as_bytes()))?;
+        // Nobody reads it again to see whether it is whole, and nobody waited until it was on the disk: who starts the machine again
+        // writes it again.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let name = format!("{} {user} {}", job.root_key, boot.trim());
+        let kept = self.store.command_root(&Digest::of(name.as_bytes()))?;
         match fs::File::open(&kept) {
             // The time of the last use, for `gc`.
             Ok(folder) => drop(folder.set_modified(SystemTime::now())),

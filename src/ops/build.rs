@@ -359,9 +359,13 @@ fn make_layers(
         })?;
     }
     let whole: Vec<&Missing> = missing.iter().filter(|it| !walked.contains_key(&it.at)).collect();
+    // What takes long waits for the check. Where little has to be converted, that goes first: the answer is on its way.
+    let mut is_checked = true;
     if !whole.is_empty() {
-        engine.recall(&whole.iter().map(|it| &wanted[it.at].resolved).collect::<Vec<_>>());
-        checked()?;
+        is_checked = !engine.recall(&whole.iter().map(|it| &wanted[it.at].resolved).collect::<Vec<_>>());
+        if is_checked {
+            checked()?;
+        }
     }
     for &&Missing { at, .. } in &whole {
         let subject = Subject { plan: &bench.project.plan, lock, platform: wanted[at].platform };
@@ -402,14 +406,19 @@ fn make_layers(
         Ok(())
     };
     engine.begin(&early);
+    let mut refused = None;
     std::thread::scope(|scope| {
         let ahead = scope.spawn(|| engine.run_early(&early));
-        match engine.fragments(&stages, &early) {
-            Ok(()) => in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {}),
+        match engine.fragments(&stages, Some(&early)).map(|()| if is_checked { Ok(()) } else { checked() }) {
+            Ok(Ok(())) => in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {}),
+            Ok(Err(failure)) => refused = Some(failure),
             Err(error) => engine.abandon(error),
         }
         ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
+    if let Some(failure) = refused {
+        return Err(failure.into());
+    }
     if let Some(error) = engine.failure() {
         return Err(Trouble::Engine(error));
     }

@@ -232,8 +232,9 @@ fn overlay(order: &Order, flags: MountFlags) -> Result<(), String> {
         let options = CString::new(options).during(|| "options".into())?;
         mount("overlay", order.seen(), "overlay", flags, Some(options.as_c_str())).during(|| "mount the overlay".into())
     };
-    // Volatile (Linux 5.10): else the end of the mount waits until all that anybody wrote to that file system, the cache
-    // among it, is on the disk. What is left is read at once and thrown away, so nothing has to outlive a crash.
+    // Volatile: else the end of the mount waits until all that anybody wrote to that file system, the cache among it, is on the
+    // disk. What is left is read at once and thrown away, so nothing of it has to outlive a crash. A kernel refuses it where the
+    // file system has had an error that nobody was told of.
     mount(format!("{options},volatile")).or_else(|_| mount(options))
 }
 

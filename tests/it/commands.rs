@@ -152,6 +152,42 @@ fn a_command_that_fails_beside_other_work_runs_once_and_is_what_is_told() {
     assert_eq!(said.iter().filter(|line| line.contains("step-started")).count(), 1, "{said:#?}");
 }
 
+#[test]
+fn two_commands_are_run_on_one_core_whichever_has_its_archives_first() {
+    for names in [["data", "libapp"], ["libapp", "data"]] {
+        let packaged = Packaged::new(now());
+        // An archive of its own: else commands wait for all of them.
+        let mut catalogue = Catalogue::new("early").with("z", Stage::scratch().layer(debian(["app"])).image());
+        for (image, name) in ["a", "b"].into_iter().zip(names) {
+            let built = world(&packaged.sandbox).layer(debian([name])).run(script("mkdir /out; echo > /out/a"));
+            catalogue = catalogue.with(image, Stage::scratch().layer(built.take(path!("/out"))).image());
+        }
+        let plan = packaged.sandbox.write("early.json", catalogue.plan().to_json());
+        let run = |words: &[&str]| {
+            let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str()]);
+            packaged.configure(&mut command);
+            command.args(words);
+            command
+        };
+        outcome(&mut run(&["lock"])).success();
+        outcome(&mut run(&["cache", "clear"])).success();
+        let mut build = run(&["--jobs", "1", "build", "--platform", "amd64"]);
+        let mut child = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        let ended = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break Some(status),
+                None if std::time::Instant::now() > deadline => break None,
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        if ended.is_none() {
+            child.kill().unwrap();
+        }
+        assert!(ended.is_some_and(|status| status.success()), "{names:?}: {ended:?}");
+    }
+}
+
 /// A world for commands: the machine's static busybox, and `/bin/sh`.
 fn world(sandbox: &Sandbox) -> Stage {
     let busybox = std::fs::read("/bin/busybox").unwrap_or_else(|error| {
