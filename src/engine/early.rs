@@ -23,7 +23,7 @@ use super::fragments::unpack_key;
 use super::local::{Local, Subject};
 use super::run::platform_of;
 use super::view::View;
-use crate::parallel::{Cores, First, in_parallel};
+use crate::parallel::{Budget, Cores, First, in_parallel};
 
 /// A stage with commands that something is taken from.
 pub struct Early<'a> {
@@ -178,11 +178,16 @@ impl Local<'_> {
     /// Runs the commands of these stages, each as soon as its archives are converted by [`Local::fragments`], which runs
     /// beside it.
     pub fn run_early(&self, early: &[Early<'_>]) {
+        // A stage that is walked takes memory.
+        let walks = Budget::new(self.jobs.max(1) as u64);
         let run = |it: &Early<'_>| -> Result<(), Infallible> {
             let (goes_on, first) = self.course.wait_for(&it.archives);
             if goes_on {
                 let open = |digest: &Digest| self.open(digest);
-                let first = first.filter(|_| it.is_quick);
+                // Nothing is kept for who has to wait for others.
+                let first = first.filter(|_| it.is_quick).map(First::again);
+                let _walk = walks.take(1);
+                let first = first.map(|again| again());
                 match self.early_stage(it.subject, it.stage, &mut View::new(&open), first) {
                     Ok(_) => self.course.change(|state| state.running -= 1),
                     Err(error) => self.abandon(error),
