@@ -702,9 +702,14 @@ mod tests {
             view.apply_base(&fragment(&[], &links, &deleted, &[]));
             model.retain(|name: &String, ()| !gone.iter().any(|top| name.starts_with(&format!("{top}/"))));
             model.extend(names.into_iter().map(|name| (name, ())));
+            // The first questions are searched for, the last one is answered from what is sorted.
+            for at in 0..=SEARCHES {
+                assert!(view.paths.sorted.get().is_none(), "{at}");
+                let below: Vec<String> = view.below(&path("/1/2")).map(|entry| entry.path.to_string()).collect();
+                assert!(below.iter().eq(model.keys().filter(|name| name.starts_with("/1/2/"))));
+            }
+            assert!(view.paths.sorted.get().is_some());
             assert!(all(&view).iter().eq(model.keys()));
-            let below: Vec<String> = view.below(&path("/1/2")).map(|entry| entry.path.to_string()).collect();
-            assert!(below.iter().eq(model.keys().filter(|name| name.starts_with("/1/2/"))));
         }
         assert!(model.len() > 30, "{}", model.len());
     }
