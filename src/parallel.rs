@@ -12,23 +12,45 @@ pub fn in_parallel<T: Sync, E: Send>(
     if threads <= 1 || items.len() <= 1 {
         return items.iter().try_for_each(work);
     }
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<E>> = Mutex::new(None);
+    let queue = Queue::new(items);
     std::thread::scope(|scope| {
         for _ in 0..threads.min(items.len()) {
-            scope.spawn(|| {
-                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = work(item) {
-                        next.store(items.len(), Ordering::Relaxed);
-                        failed.lock().expect("no thread panics while it holds this").get_or_insert(error);
-                    }
-                }
-            });
+            scope.spawn(|| while queue.one(&work) {});
         }
     });
-    match failed.into_inner().expect("no thread panics while it holds this") {
-        Some(error) => Err(error),
-        None => Ok(()),
+    queue.end()
+}
+
+/// Items that several threads work on, each taking the next one.
+struct Queue<'i, T, E> {
+    items: &'i [T],
+    next: AtomicUsize,
+    failed: Mutex<Option<E>>,
+}
+
+impl<'i, T, E> Queue<'i, T, E> {
+    fn new(items: &'i [T]) -> Queue<'i, T, E> {
+        Queue { items, next: AtomicUsize::new(0), failed: Mutex::new(None) }
+    }
+
+    /// Works on the next item, if there is one. An error leaves no more.
+    fn one(&self, work: impl Fn(&T) -> Result<(), E>) -> bool {
+        let Some(item) = self.items.get(self.next.fetch_add(1, Ordering::Relaxed)) else { return false };
+        if let Err(error) = work(item) {
+            self.next.store(self.items.len(), Ordering::Relaxed);
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+        true
+    }
+
+    /// Items that nobody has taken.
+    fn left(&self) -> usize {
+        self.items.len().saturating_sub(self.next.load(Ordering::Relaxed))
+    }
+
+    /// The first error, if there was one.
+    fn end(self) -> Result<(), E> {
+        self.failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }
 
@@ -133,39 +155,30 @@ impl Cores {
             return Ok(());
         }
         let _first = self.first(threads.min(items.len()));
-        let next = AtomicUsize::new(0);
-        let failed: Mutex<Option<E>> = Mutex::new(None);
-        let one = || {
-            let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else { return false };
-            if let Err(error) = work(item) {
-                next.store(items.len(), Ordering::Relaxed);
-                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-            }
-            true
-        };
+        let queue = Queue::new(items);
         let core = self.take_first();
         std::thread::scope(|scope| {
             let mut helpers = 1..threads;
             loop {
                 while !helpers.is_empty()
-                    && next.load(Ordering::Relaxed) + helpers.start < items.len()
+                    && queue.left() > helpers.start
                     && let Some(core) = self.at_once()
                 {
                     let help = || {
                         let _core = core;
-                        while one() {}
+                        while queue.one(&work) {}
                     };
                     // Where there are no threads left, it is done without.
                     let begun = std::thread::Builder::new().spawn_scoped(scope, help);
                     helpers = if begun.is_ok() { helpers.start + 1..threads } else { 0..0 };
                 }
-                if !one() {
+                if !queue.one(&work) {
                     break;
                 }
             }
             drop(core);
         });
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        queue.end()
     }
 
     /// Waits for the next core: for work that others wait for longest.

@@ -19,7 +19,7 @@ use layers::{Digest, Key, StageId};
 
 use super::EngineError;
 use super::convert::Drops;
-use super::fragments::unpack_key;
+use super::fragments::{unpack_key, waits_for_others};
 use super::local::{Local, Subject};
 use super::run::platform_of;
 use super::view::View;
@@ -163,9 +163,8 @@ impl Local<'_> {
         let settled = self.settle(subject, &lowered).ok()?;
         let ops = || settled.layers.iter().flat_map(|layer| &layer.ops);
         let waits = |op: &Op| match op {
-            Op::Take(_) | Op::Dpkg(_) | Op::Compile(_) | Op::Build(_) => true,
-            Op::Run(step) => step.inputs.iter().any(|input| matches!(input.op, Op::Take(_))),
-            _ => false,
+            Op::Run(step) => step.inputs.iter().any(|input| waits_for_others(&input.op)),
+            op => waits_for_others(op),
         };
         let is_quick = !matches!(settled.base, Some(PinnedBase::Registry { .. })) && !ops().any(waits);
         let archives = ops().filter_map(|op| match op {
@@ -188,7 +187,7 @@ impl Local<'_> {
                 let first = first.filter(|_| it.is_quick).map(First::again);
                 let _walk = walks.take(1);
                 let first = first.map(|again| again());
-                match self.early_stage(it.subject, it.stage, &mut View::new(&open), first) {
+                match self.other_stage_first(it.subject, it.stage, &mut View::new(&open), first) {
                     Ok(_) => self.course.change(|state| state.running -= 1),
                     Err(error) => self.abandon(error),
                 }

@@ -73,7 +73,7 @@ impl Local<'_> {
             Ok::<(), Infallible>(())
         });
         recalled.unwrap_or_else(|never| match never {});
-        let takes_long = |op: &Op| matches!(op, Op::Run(_) | Op::Build(_) | Op::Take(_) | Op::Dpkg(_) | Op::Compile(_));
+        let takes_long = |op: &Op| matches!(op, Op::Run(_)) || waits_for_others(op);
         missing.into_inner() <= FEW && !ops().any(takes_long)
     }
 
@@ -291,6 +291,11 @@ impl Local<'_> {
             (None, _) => self.elsewhere.holds(digest),
         })
     }
+}
+
+/// Whether an operation may wait for another stage, or for a program that runs in it.
+pub(super) fn waits_for_others(op: &Op) -> bool {
+    matches!(op, Op::Take(_) | Op::Dpkg(_) | Op::Compile(_) | Op::Build(_))
 }
 
 /// The key of an archive's conversion.

@@ -209,10 +209,8 @@ pub struct Subject<'a> {
 enum Walk {
     /// An image, and where its stage is cut.
     OfImage(Option<usize>),
-    /// Something that is taken from it, or a command.
-    OfOther,
-    /// The same, with commands that others wait for, and the cores that are kept for it until the first of them begins.
-    Early(Option<First>),
+    /// Something that is taken from it, or a command; and the cores that are kept for it until its first command begins.
+    OfOther(Option<First>),
 }
 
 /// Hears of a layer that lies in the store, whose tar may still be hashed: should that fail, it belongs to no image.
@@ -350,8 +348,7 @@ impl Local<'_> {
         let mut walked = Walked::default();
         let (is_of_image, cut) = match walk {
             Walk::OfImage(cut) => (true, cut),
-            Walk::OfOther => (false, None),
-            Walk::Early(first) => {
+            Walk::OfOther(first) => {
                 walked.first = Mutex::new(first);
                 (false, None)
             }
@@ -595,30 +592,20 @@ impl Local<'_> {
         stage: StageId,
         view: &mut View<'v>,
     ) -> Result<Walked, EngineError> {
-        self.stage(subject, stage, view, Walk::OfOther)
+        self.other_stage_first(subject, stage, view, None)
     }
 
-    /// The same for a stage whose commands others wait for.
-    pub(super) fn early_stage<'v>(
+    /// The same for a stage that cores may be kept for until its first command begins.
+    pub(super) fn other_stage_first<'v>(
         &self,
         subject: Subject<'_>,
         stage: StageId,
         view: &mut View<'v>,
         first: Option<First>,
     ) -> Result<Walked, EngineError> {
-        self.stage(subject, stage, view, Walk::Early(first))
-    }
-
-    fn stage<'v>(
-        &self,
-        subject: Subject<'_>,
-        stage: StageId,
-        view: &mut View<'v>,
-        walk: Walk,
-    ) -> Result<Walked, EngineError> {
         let resolved = self.settle(subject, &self.lowered(subject, stage)?)?;
         self.fragments(&[&resolved], None)?;
-        self.walk_onto(subject, &resolved, view, walk)
+        self.walk_onto(subject, &resolved, view, Walk::OfOther(first))
     }
 }
 

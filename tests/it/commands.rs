@@ -95,6 +95,20 @@ fn tree_tells_what_is_only_in_a_stage_that_an_image_takes_from() {
     assert_eq!(headings, ["debian data  (x, in a stage that it takes from)", "debian libapp  (x)"], "{tree}");
 }
 
+/// A catalogue that is locked, and of which the cache knows nothing; gives what runs imgbuild with it.
+fn locked<'a>(packaged: &'a Packaged, catalogue: &Catalogue) -> impl Fn(&[&str]) -> Command + use<'a> {
+    let plan = packaged.sandbox.write("early.json", catalogue.plan().to_json());
+    let run = move |words: &[&str]| {
+        let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str()]);
+        packaged.configure(&mut command);
+        command.args(words);
+        command
+    };
+    outcome(&mut run(&["lock"])).success();
+    outcome(&mut run(&["cache", "clear"])).success();
+    run
+}
+
 /// Two images, of which one takes from a command; the package of the other is held back until the command tells `until`. Gives
 /// whether it did, all that was said, and whether the build succeeded.
 fn beside_a_download(script_text: &str, until: &str) -> (bool, Vec<String>, bool) {
@@ -103,15 +117,7 @@ fn beside_a_download(script_text: &str, until: &str) -> (bool, Vec<String>, bool
     let catalogue = Catalogue::new("early")
         .with("other", Stage::scratch().layer(debian(["libapp"])).image())
         .with("site", Stage::scratch().layer(built.take(path!("/out"))).image());
-    let plan = packaged.sandbox.write("early.json", catalogue.plan().to_json());
-    let run = |words: &[&str]| {
-        let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str()]);
-        packaged.configure(&mut command);
-        command.args(words);
-        command
-    };
-    outcome(&mut run(&["lock"])).success();
-    outcome(&mut run(&["cache", "clear"])).success();
+    let run = locked(&packaged, &catalogue);
     let lock = fs::read_to_string(packaged.lock_file()).unwrap();
     let withheld = lock.split('"').find(|text| text.ends_with(".deb") && text.contains("libapp_")).unwrap();
     let withheld = format!("/{withheld}");
@@ -162,15 +168,7 @@ fn two_commands_are_run_on_one_core_whichever_has_its_archives_first() {
             let built = world(&packaged.sandbox).layer(debian([name])).run(script("mkdir /out; echo > /out/a"));
             catalogue = catalogue.with(image, Stage::scratch().layer(built.take(path!("/out"))).image());
         }
-        let plan = packaged.sandbox.write("early.json", catalogue.plan().to_json());
-        let run = |words: &[&str]| {
-            let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str()]);
-            packaged.configure(&mut command);
-            command.args(words);
-            command
-        };
-        outcome(&mut run(&["lock"])).success();
-        outcome(&mut run(&["cache", "clear"])).success();
+        let run = locked(&packaged, &catalogue);
         let mut build = run(&["--jobs", "1", "build", "--platform", "amd64"]);
         let mut child = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
