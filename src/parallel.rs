@@ -54,6 +54,20 @@ impl<'i, T, E> Queue<'i, T, E> {
     }
 }
 
+/// Does two things at once: the second mostly waits, and needs no core for that.
+pub fn at_once<A: Send, B>(first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
+    let second = Mutex::new(Some(second));
+    let take = || second.lock().unwrap_or_else(PoisonError::into_inner).take().expect("it is taken once")();
+    std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, take) {
+        Ok(other) => {
+            let first = first();
+            (first, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        }
+        // There are no threads left.
+        Err(_) => (first(), take()),
+    })
+}
+
 /// Does two things: at once where there is a core for the second, else one after the other. The core is given back as soon as
 /// the second is done: the first may wait for it.
 pub fn both<A: Send, B>(core: Option<Core>, first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {

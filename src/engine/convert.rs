@@ -312,7 +312,7 @@ fn unpack_zip(file: File, at: &Path, name: &str, place: &Place<'_>, room: &Room)
 /// A zip archive, or a wheel that checks its files against its RECORD as well.
 trait Zip {
     fn copy_to(&mut self, index: usize, out: &mut dyn Write) -> Result<u64, FormatError>;
-    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<Option<u32>, FormatError>;
+    fn compare(&self, index: usize, content: &[u8]) -> Result<(), FormatError>;
     fn archive(&mut self) -> &mut zip::Archive<Window<File>>;
 }
 
@@ -321,8 +321,8 @@ impl Zip for zip::Archive<Window<File>> {
         zip::Archive::copy_to(self, index, out)
     }
 
-    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<Option<u32>, FormatError> {
-        zip::Archive::inflate(self, index, packed, content)
+    fn compare(&self, _index: usize, _content: &[u8]) -> Result<(), FormatError> {
+        Ok(())
     }
 
     fn archive(&mut self) -> &mut zip::Archive<Window<File>> {
@@ -335,8 +335,8 @@ impl Zip for Wheel<Window<File>> {
         Wheel::copy_to(self, index, out)
     }
 
-    fn inflate(&mut self, index: usize, packed: &mut Vec<u8>, content: &mut [u8]) -> Result<Option<u32>, FormatError> {
-        Wheel::inflate(self, index, packed, content)
+    fn compare(&self, index: usize, content: &[u8]) -> Result<(), FormatError> {
+        Wheel::compare(self, index, content)
     }
 
     fn archive(&mut self) -> &mut zip::Archive<Window<File>> {
@@ -376,7 +376,12 @@ impl<Z: Zip> Deflated for PackedFiles<Z> {
         if said != Some((stream.crc32, u64::from(stream.compressed))) {
             return Err(changed());
         }
-        zip.inflate(index, packed, content).map_err(failed)
+        zip.archive().inflate(index, packed, content).map_err(failed)
+    }
+
+    fn compare(&mut self, index: usize, content: &[u8]) -> Result<(), EngineError> {
+        let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
+        self.zip.borrow().compare(index, content).map_err(failed)
     }
 
     fn stream(&mut self, index: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError> {
@@ -390,7 +395,7 @@ impl<Z: Zip> Deflated for PackedFiles<Z> {
 fn packed<Z: Zip + 'static>(
     name: &str,
     zip: &Rc<RefCell<Z>>,
-    again: impl Fn() -> Result<Z, FormatError> + Sync + 'static,
+    again: impl Fn() -> Result<Z, FormatError> + Send + Sync + 'static,
 ) -> Packed<'static> {
     let archive = name.to_owned();
     Packed::new(PackedFiles::new(name, zip.clone()), move || {
@@ -424,6 +429,7 @@ fn content<Z: Zip + 'static>(
         if let Some((size, stream)) = small {
             let mut content = vec![0; size];
             files.inflate_whole(index, stream, &mut Vec::new(), &mut content)?;
+            files.compare(index, &content)?;
             return Ok(Box::new(io::Cursor::new(content)));
         }
         let mut spool = Spool::new(&room);
@@ -536,6 +542,7 @@ mod tests {
     use layers::encode::{TarReader, WORTHWHILE};
     use layers::op::Origin;
 
+    use super::super::checks::LateChecks;
     use super::super::tree::Tree as _;
     use super::super::view::View;
     use super::*;
@@ -577,7 +584,7 @@ mod tests {
         // A batch, then a header and a stream for each of three files, then the last padding.
         assert_eq!(fragment.layout.members.len(), 7, "{:?}", fragment.layout);
         let elf: Vec<&str> =
-            fragment.elf.iter().map(|(at, _)| fragment.entries[*at as usize].entry.path.as_str()).collect();
+            fragment.elf.all().iter().map(|(at, _)| fragment.entries[*at as usize].entry.path.as_str()).collect();
         assert_eq!(elf, ["/opt/bin/true"]);
 
         let open = |digest: &Digest| -> io::Result<File> {
@@ -616,7 +623,7 @@ mod tests {
         let (busy, idle) = (Cores::new(1), Cores::new(2));
         let _core = busy.take();
         let alone = write(&path, &busy).expect("converts");
-        assert!(alone.elf.len() == 1 && alone.layout.tar_size > 2 * WORTHWHILE);
+        assert!(alone.elf.all().len() == 1 && alone.layout.tar_size > 2 * WORTHWHILE);
         for _ in 0..10 {
             assert!(write(&path, &idle).expect("converts") == alone);
         }
@@ -633,7 +640,7 @@ mod tests {
             let mut tar = Vec::new();
             TarReader::new(&mut blob, std::iter::once(member)).read_to_end(&mut tar).expect("is whole");
             if let Some(held) = held.remove(&at) {
-                assert!((*held).as_ref() == tar, "member {at}");
+                assert!(held.tar().expect("is there") == tar, "member {at}");
             }
         }
         assert!(held.is_empty());
@@ -653,6 +660,60 @@ mod tests {
             let said = told(&idle);
             assert!(said.contains("`f11`") || said.contains("`f03`"), "{said}");
         }
+    }
+
+    /// What is copied while it is checked comes to the same, whoever checks it.
+    #[test]
+    fn what_is_checked_later_is_what_is_checked_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(&folder.path().join("cache")).expect("opens");
+        let path = zip(folder.path());
+        let (archive, unpack) = unzipped();
+        let room = Room::new(store.scratch(), Cores::new(2));
+        let convert = |path: &Path| convert(path, &archive, &unpack, &Drops::new(), &room, None).expect("converts");
+        let expected = convert(&path).write(&store, &room).expect("writes");
+        room.holding().open(true);
+        for has_worker in [true, false] {
+            let (work, works) = std::sync::mpsc::channel::<Arc<LateChecks>>();
+            let worker = std::thread::spawn(move || works.into_iter().for_each(|checks| checks.run()));
+            let begin = |checks: &Arc<LateChecks>| {
+                if has_worker {
+                    work.send(checks.clone()).expect("somebody works");
+                }
+            };
+            let unchecked = convert(&path).write_unchecked(&store, &room, begin).expect("writes");
+            let fragment = unchecked.fragment.clone();
+            assert!(fragment.elf.are_awaited() && fragment.blob == expected.blob);
+            let mut held = room.holding().take(&fragment.blob);
+            assert_eq!(held.len(), 3, "each large file");
+            let mut blob = store.open(&fragment.blob).expect("opens").expect("is there");
+            for (at, &member) in fragment.layout.members.iter().enumerate() {
+                let mut tar = Vec::new();
+                TarReader::new(&mut blob, std::iter::once(member)).read_to_end(&mut tar).expect("is whole");
+                if let Some(held) = held.remove(&at) {
+                    assert_eq!(held.length(), tar.len());
+                    assert!(held.tar().expect("is there") == tar, "member {at}");
+                }
+            }
+            assert!(*unchecked.finish().expect("is right") == expected);
+            drop(work);
+            worker.join().expect("ends");
+        }
+        // All that was held is given back.
+        assert!(room.holding().share(Room::HELD).is_some());
+
+        // A damaged file ends the wait for it and for those behind it.
+        let mut bytes = std::fs::read(&path).expect("reads");
+        let opened = zip::Archive::open(io::Cursor::new(bytes.clone()), &Limits::default()).expect("opens");
+        let entry = &opened.entries()[opened.find("b/huge").expect("is there")];
+        bytes[(entry.data_offset() + entry.compressed_size / 2) as usize] ^= 0x55;
+        let damaged = folder.path().join("damaged.zip");
+        std::fs::write(&damaged, bytes).expect("writes");
+        let unchecked = convert(&damaged).write_unchecked(&store, &room, |_| ()).expect("writes");
+        let held = room.holding().take(&unchecked.fragment.blob);
+        assert!(held.values().any(|held| held.tar().is_err()));
+        let said = unchecked.finish().expect_err("is damaged").to_string();
+        assert!(said.contains("`b/huge`") || said.contains("has changed"), "{said}");
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Local<'_> {
                 }
         };
         let entries = fragment.entries.iter().map(|indexed| &indexed.entry).chain(&fragment.dirs);
-        let program = fragment.elf.first().and_then(|(at, _)| fragment.entries.get(*at as usize));
+        let program = fragment.elf.all().first().and_then(|(at, _)| fragment.entries.get(*at as usize));
         match program.map(|program| &program.entry).or(entries.into_iter().find(|entry| bound(entry))) {
             Some(entry) => Err(EngineError::Dpkg {
                 why: format!(

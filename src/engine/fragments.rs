@@ -23,6 +23,7 @@ use super::bytecode::Compiler;
 use super::convert::{self, Drops};
 use super::earlier::{Earlier, modules_key};
 use super::index::{self, Fragment, FragmentRecord, INDEX_FORMAT};
+use super::later::{MadeOf, file_id};
 use super::local::{FEW, Local, Walked};
 use super::made::Made;
 use super::members::Members;
@@ -35,9 +36,8 @@ pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
 impl Local<'_> {
     pub(super) fn find_fragment(&self, key: &Key) -> Result<Option<Arc<Fragment>>, EngineError> {
         // Its bytes were there when it was loaded. Should they go meanwhile, whoever opens them says so.
-        let loaded = self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned();
-        if loaded.is_some() {
-            return Ok(loaded);
+        if let Some(loaded) = self.loaded(key) {
+            return Ok(Some(loaded));
         }
         let Some(record) = self.find_record(key)? else { return Ok(None) };
         let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
@@ -51,8 +51,8 @@ impl Local<'_> {
     }
 
     /// Reads the indexes of these stages' fragments that are here, on all cores, for whoever walks over them. What cannot be read
-    /// is found out there. Says whether what follows is quick: the archives whose fragments are missing are small together, and
-    /// nothing is run, built, compiled or taken from other stages.
+    /// is found out there. Says whether what follows is quick: the archives whose fragments are missing are small together,
+    /// nothing is run, built, compiled or taken from other stages, and nothing is configured above a wheel that is missing.
     pub fn recall(&self, stages: &[&Resolved]) -> bool {
         let ops = || stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
         let keys: BTreeMap<Key, Option<u64>> = ops()
@@ -63,9 +63,10 @@ impl Local<'_> {
                 _ => None,
             })
             .collect();
-        let missing = AtomicU64::new(0);
+        let (missing, missed) = (AtomicU64::new(0), Mutex::new(BTreeSet::new()));
         let recalled = in_parallel(self.jobs, &keys.into_iter().collect::<Vec<_>>(), |(key, size)| {
             if !matches!(self.find_fragment(key), Ok(Some(_))) {
+                missed.lock().unwrap_or_else(PoisonError::into_inner).insert(*key);
                 let _ = missing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sum| {
                     Some(sum.saturating_add(size.unwrap_or(u64::MAX)))
                 });
@@ -74,7 +75,19 @@ impl Local<'_> {
         });
         recalled.unwrap_or_else(|never| match never {});
         let takes_long = |op: &Op| matches!(op, Op::Run(_)) || waits_for_others(op);
-        missing.into_inner() <= FEW && !ops().any(takes_long)
+        let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // Set-up looks into the files that are there by then.
+        let is_missed = |op: &Op| match op {
+            Op::Unpack { archive, conversion: conversion @ Conversion::Wheel { .. } } => {
+                missed.contains(&unpack_key(archive, conversion, &Drops::new()).0)
+            }
+            _ => false,
+        };
+        let is_set_up_above = |stage: &&Resolved| {
+            let mut above = stage.layers.iter().flat_map(|layer| &layer.ops).skip_while(|op| !is_missed(op));
+            above.any(|op| matches!(op, Op::Configure(_)))
+        };
+        missing.into_inner() <= FEW && !ops().any(takes_long) && !stages.iter().any(is_set_up_above)
     }
 
     pub(super) fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
@@ -124,6 +137,12 @@ impl Local<'_> {
             let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
             Ok((Made { members: members.clone(), ..made }.write(self.store, &self.room)?, members))
         };
+        if drops.is_empty() && compiler.is_none() && self.later.is_open() {
+            // What is wrong with it is found out below.
+            if let Ok(Some(fragment)) = self.unpack_unchecked(&path, archive, conversion, (key, &text)) {
+                return Ok(fragment);
+            }
+        }
         let (fragment, members) = match &mut compiler {
             None => {
                 let make = |path: &Path| convert(path, None).and_then(write);
@@ -169,6 +188,30 @@ impl Local<'_> {
         Ok(fragment)
     }
 
+    /// A wheel as a fragment that is in no record yet: whether its files and its archive are what they should be is found out
+    /// later. `None` for what is no wheel.
+    fn unpack_unchecked(
+        &self,
+        path: &Path,
+        archive: &Archive,
+        conversion: &Conversion,
+        (key, text): (Key, &str),
+    ) -> Result<Option<Arc<Fragment>>, EngineError> {
+        let Conversion::Wheel { .. } = conversion else { return Ok(None) };
+        let file = file_id(path)?;
+        let made = convert::convert(path, archive, conversion, &Drops::new(), &self.room, None)?;
+        let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
+        let made = Made { members: members.clone(), ..made };
+        let unchecked = made.write_unchecked(self.store, &self.room, |checks| self.check_later(checks))?;
+        let fragment = unchecked.fragment.clone();
+        self.use_fragment(&fragment);
+        self.load(&key, &fragment);
+        let (name, digest, place) = (archive.name.clone(), archive.digest, path.to_owned());
+        let members = members.and_then(Rc::into_inner);
+        self.finish_later(unchecked, MadeOf { name, digest, place, file, key, text: text.to_owned(), members });
+        Ok(Some(fragment))
+    }
+
     /// The fragment of a key, or else of what `make` makes.
     pub(super) fn kept<'m>(
         &self,
@@ -205,11 +248,16 @@ impl Local<'_> {
         fragment: Fragment,
     ) -> Result<Arc<Fragment>, EngineError> {
         self.use_fragment(&fragment);
-        let index = self.store.put(&index::encode(&fragment))?;
-        self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?;
         let fragment = Arc::new(fragment);
+        self.record_fragment(key, text, &fragment)?;
         self.load(key, &fragment);
         Ok(fragment)
+    }
+
+    /// Lets later builds know of a fragment.
+    pub(super) fn record_fragment(&self, key: &Key, text: &str, fragment: &Fragment) -> Result<(), EngineError> {
+        let index = self.store.put(&index::encode(fragment))?;
+        Ok(self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?)
     }
 
     /// What `make` found out under this key, here or in an earlier build; a failure is found out anew.
@@ -221,8 +269,12 @@ impl Local<'_> {
         if let Some(known) = self.store.find(&key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
             return Ok(known);
         }
+        // What follows from an archive that is not known to be whole counts for this build alone.
+        let is_sure = !self.later.is_unsure();
         let made = make()?;
-        self.store.keep(&key, &text, &made)?;
+        if is_sure && !self.later.is_unsure() {
+            self.store.keep(&key, &text, &made)?;
+        }
         Ok(made)
     }
 
@@ -253,9 +305,15 @@ impl Local<'_> {
         let _ = std::thread::Builder::new().spawn(move || drop(loaded));
     }
 
-    /// Whether the index of a fragment was read in this build.
-    pub(super) fn is_loaded(&self, key: &Key) -> bool {
-        self.loaded.lock().expect("no thread panics while it holds this").contains_key(key)
+    /// A fragment whose index was read in this build.
+    pub(super) fn loaded(&self, key: &Key) -> Option<Arc<Fragment>> {
+        self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned()
+    }
+
+    /// Forgets all indexes that were read, and what is held of fragments.
+    pub(super) fn forget(&self) {
+        self.loaded.lock().expect("no thread panics while it holds this").clear();
+        self.room.holding().forget();
     }
 
     fn load(&self, key: &Key, fragment: &Arc<Fragment>) {

@@ -2,13 +2,14 @@
 //! inflate it.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use layers::Digest;
+use layers::encode::Hold;
 
 /// What may be held, of all fragments of a build together.
-#[derive(Debug)]
 pub struct Holding {
     /// Bytes.
     free: Arc<AtomicUsize>,
@@ -17,7 +18,7 @@ pub struct Holding {
 }
 
 /// Members, by their places in a fragment.
-type Members = Vec<(usize, Held)>;
+pub type Members = Vec<(usize, layers::encode::Held)>;
 
 /// The tar of one member.
 #[derive(Debug)]
@@ -28,9 +29,15 @@ pub struct Held {
 
 /// A part of what may be held, given back when it is dropped.
 #[derive(Debug)]
-struct Share {
+pub struct Share {
     free: Arc<AtomicUsize>,
     size: usize,
+}
+
+impl std::fmt::Debug for Holding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Holding").field("free", &self.free).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Share {
@@ -46,9 +53,20 @@ impl Held {
     }
 }
 
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
+impl Share {
+    /// Memory of its size.
+    pub fn room(self) -> Held {
+        Held { bytes: vec![0; self.size], _share: self }
+    }
+}
+
+impl Hold for Held {
+    fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn tar(&self) -> io::Result<&[u8]> {
+        Ok(&self.bytes)
     }
 }
 
@@ -64,7 +82,8 @@ impl Holding {
         self.is_open.store(is_open, Ordering::Relaxed);
     }
 
-    fn share(&self, size: usize) -> Option<Share> {
+    /// A part of so many bytes, where there is one.
+    pub fn share(&self, size: usize) -> Option<Share> {
         if !self.is_open.load(Ordering::Relaxed) {
             return None;
         }
@@ -75,8 +94,7 @@ impl Holding {
 
     /// Room for so many bytes, where there is some.
     pub fn room(&self, size: usize) -> Option<Held> {
-        let share = self.share(size)?;
-        Some(Held { bytes: vec![0; size], _share: share })
+        self.share(size).map(Share::room)
     }
 
     /// Holds these bytes, or gives them back.
@@ -94,11 +112,15 @@ impl Holding {
         }
     }
 
+    /// Lets everything go that nobody has taken.
+    pub fn forget(&self) {
+        self.fragments.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The members of a fragment that are held, for the first who asks.
     pub fn take(&self, fragment: &Digest) -> HashMap<usize, layers::encode::Held> {
         let members = self.fragments.lock().unwrap_or_else(PoisonError::into_inner).remove(fragment);
-        let boxed = |held: Held| -> layers::encode::Held { Box::new(held) };
-        members.unwrap_or_default().into_iter().map(|(at, held)| (at, boxed(held))).collect()
+        members.unwrap_or_default().into_iter().collect()
     }
 }
 
@@ -117,10 +139,10 @@ mod tests {
         assert_eq!(holding.hold(vec![1; 401]).expect_err("there is no room").len(), 401);
         let other = holding.hold(vec![1; 400]).expect("there is room");
         let (name, unknown) = (Digest::of(b"fragment"), Digest::of(b"another"));
-        holding.keep(name, vec![(3, one), (5, other)]);
+        holding.keep(name, vec![(3, Box::new(one)), (5, Box::new(other))]);
         assert!(holding.room(1).is_none() && holding.take(&unknown).is_empty());
         let taken = holding.take(&name);
-        let is = |at: usize, bytes: &[u8]| (*taken[&at]).as_ref() == bytes;
+        let is = |at: usize, bytes: &[u8]| taken[&at].tar().expect("is there") == bytes;
         assert!(is(3, &[7; 600]) && is(5, &[1; 400]));
         assert!(holding.take(&name).is_empty());
         drop(taken);

@@ -1,10 +1,10 @@
 //! What is remembered of a fragment beside its bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use layers::encode::{Entry, FragmentLayout};
 use layers::{Digest, ImagePath};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::debian::elf::ElfFacts;
 use crate::debian::scripts::Scripts;
@@ -47,8 +47,8 @@ pub struct Fragment {
     pub dirs: Vec<Entry>,
     /// Everything else, sorted by path.
     pub entries: Vec<Indexed>,
-    /// Facts of ELF files, by position in `entries`.
-    pub elf: Vec<(u32, ElfFacts)>,
+    /// Facts of ELF files, by position in `entries`; unknown while files are still inflated.
+    pub elf: Elf,
     /// Where it was a Debian package.
     pub package: Option<PackageFacts>,
     /// Whether its directories change those below (`dir(...)`) or yield to them (packages, files).
@@ -57,6 +57,54 @@ pub struct Fragment {
     pub whiteouts: Vec<ImagePath>,
     /// Directories whose content below it deletes; only in layers of base images.
     pub opaques: Vec<ImagePath>,
+}
+
+/// Facts of ELF files, sorted by their position among a fragment's entries: known once its files were inflated.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Elf(OnceLock<Vec<(u32, ElfFacts)>>);
+
+impl Elf {
+    /// Whether nobody knows them yet.
+    pub fn are_awaited(&self) -> bool {
+        self.0.get().is_none()
+    }
+
+    /// All that are known.
+    pub fn all(&self) -> &[(u32, ElfFacts)] {
+        self.0.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Those of the entry at this position.
+    pub fn of(&self, position: u32) -> Option<&ElfFacts> {
+        let all = self.all();
+        all.binary_search_by_key(&position, |(at, _)| *at).ok().map(|slot| &all[slot].1)
+    }
+
+    /// Says what they are. Said once.
+    pub fn learn(&self, mut facts: Vec<(u32, ElfFacts)>) {
+        facts.sort_unstable_by_key(|(at, _)| *at);
+        let _ = self.0.set(facts);
+    }
+}
+
+impl From<Vec<(u32, ElfFacts)>> for Elf {
+    fn from(facts: Vec<(u32, ElfFacts)>) -> Elf {
+        let elf = Elf::default();
+        elf.learn(facts);
+        elf
+    }
+}
+
+impl Serialize for Elf {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.all().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Elf {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Elf, D::Error> {
+        Vec::deserialize(deserializer).map(Elf::from)
+    }
 }
 
 impl Fragment {

@@ -5,6 +5,8 @@
 //! 2. walk        each stage bottom to top over indexes alone: skeletons, small generated fragments, the library gate
 //! 3. assemble    every layer whose key the ledger does not know: concatenated and hashed, all cores at once
 //! ```
+//!
+//! Where little changed, wheels are checked beside 2 and 3: see [`later`](super::later).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -28,6 +30,7 @@ use super::early::{Course, Early};
 use super::foundation::{Below, Cut, Linked};
 use super::fragments::{FragmentMap, unpack_key};
 use super::index::{Fragment, INDEX_FORMAT};
+use super::later::Later;
 use super::run::{Commands, Ran, Runs};
 use super::skeleton::shared_dirs;
 use super::spool::Room;
@@ -36,7 +39,7 @@ use super::view::View;
 use super::{EngineError, base};
 use crate::debian::gate;
 use crate::observe::{Event, Observer};
-use crate::parallel::{Cores, First, both, in_parallel};
+use crate::parallel::{Cores, First, at_once, both, in_parallel};
 use crate::pin::Context;
 use crate::remote::Sources;
 
@@ -150,6 +153,8 @@ pub struct Local<'a> {
     is_little: AtomicBool,
     /// How far the build has come.
     pub(super) course: Course,
+    /// What is done beside the walk and the layers.
+    pub(super) later: Later,
     catalogue_dir: PathBuf,
     pub(super) compression: Compression,
     /// The fragments that were used, for [`Local::heal`].
@@ -182,6 +187,7 @@ impl<'a> Local<'a> {
             ahead: Cores::new(1),
             is_little: AtomicBool::new(false),
             course: Course::default(),
+            later: Later::default(),
             catalogue_dir: given.catalogue_dir,
             compression: given.compression,
             used: Mutex::default(),
@@ -237,7 +243,7 @@ impl Local<'_> {
         }
         let mut missing: Vec<(Key, &Archive, &Conversion)> = Vec::new();
         for (key, (archive, conversion)) in wanted {
-            if !self.is_loaded(&key) && self.find_record(&key)?.is_none() {
+            if self.loaded(&key).is_none() && self.find_record(&key)?.is_none() {
                 missing.push((key, archive, conversion));
             }
         }
@@ -245,6 +251,9 @@ impl Local<'_> {
         let is_little = size.is_some_and(|size| size <= FEW);
         self.is_little.store(is_little, Ordering::Relaxed);
         self.room.holding().open(is_little);
+        if is_little && self.later.is_open() {
+            self.inflate_neighbours(stages, &missing.iter().map(|(key, ..)| *key).collect::<Vec<_>>());
+        }
         // The longest first, so that no core is left with a giant at the end.
         missing.sort_by_cached_key(|(key, archive, _)| {
             let waited_for = early.iter().any(|it| it.archives.contains(key));
@@ -309,24 +318,42 @@ impl Local<'_> {
         let mut view = View::new(&open);
         let mut walked = self.walk_onto(subject, resolved, &mut view, Walk::OfImage(cut.map(|cut| cut.at)))?;
         let heard = view.heard().filter(|(answers, _)| answers.are_few());
-        let (gate, text) = gate_key(subject, resolved, view.linked());
-        let check =
-            || self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?));
-        // Layers that take long wait for the check.
-        let core = if self.is_little.load(Ordering::Relaxed) { self.cores.spare() } else { None };
-        match core {
+        let check = || {
+            let (gate, text) = gate_key(subject, resolved, view.linked());
+            self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
+            Ok::<_, EngineError>(gate)
+        };
+        // What is checked of ELF files comes first, and needs no core here.
+        let is_late = self.later.is_unsure();
+        let settled = || {
+            self.later.settle()?;
+            let _core = self.cores.take();
+            check()
+        };
+        let is_little = self.is_little.load(Ordering::Relaxed);
+        let core = if is_little && !is_late { self.cores.spare() } else { None };
+        let gate = match (is_late, core) {
             // Whatever else is wrong may follow from what the check finds.
-            Some(core) => {
-                let (gone_on, checked) = both(Some(core), || then(&walked), check);
-                checked?;
+            (true, _) => {
+                let (gone_on, checked) = at_once(|| then(&walked), settled);
+                let gate = checked?;
                 gone_on?;
+                gate
             }
-            None => {
-                check()?;
+            (false, Some(core)) => {
+                let (gone_on, checked) = both(Some(core), || then(&walked), check);
+                let gate = checked?;
+                gone_on?;
+                gate
+            }
+            // Layers that take long wait for the check.
+            (false, None) => {
+                let gate = check()?;
                 then(&walked)?;
+                gate
             }
-        }
-        walked.below = heard.map(|(answers, linked)| Below { answers, linked, gate });
+        };
+        walked.below = heard.map(|(answers, linked)| Below { answers, linked: view.linked_until(linked), gate });
         Ok(walked)
     }
 
@@ -476,7 +503,7 @@ impl Local<'_> {
             Ok::<(), EngineError>(())
         })?;
         // Indexes of what is gone.
-        self.loaded.lock().expect("no thread panics while it holds this").clear();
+        self.forget();
         Ok(healed.into_inner())
     }
 

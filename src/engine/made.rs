@@ -1,20 +1,19 @@
 //! Entries with content become a fragment in the store.
 
 use std::cell::RefCell;
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
-use cache::Store;
+use cache::{BlobWriter, Store};
 use layers::ImagePath;
-use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, MEMBER_SIZE, WORTHWHILE};
+use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, MEMBER_SIZE, Transplanted, WORTHWHILE};
 
 use super::EngineError;
-use super::held::Held;
-use super::index::{Fragment, Indexed, PackageFacts};
+use super::checks::{Checks, LateChecks, Stops, Transplant, Unchecked, transplants};
+use super::held;
+use super::index::{Elf, Fragment, Indexed, PackageFacts};
 use super::members::Members;
 use super::spool::{Room, Spool};
 use super::view::View;
@@ -53,8 +52,8 @@ pub trait Deflated {
     /// where the archive says.
     fn inflate(&mut self, at: usize, out: &mut dyn Write) -> Result<(), EngineError>;
 
-    /// Inflates one into `content`, which has its size, and checks it as [`inflate`](Self::inflate) does, and that it is this
-    /// stream. `packed` is written over.
+    /// Inflates one into `content`, which has its size, and checks its stream, and that it is this one. The content is still to be
+    /// [`compare`](Self::compare)d. `packed` is written over.
     /// Returns the CRC-32 of the stream's own bytes, and `None` where they had to be read again.
     fn inflate_whole(
         &mut self,
@@ -64,6 +63,9 @@ pub trait Deflated {
         content: &mut [u8],
     ) -> Result<Option<u32>, EngineError>;
 
+    /// Compares the content of one with what else the archive says of it.
+    fn compare(&mut self, at: usize, content: &[u8]) -> Result<(), EngineError>;
+
     /// Opens the deflate stream of one.
     fn stream(&mut self, at: usize, read: &mut ReadStream<'_>) -> Result<(), EngineError>;
 }
@@ -72,34 +74,37 @@ pub trait Deflated {
 pub struct Packed<'a> {
     files: Box<dyn Deflated + 'a>,
     /// Opens it once more, for another thread.
-    again: Box<dyn Fn() -> Result<Box<dyn Deflated>, EngineError> + Sync + 'a>,
+    again: Opener<'a>,
 }
 
 impl<'a> Packed<'a> {
     /// The archive, and what opens it once more.
     pub fn new(
         files: impl Deflated + 'a,
-        again: impl Fn() -> Result<Box<dyn Deflated>, EngineError> + Sync + 'a,
+        again: impl Fn() -> Result<Box<dyn Deflated>, EngineError> + Send + Sync + 'a,
     ) -> Packed<'a> {
-        Packed { files: Box::new(files), again: Box::new(again) }
+        Packed { files: Box::new(files), again: Arc::new(again) }
     }
 }
+
+/// Opens an archive, for whichever thread.
+pub type Opener<'a> = Arc<dyn Fn() -> Result<Box<dyn Deflated>, EngineError> + Send + Sync + 'a>;
 
 /// Takes an open deflate stream.
 pub type ReadStream<'a> = dyn FnMut(&mut dyn Read) -> Result<(), EngineError> + 'a;
 
 /// Keeps content that begins as an ELF file does, and forgets all other.
-struct ElfProbe {
+pub(super) struct ElfProbe {
     start: Vec<u8>,
     spool: Spool,
 }
 
 impl ElfProbe {
-    fn new(room: &Room) -> ElfProbe {
+    pub fn new(room: &Room) -> ElfProbe {
         ElfProbe { start: Vec::new(), spool: Spool::new(room) }
     }
 
-    fn facts(&self) -> Option<elf::ElfFacts> {
+    pub fn facts(&self) -> Option<elf::ElfFacts> {
         elf::facts_of(&self.spool.part(0, self.spool.length()))
     }
 }
@@ -174,50 +179,17 @@ impl<'a> Made<'a> {
 
     /// Writes the fragment into the store.
     pub fn write(mut self, store: &Store, room: &Room) -> Result<Fragment, EngineError> {
-        self.entries.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
-        self.dirs.sort_by(|a, b| a.path.cmp(&b.path));
-        self.dirs.dedup_by(|a, b| a.path == b.path);
-        first_names_first(&mut self.entries);
-        let cores = room.clone();
-        let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
-        let held = Rc::new(RefCell::new(Vec::new()));
-        let (keeping, room_of_keeper) = (held.clone(), room.clone());
-        let made = self.members.clone();
-        let keep = move |member, mut tar: Vec<u8>| {
-            if let Some(made) = &made {
-                made.made(member);
-            }
-            // What is short is inflated in no time, and its buffer is long.
-            if tar.len() < MEMBER_SIZE / 4 {
-                return Some(tar);
-            }
-            if tar.len() <= tar.capacity() / 2 {
-                tar.shrink_to_fit();
-            }
-            match room_of_keeper.holding().hold(tar) {
-                Ok(tar) => {
-                    keeping.borrow_mut().push((member, tar));
-                    None
-                }
-                Err(tar) => Some(tar),
-            }
-        };
-        let mut writer = FragmentWriter::new(store.writer()?).with_help(Box::new(lend)).with_keeper(Box::new(keep));
-        if let Some(members) = self.members {
-            writer = writer.with_reuse(Box::new(move |tar| members.find(tar)));
-        }
-        let transplants = transplants(&self.entries);
+        let packed = self.packed.take();
+        let mut draft = Draft::new(self, store, room)?;
+        let transplants = transplants(&draft.made.entries);
         let checks = Checks::new(&transplants);
-        let mut packed = self.packed;
-        let (files, again) = packed.as_mut().map(|Packed { files, again }| (files, &*again)).unzip();
-        let (entries, mut facts, transplanted) = std::thread::scope(|scope| {
-            let mut again = again.filter(|_| checks.bytes() >= WORTHWHILE);
+        let copied = std::thread::scope(|scope| {
+            let mut again = packed.as_ref().map(|packed| packed.again.clone()).filter(|_| checks.bytes() >= WORTHWHILE);
             // Asked now and then until there is a core: others may work with it at first.
             let mut help = || {
-                if let Some(open) = again
-                    && let Some(core) = room.spare_core()
+                if let Some(core) = again.as_ref().and_then(|_| room.spare_core())
+                    && let Some(open) = again.take()
                 {
-                    again = None;
                     let checks = &checks;
                     // Without it, all are checked here.
                     let _ = std::thread::Builder::new().spawn_scoped(scope, move || {
@@ -230,226 +202,197 @@ impl<'a> Made<'a> {
                 }
             };
             let stops = Stops(&checks);
-            let (mut entries, facts) = batched(self.entries, self.spool.as_ref(), &mut writer, room, &mut help)?;
-            let mut transplanted = Vec::new();
-            if let Some(files) = files {
-                for file in &transplants {
-                    help();
-                    let indexed: &mut Indexed = &mut entries[file.at];
-                    files.stream(file.index, &mut |bytes| {
-                        let made = writer.transplant(&indexed.entry, file.stream, bytes)?;
-                        indexed.offset = made.offset;
-                        transplanted.push(made);
-                        Ok(())
-                    })?;
-                }
-                checks.run(&mut **files, room);
+            draft.batched(room, &mut help)?;
+            let mut copied = Vec::new();
+            if let Some(Packed { mut files, .. }) = packed {
+                copied = draft.transplanted(&mut *files, &transplants, &mut help)?;
+                checks.run(&mut *files, room);
             }
             drop(stops);
-            Ok::<_, EngineError>((entries, facts, transplanted))
+            Ok::<_, EngineError>(copied)
         })?;
         // Each was checked, or something is wrong with one.
         let checked = checks.finish()?;
-        if checked.len() != transplants.len() || transplanted.len() != transplants.len() {
+        if checked.len() != transplants.len() || copied.len() != transplants.len() {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        for ((at, checked), made) in checked.into_iter().zip(transplanted) {
+        for ((at, checked, content), made) in checked.into_iter().zip(copied) {
             if checked.packed_crc32.is_some_and(|crc32| crc32 != made.packed_crc32) {
                 return Err(changed());
             }
-            facts.extend(checked.facts.map(|facts| (at as u32, facts)));
-            held.borrow_mut().extend(checked.content.map(|content| (made.member, content)));
+            draft.facts.extend(checked.facts.map(|facts| (at as u32, facts)));
+            if let Some(content) = content {
+                draft.held.borrow_mut().push((made.member, Box::new(content)));
+            }
         }
-        facts.sort_unstable_by_key(|(at, _)| *at);
+        let (fragment, facts) = draft.finish(room)?;
+        fragment.elf.learn(facts);
+        Ok(fragment)
+    }
+}
+
+impl Made<'static> {
+    /// The same for files that lie deflated, which are checked by whoever `begin` gives the checks to: layers may be made of the
+    /// fragment meanwhile, but nobody may be told of them.
+    pub fn write_unchecked(
+        mut self,
+        store: &Store,
+        room: &Room,
+        begin: impl FnOnce(&Arc<LateChecks>),
+    ) -> Result<Unchecked, EngineError> {
+        let Some(Packed { mut files, again }) = self.packed.take() else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+        };
+        let mut draft = Draft::new(self, store, room)?;
+        let transplants = transplants(&draft.made.entries);
+        let checks = LateChecks::new(transplants.clone(), again, room);
+        let stops = Stops(checks.checks());
+        begin(&checks);
+        draft.batched(room, &mut || {})?;
+        let copied = draft.transplanted(&mut *files, &transplants, &mut || {})?;
+        for (file, made) in transplants.iter().zip(&copied) {
+            if let Some(content) = checks.awaited(file) {
+                draft.held.borrow_mut().push((made.member, Box::new(content)));
+            }
+        }
+        let (fragment, facts) = draft.finish(room)?;
+        // From here on somebody waits for them.
+        stops.never();
+        let copied = transplants.iter().zip(copied).map(|(file, made)| (file.at, made.packed_crc32)).collect();
+        Ok(Unchecked { fragment: Arc::new(fragment), facts, copied, checks })
+    }
+}
+
+/// A fragment that is being written.
+struct Draft<'a, W> {
+    made: Made<'a>,
+    writer: FragmentWriter<W>,
+    /// Entries that are written, or are about to be transplanted.
+    entries: Vec<Indexed>,
+    facts: Facts,
+    /// Members whose tar is held for layers.
+    held: Rc<RefCell<held::Members>>,
+}
+
+/// Facts of ELF files, by positions of entries.
+type Facts = Vec<(u32, elf::ElfFacts)>;
+
+impl<'a> Draft<'a, BlobWriter> {
+    fn new(mut made: Made<'a>, store: &Store, room: &Room) -> Result<Draft<'a, BlobWriter>, EngineError> {
+        made.entries.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
+        made.dirs.sort_by(|a, b| a.path.cmp(&b.path));
+        made.dirs.dedup_by(|a, b| a.path == b.path);
+        first_names_first(&mut made.entries);
+        let cores = room.clone();
+        let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
+        let held: Rc<RefCell<held::Members>> = Rc::default();
+        let (keeping, room) = (held.clone(), room.clone());
+        let members = made.members.take();
+        let (known, mut writer) = (members.clone(), FragmentWriter::new(store.writer()?).with_help(Box::new(lend)));
+        let keep = move |member, mut tar: Vec<u8>| {
+            if let Some(known) = &known {
+                known.made(member);
+            }
+            // What is short is inflated in no time, and its buffer is long.
+            if tar.len() < MEMBER_SIZE / 4 {
+                return Some(tar);
+            }
+            if tar.len() <= tar.capacity() / 2 {
+                tar.shrink_to_fit();
+            }
+            match room.holding().hold(tar) {
+                Ok(tar) => {
+                    keeping.borrow_mut().push((member, Box::new(tar)));
+                    None
+                }
+                Err(tar) => Some(tar),
+            }
+        };
+        writer = writer.with_keeper(Box::new(keep));
+        if let Some(members) = members {
+            writer = writer.with_reuse(Box::new(move |tar| members.find(tar)));
+        }
+        Ok(Draft { made, writer, entries: Vec::new(), facts: Facts::new(), held })
+    }
+
+    /// Writes what is compressed here; what is transplanted is written behind it.
+    fn batched(&mut self, room: &Room, now_and_then: &mut dyn FnMut()) -> Result<(), EngineError> {
+        let all = std::mem::take(&mut self.made.entries);
+        self.entries.reserve(all.len());
+        let (writer, facts) = (&mut self.writer, &mut self.facts);
+        for (at, (entry, content)) in all.into_iter().enumerate() {
+            now_and_then();
+            let mut offset = 0;
+            match content {
+                Content::Deflated(..) if matches!(entry.kind, Kind::File { .. }) => {}
+                Content::Deflated(..) => return Err(EncodeError::Stream(entry.path).into()),
+                Content::None => offset = writer.add(&entry, &mut io::empty())?,
+                Content::Bytes(bytes) => {
+                    facts.extend(elf::facts(&bytes).map(|found| (at as u32, found)));
+                    offset = writer.add(&entry, &mut bytes.as_slice())?;
+                }
+                Content::Spooled { offset: start, size } => {
+                    let spool = self.made.spool.as_ref();
+                    let held = spool.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+                    let mut part = held.part(start, size);
+                    facts.extend(elf::facts_of(&part).map(|found| (at as u32, found)));
+                    offset = writer.add(&entry, &mut part)?;
+                }
+                Content::Open(open) => {
+                    let mut probe = ElfProbe::new(room);
+                    offset = writer.add(&entry, &mut Teed { inner: open()?, probe: &mut probe })?;
+                    facts.extend(probe.facts().map(|found| (at as u32, found)));
+                }
+            }
+            self.entries.push(Indexed { entry, offset });
+        }
+        Ok(())
+    }
+
+    /// Copies the streams of these files.
+    fn transplanted(
+        &mut self,
+        archive: &mut dyn Deflated,
+        files: &[Transplant],
+        now_and_then: &mut dyn FnMut(),
+    ) -> Result<Vec<Transplanted>, EngineError> {
+        let mut copied = Vec::with_capacity(files.len());
+        for file in files {
+            now_and_then();
+            let indexed = &mut self.entries[file.at];
+            archive.stream(file.index, &mut |bytes| {
+                let made = self.writer.transplant(&indexed.entry, file.stream, bytes)?;
+                indexed.offset = made.offset;
+                copied.push(made);
+                Ok(())
+            })?;
+        }
+        Ok(copied)
+    }
+
+    /// The fragment, whose bytes lie in the store, without the facts of its ELF files; and those that are known.
+    fn finish(self, room: &Room) -> Result<(Fragment, Facts), EngineError> {
+        let Draft { made, writer, entries, facts, held } = self;
         let (blob, layout) = writer.finish()?;
         let blob = blob.finish()?;
         room.holding().keep(blob.digest, held.take());
-        Ok(Fragment {
+        let fragment = Fragment {
             blob: blob.digest,
             layout,
-            dirs: self.dirs,
+            dirs: made.dirs,
             entries,
-            elf: facts,
-            package: self.package,
-            commands_dirs: self.commands_dirs,
-            whiteouts: self.whiteouts,
-            opaques: self.opaques,
-        })
+            elf: Elf::default(),
+            package: made.package,
+            commands_dirs: made.commands_dirs,
+            whiteouts: made.whiteouts,
+            opaques: made.opaques,
+        };
+        Ok((fragment, facts))
     }
 }
-
-/// Entries, and the facts of those that are ELF files, by position.
-type Written = (Vec<Indexed>, Vec<(u32, elf::ElfFacts)>);
-
-/// Writes what is compressed here; what is transplanted is written behind it.
-fn batched<W: Write>(
-    all: Vec<(Entry, Content<'_>)>,
-    spool: Option<&Spool>,
-    writer: &mut FragmentWriter<W>,
-    room: &Room,
-    now_and_then: &mut dyn FnMut(),
-) -> Result<Written, EngineError> {
-    let (mut entries, mut facts) = (Vec::with_capacity(all.len()), Vec::new());
-    for (at, (entry, content)) in all.into_iter().enumerate() {
-        now_and_then();
-        let mut offset = 0;
-        match content {
-            Content::Deflated(..) if matches!(entry.kind, Kind::File { .. }) => {}
-            Content::Deflated(..) => return Err(EncodeError::Stream(entry.path).into()),
-            Content::None => offset = writer.add(&entry, &mut io::empty())?,
-            Content::Bytes(bytes) => {
-                facts.extend(elf::facts(&bytes).map(|found| (at as u32, found)));
-                offset = writer.add(&entry, &mut bytes.as_slice())?;
-            }
-            Content::Spooled { offset: start, size } => {
-                let held = spool.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-                let mut part = held.part(start, size);
-                facts.extend(elf::facts_of(&part).map(|found| (at as u32, found)));
-                offset = writer.add(&entry, &mut part)?;
-            }
-            Content::Open(open) => {
-                let mut probe = ElfProbe::new(room);
-                offset = writer.add(&entry, &mut Teed { inner: open()?, probe: &mut probe })?;
-                facts.extend(probe.facts().map(|found| (at as u32, found)));
-            }
-        }
-        entries.push(Indexed { entry, offset });
-    }
-    Ok((entries, facts))
-}
-
-/// A file whose deflate stream is copied once it is checked.
-struct Transplant {
-    /// Among the entries.
-    at: usize,
-    /// In its archive.
-    index: usize,
-    /// Of its content, bytes.
-    size: u64,
-    stream: DeflateStream,
-}
-
-/// Those among these entries, in their order.
-fn transplants(entries: &[(Entry, Content<'_>)]) -> Vec<Transplant> {
-    let transplant = |(at, (entry, content)): (usize, &(Entry, Content<'_>))| match (&entry.kind, content) {
-        (Kind::File { size }, Content::Deflated(stream, index)) => {
-            Some(Transplant { at, index: *index, size: *size, stream: *stream })
-        }
-        _ => None,
-    };
-    entries.iter().enumerate().filter_map(transplant).collect()
-}
-
-/// Deflate streams that are checked, by whoever has time: each thread takes the largest that is left.
-struct Checks<'a> {
-    files: Vec<&'a Transplant>,
-    next: AtomicUsize,
-    found: Mutex<Vec<Found>>,
-}
-
-/// The entry at this position, and what was found about it.
-type Found = (usize, Result<Checked, EngineError>);
-
-/// A deflate stream that is as its archive says.
-struct Checked {
-    /// Where it is an ELF file.
-    facts: Option<elf::ElfFacts>,
-    /// CRC-32 of the stream's own bytes, where they were in memory.
-    packed_crc32: Option<u32>,
-    /// Its content, where there was room to hold it.
-    content: Option<Held>,
-}
-
-impl<'a> Checks<'a> {
-    fn new(transplants: &'a [Transplant]) -> Checks<'a> {
-        let mut files: Vec<&Transplant> = transplants.iter().collect();
-        files.sort_by_key(|file| Reverse(file.size));
-        Checks { files, next: AtomicUsize::new(0), found: Mutex::default() }
-    }
-
-    fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.size).sum()
-    }
-
-    fn run(&self, archive: &mut dyn Deflated, room: &Room) {
-        let mut buffers = Buffers::default();
-        while let Some(file) = self.files.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let found = check(file, archive, room, &mut buffers);
-            if found.is_err() {
-                self.stop();
-            }
-            self.found.lock().unwrap_or_else(PoisonError::into_inner).push((file.at, found));
-        }
-    }
-
-    fn stop(&self) {
-        self.next.store(self.files.len(), Ordering::Relaxed);
-    }
-
-    /// What was found, in the order of entries; of several errors the first.
-    fn finish(self) -> Result<Vec<(usize, Checked)>, EngineError> {
-        let mut found = self.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        found.sort_by_key(|(at, _)| *at);
-        found.into_iter().map(|(at, found)| Ok((at, found?))).collect()
-    }
-}
-
-/// Stops checks that nobody waits for any more.
-struct Stops<'a>(&'a Checks<'a>);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-/// To be written over by one file after the other.
-#[derive(Default)]
-struct Buffers {
-    packed: Vec<u8>,
-    content: Vec<u8>,
-}
-
-/// Up to this size, packed and unpacked, a file is inflated as a whole where it is held, and where it is not, bytes.
-const WHOLE_HELD: u64 = 32 << 20;
-const WHOLE: u64 = 4 << 20;
 
 pub(super) fn changed() -> EngineError {
     io::Error::other("an archive has changed while it was read").into()
-}
-
-/// Inflates a file and compares it with what its archive says.
-fn check(
-    file: &Transplant,
-    archive: &mut dyn Deflated,
-    room: &Room,
-    buffers: &mut Buffers,
-) -> Result<Checked, EngineError> {
-    let larger = file.size.max(u64::from(file.stream.compressed));
-    let held = if larger <= WHOLE_HELD { room.holding().room(file.size as usize) } else { None };
-    let mut checked = Checked { facts: None, packed_crc32: None, content: held };
-    let content = match &mut checked.content {
-        Some(held) => held.bytes(),
-        None if larger <= WHOLE => {
-            buffers.content.resize(file.size as usize, 0);
-            &mut buffers.content
-        }
-        None => {
-            let mut probe = ElfProbe::new(room);
-            archive.inflate(file.index, &mut probe)?;
-            return Ok(Checked { facts: probe.facts(), ..checked });
-        }
-    };
-    checked.packed_crc32 = archive.inflate_whole(file.index, file.stream, &mut buffers.packed, content)?;
-    checked.facts = elf::facts(content);
-    // What was read again may not be what is copied.
-    if checked.packed_crc32.is_none() {
-        checked.content = None;
-    }
-    if buffers.packed.capacity() as u64 > WHOLE {
-        buffers.packed = Vec::new();
-    }
-    Ok(checked)
 }
 
 /// Makes the first name of each hardlinked file, in path order, the regular file and all later names links to it, each

@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod bytecode;
+pub mod checks;
 pub mod convert;
 pub mod dpkg;
 pub mod earlier;
@@ -10,6 +11,7 @@ pub mod foundation;
 pub mod fragments;
 pub mod held;
 pub mod index;
+pub mod later;
 mod layer;
 pub mod local;
 mod log;

@@ -146,8 +146,7 @@ impl Paths {
 pub struct View<'a> {
     entries: Entries,
     paths: Paths,
-    elf: HashMap<(u32, u32), u32>,
-    linked: Linked,
+    linked: Chain,
     open: &'a OpenBlob<'a>,
     /// The member that each thread inflated last: small files lie together, and who reads one of them reads its neighbours.
     members: Mutex<HashMap<ThreadId, Inflated>>,
@@ -161,8 +160,29 @@ pub struct View<'a> {
 struct Listener {
     dirs: u32,
     fragments: u32,
-    linked: Linked,
+    linked: usize,
     heard: Mutex<Answers>,
+}
+
+/// The fragments that concern the loader, in their order.
+#[derive(Default)]
+struct Chain {
+    /// Those of layers that were not applied.
+    first: Linked,
+    /// Each, and whether it concerns the loader even if it has no ELF files.
+    rest: Vec<(Arc<Fragment>, bool)>,
+}
+
+impl Chain {
+    fn until(&self, count: usize) -> Linked {
+        let mut linked = self.first;
+        for (fragment, is_linked) in &self.rest[..count] {
+            if *is_linked || !fragment.elf.all().is_empty() {
+                linked.push(&fragment.blob);
+            }
+        }
+        linked
+    }
 }
 
 /// A member of a fragment: the fragment's blob, the member's start in its tar, and its bytes.
@@ -225,8 +245,7 @@ impl<'a> View<'a> {
         View {
             entries: Entries::default(),
             paths: Paths::default(),
-            elf: HashMap::new(),
-            linked: Linked::default(),
+            linked: Chain::default(),
             open,
             members: Mutex::default(),
             known: None,
@@ -236,7 +255,11 @@ impl<'a> View<'a> {
 
     /// A file system of which these answers are known. What is asked beyond them ends in [`View::is_sure`] being `false`.
     pub fn known(open: &'a OpenBlob<'a>, answers: Answers, linked: Linked) -> View<'a> {
-        View { known: Some(Known::new(answers)), linked, ..View::new(open) }
+        View {
+            known: Some(Known::new(answers)),
+            linked: Chain { first: linked, ..Chain::default() },
+            ..View::new(open)
+        }
     }
 
     /// Whether everything that was asked could be answered.
@@ -247,11 +270,11 @@ impl<'a> View<'a> {
     /// Writes down from now on what is asked about the layers that have been applied.
     pub fn listen(&mut self) {
         let (dirs, fragments) = self.entries.lengths();
-        self.listener = Some(Listener { dirs, fragments, linked: self.linked, heard: Mutex::default() });
+        self.listener = Some(Listener { dirs, fragments, linked: self.linked.rest.len(), heard: Mutex::default() });
     }
 
-    /// What was asked since [`View::listen`], with the answers, and what was linked until then.
-    pub fn heard(&mut self) -> Option<(Answers, Linked)> {
+    /// What was asked since [`View::listen`], with the answers, and how much of what is linked now was there by then.
+    pub fn heard(&mut self) -> Option<(Answers, usize)> {
         let listener = self.listener.take()?;
         Some((listener.heard.into_inner().unwrap_or_else(PoisonError::into_inner), listener.linked))
     }
@@ -289,10 +312,7 @@ impl<'a> View<'a> {
         }
         for fragment in fragments {
             let number = self.entries.push(fragment);
-            for (position, _) in &fragment.elf {
-                self.elf.insert((number, *position), self.elf_slot(fragment, *position));
-            }
-            let mut is_linked = !fragment.elf.is_empty();
+            let mut is_linked = false;
             for (at, indexed) in fragment.entries.iter().enumerate() {
                 let path = &indexed.entry.path;
                 let place = Place::Item { fragment: number, entry: at as u32 };
@@ -317,8 +337,9 @@ impl<'a> View<'a> {
                     _ => {}
                 }
             }
-            if is_linked {
-                self.linked.push(&fragment.blob);
+            // In this order: they may become known meanwhile.
+            if is_linked || fragment.elf.are_awaited() || !fragment.elf.all().is_empty() {
+                self.linked.rest.push((fragment.clone(), is_linked));
             }
         }
         for path in replaced {
@@ -330,9 +351,15 @@ impl<'a> View<'a> {
     }
 
     /// The fragments that have a say in how programs find their libraries: those with ELF files, with links, with the
-    /// loader's configuration, and those that replace something. What others hold changes nothing there.
+    /// loader's configuration, and those that replace something. What others hold changes nothing there. Asked when the facts
+    /// of all fragments are known.
     pub fn linked(&self) -> Linked {
-        self.linked
+        self.linked.until(self.linked.rest.len())
+    }
+
+    /// As [`linked`](View::linked), of so many as [`heard`](View::heard) tells.
+    pub fn linked_until(&self, count: usize) -> Linked {
+        self.linked.until(count)
     }
 
     /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there.
@@ -344,10 +371,7 @@ impl<'a> View<'a> {
         }
         self.paths.remove(&self.entries, &gone);
         let number = self.entries.push(fragment);
-        self.linked.push(&fragment.blob);
-        for (position, _) in &fragment.elf {
-            self.elf.insert((number, *position), self.elf_slot(fragment, *position));
-        }
+        self.linked.rest.push((fragment.clone(), true));
         for dir in &fragment.dirs {
             let place = self.entries.push_dir(dir);
             self.paths.insert(&self.entries, place);
@@ -363,10 +387,6 @@ impl<'a> View<'a> {
         let below = |path| self.paths.below(&self.entries, path).map(|(place, _)| place);
         let gone: Vec<Place> = replaced.into_iter().flat_map(below).filter(|place| !is_own(*place)).collect();
         self.paths.remove(&self.entries, &gone);
-    }
-
-    fn elf_slot(&self, fragment: &Fragment, position: u32) -> u32 {
-        fragment.elf.binary_search_by_key(&position, |(at, _)| *at).map_or(u32::MAX, |slot| slot as u32)
     }
 
     fn first_inside(&self, path: &ImagePath) -> Option<ImagePath> {
@@ -596,8 +616,7 @@ impl Tree for View<'_> {
     fn elf(&self, path: &ImagePath) -> Option<&ElfFacts> {
         self.whole();
         let Some(Place::Item { fragment, entry }) = self.paths.get(&self.entries, path) else { return None };
-        let slot = self.elf.get(&(fragment, entry))?;
-        self.entries.fragment(fragment).elf.get(*slot as usize).map(|(_, facts)| facts)
+        self.entries.fragment(fragment).elf.of(entry)
     }
 }
 
@@ -607,7 +626,7 @@ mod tests {
 
     use layers::encode::FragmentLayout;
 
-    use super::super::index::Indexed;
+    use super::super::index::{Elf, Indexed};
     use super::*;
 
     fn path(text: &str) -> ImagePath {
@@ -632,7 +651,7 @@ mod tests {
             layout: FragmentLayout::default(),
             dirs: dirs.to_vec(),
             entries,
-            elf: Vec::new(),
+            elf: Vec::new().into(),
             package: None,
             commands_dirs: false,
             whiteouts: paths(whiteouts),
@@ -665,6 +684,28 @@ mod tests {
         // And a link becomes a directory again.
         view.apply_base(&fragment(&[dir("/a", 0o755)], &["/a/q"], &["/a.c"], &[]));
         assert_eq!(all(&view), ["/a/", "/a b", "/a-b", "/a/q", "/b/", "/b/new"]);
+    }
+
+    #[test]
+    fn facts_that_come_late_concern_the_loader_as_those_that_were_known() {
+        let of = |name: &str, elf: Elf| {
+            let entry = Indexed { entry: Entry::new(path(name), Kind::File { size: 0 }, 0o644, 0), offset: 0 };
+            Arc::new(Fragment { entries: vec![entry], elf, ..(*fragment(&[], &[name], &[], &[])).clone() })
+        };
+        for facts in [Vec::new(), vec![(0, ElfFacts::default())]] {
+            let linked = |elf: Elf| {
+                let mut view = View::new(&nothing);
+                let late = of("/late", elf);
+                view.apply(&[], &[of("/a", Elf::from(Vec::new())), late.clone()]).expect("applies");
+                view.listen();
+                view.apply(&[], &[fragment(&[], &["/link"], &[], &[])]).expect("applies");
+                let (_, count) = view.heard().expect("somebody listened");
+                late.elf.learn(facts.clone());
+                (view.linked_until(count), view.linked(), view.elf(&path("/late")).cloned())
+            };
+            assert_eq!(linked(Elf::default()), linked(Elf::from(facts.clone())));
+            assert_eq!(linked(Elf::default()).0 == Linked::default(), facts.is_empty());
+        }
     }
 
     #[test]

@@ -300,13 +300,20 @@ fn make(
     bench.config.mirror_registries()?;
     let supply = Mirrors::new(bench);
     let engine = engine(bench, &supply);
-    let done = match make_layers(bench, lock, wanted, &missing, &engine, checked, beside) {
-        // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
-        Err(Trouble::Engine(error)) if gone(&error).is_none() && !error.is_of_a_command() && engine.heal()? > 0 => {
-            bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
-            make_layers(bench, lock, wanted, &missing, &engine, checked, beside)
+    let mut is_healed = false;
+    let done = loop {
+        match make_layers(bench, lock, wanted, &missing, &engine, checked, beside) {
+            // The next attempt leaves nothing for later: it mends what is wrong, or says what it is.
+            Err(Trouble::Engine(_)) if engine.has_failed_later() => {}
+            // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
+            Err(Trouble::Engine(error))
+                if !is_healed && gone(&error).is_none() && !error.is_of_a_command() && engine.heal()? > 0 =>
+            {
+                is_healed = true;
+                bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
+            }
+            done => break done,
         }
-        done => done,
     };
     engine.end();
     // What the check says explains more than what failed meanwhile.
@@ -360,10 +367,10 @@ fn make_layers(
     }
     let whole: Vec<&Missing> = missing.iter().filter(|it| !walked.contains_key(&it.at)).collect();
     // What takes long waits for the check. Where little has to be converted, that goes first: the answer is on its way.
-    let mut is_checked = true;
+    let mut is_quick = false;
     if !whole.is_empty() {
-        is_checked = !engine.recall(&whole.iter().map(|it| &wanted[it.at].resolved).collect::<Vec<_>>());
-        if is_checked {
+        is_quick = engine.recall(&whole.iter().map(|it| &wanted[it.at].resolved).collect::<Vec<_>>());
+        if !is_quick {
             checked()?;
         }
     }
@@ -409,11 +416,24 @@ fn make_layers(
     let mut refused = None;
     std::thread::scope(|scope| {
         let ahead = scope.spawn(|| engine.run_early(&early));
-        match engine.fragments(&stages, Some(&early)).map(|()| if is_checked { Ok(()) } else { checked() }) {
-            Ok(Ok(())) => in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {}),
+        // One core is for what is not left for later.
+        let workers = if is_quick { (bench.jobs - 1).min(LATER) } else { 0 };
+        let mut later = (workers > 0).then(|| engine.begin_later());
+        for at in 0..workers {
+            let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
+            if begun.is_err() && at == 0 {
+                later = None;
+            }
+        }
+        match engine.fragments(&stages, Some(&early)).map(|()| if is_quick { checked() } else { Ok(()) }) {
+            Ok(Ok(())) => {
+                in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {});
+                engine.settle_later().unwrap_or_else(|error| engine.abandon(error));
+            }
             Ok(Err(failure)) => refused = Some(failure),
             Err(error) => engine.abandon(error),
         }
+        drop(later);
         ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     if let Some(failure) = refused {
@@ -472,6 +492,9 @@ fn within_budget(wanted: &Wanted<'_>, walked: &Walked) -> Result<(), EngineError
 
 /// Bytes that are put into a layer in no time.
 const QUICK: u64 = 4 << 20;
+
+/// Threads that do what is left for later.
+const LATER: usize = 3;
 
 /// Walks those of the missing images whose lower layers are remembered well enough.
 fn on_foundations(

@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use layers::{Catalogue, Stage, python};
+use layers::{Catalogue, Digest, Stage, python};
 
+use crate::registry::registry;
 use crate::support::layout::Layout;
-use crate::support::run::{Outcome, Sandbox, outcome};
+use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::wheels::{Index, entry, poetry_lock};
 
 /// An index, and a catalogue of one image whose wheels `poetry.lock` names.
@@ -29,10 +30,101 @@ impl Wheels {
         self.index.wheel(name, "1.0", files)
     }
 
+    /// On any machine, one thread puts layers together while another one still checks what is in them.
     fn run(&self, words: &[&str]) -> Outcome {
+        self.run_by(2, words)
+    }
+
+    fn run_by(&self, jobs: usize, words: &[&str]) -> Outcome {
         let mut command = self.sandbox.command(["--catalogue", "plan.json"]);
         self.index.configure(command.args(words));
-        outcome(&mut command)
+        outcome(command.env("IMGBUILD_JOBS", jobs.to_string()))
+    }
+
+    /// The digests of the image's layers that a build makes from the downloads alone.
+    fn built(&self) -> Vec<String> {
+        let ledger = self.sandbox.cache().join("ledger-v1");
+        fs::remove_dir_all(&ledger).unwrap();
+        fs::create_dir(&ledger).unwrap();
+        self.run(&["build"]).success();
+        let image = &Layout::open(&self.sandbox.work().join("dist")).image("app")[0];
+        image.layers.iter().map(|layer| layer.digest.clone()).collect()
+    }
+
+    /// Where the cache has the wheel that lies on the index.
+    fn cached(&self, name: &str) -> std::path::PathBuf {
+        let digest = Digest::of(&fs::read(self.index.place(name, "1.0")).unwrap()).hex();
+        self.sandbox.cache().join("blobs-v1").join(&digest[..2]).join(&digest)
+    }
+}
+
+/// A module that is large enough for its deflate stream to be kept.
+fn large(seed: u32) -> String {
+    let lines = (0..4000_u32).map(|at| format!("x{at} = {}\n", (at ^ seed).wrapping_mul(2_654_435_761)));
+    format!("large.py={}", lines.collect::<String>())
+}
+
+/// Puts the RECORD of one wheel into another.
+const EXCHANGE: &str = r#"
+import sys, zipfile
+of, into = (zipfile.ZipFile(path) for path in sys.argv[1:3])
+with zipfile.ZipFile(sys.argv[3], "w", zipfile.ZIP_DEFLATED) as out:
+    for name in into.namelist():
+        out.writestr(name, (of if name.endswith("/RECORD") else into).read(name))
+"#;
+
+/// Layers are made of a wheel, and sent, while it is checked.
+#[test]
+fn what_is_wrong_with_a_wheel_is_found_out_before_an_image_names_it() {
+    let wheels = Wheels::new();
+    let good = wheels.wheel("one", &[&large(1), "small.py=1\n"]);
+    let place = wheels.index.place("one", "1.0");
+    let other = wheels.sandbox.path().join("other.whl");
+    fs::copy(&place, &other).unwrap();
+    wheels.wheel("one", &[&large(2), "small.py=1\n"]);
+    let lying = wheels.sandbox.path().join("lying.whl");
+    tool("python3", ["-c".as_ref(), EXCHANGE.as_ref(), place.as_os_str(), other.as_os_str(), lying.as_os_str()]);
+    let swapped = fs::read(&place).unwrap();
+    fs::copy(&other, &place).unwrap();
+    assert_eq!(wheels.index.offer("one", "1.0"), good);
+    wheels.sandbox.write("poetry.lock", poetry_lock(&[good]));
+    wheels.run(&["lock"]).success();
+    wheels.run(&["build"]).success();
+    let expected = wheels.built();
+
+    // One that rotted in the cache, in a large file, in its directory and between both, and another one in its place: they are
+    // downloaded again.
+    let (bytes, cached) = (fs::read(&place).unwrap(), wheels.cached("one"));
+    let mut others = vec![swapped];
+    for at in [2000, bytes.len() - 200, bytes.len() - 2] {
+        let mut rotten = bytes.clone();
+        rotten[at] ^= 0x10;
+        others.push(rotten);
+    }
+    for other in others {
+        fs::remove_file(&cached).unwrap();
+        fs::write(&cached, other).unwrap();
+        assert_eq!(wheels.built(), expected);
+        assert!(fs::read(&cached).unwrap() == bytes);
+    }
+
+    // One whose RECORD is wrong, alone and among others: told each time, and no image of it comes anywhere.
+    fs::copy(&lying, &place).unwrap();
+    let entry = wheels.index.offer("one", "1.0");
+    let registry = registry(|_| {});
+    let tagged = format!("{}/team/app:v1", registry.host());
+    for others in [0, 1, 5] {
+        let module = |at: u32| large(at).replace("large.py", &format!("large{at}.py"));
+        let mut entries = vec![entry.clone()];
+        entries.extend((0..others).map(|at| wheels.wheel(&format!("w{at}"), &[&module(10 * others + at)])));
+        wheels.sandbox.write("poetry.lock", poetry_lock(&entries));
+        wheels.run(&["lock"]).success();
+        for jobs in [2, 3, 1, 16, 2] {
+            let pushed = wheels.run_by(jobs, &["push", "app", "--tag", &tagged]);
+            pushed.failure(1, &["one-1.0-py3-none-any.whl", "large.py", "RECORD"]);
+            assert_eq!(registry.tag("team/app", "v1"), None);
+            assert_eq!(registry.requests("PUT /v2/team/app/manifests/").len(), 0);
+        }
     }
 }
 

@@ -48,10 +48,21 @@ impl Index {
         let mut write = Command::new("python3");
         write.args(["-c", WHEEL]).arg(&folder).args([name, version]).args(files.iter().map(AsRef::as_ref));
         outcome(&mut write).success();
-        let file = format!("{name}-{version}-py3-none-any.whl");
-        let hash = Digest::of(&fs::read(folder.join(&file)).unwrap()).hex();
-        fs::write(folder.join("index.html"), format!("<a href=\"{file}#sha256={hash}\">{file}</a>")).unwrap();
-        entry(name, version, &file, &hash)
+        self.offer(name, version)
+    }
+
+    /// Where a wheel that was put onto the index lies.
+    pub fn place(&self, name: &str, version: &str) -> PathBuf {
+        self.folder.join(name).join(format!("{name}-{version}-py3-none-any.whl"))
+    }
+
+    /// Offers a wheel as it lies there; gives its entry in poetry.lock.
+    pub fn offer(&self, name: &str, version: &str) -> String {
+        let place = self.place(name, version);
+        let (file, hash) = (place.file_name().unwrap().to_str().unwrap(), Digest::of(&fs::read(&place).unwrap()).hex());
+        let page = format!("<a href=\"{file}#sha256={hash}\">{file}</a>");
+        fs::write(place.with_file_name("index.html"), page).unwrap();
+        entry(name, version, file, &hash)
     }
 
     /// Points a command at the index.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use libdeflater::Decompressor;
 
@@ -20,8 +20,37 @@ const ALONE: usize = 8 << 20;
 const SPARE: usize = 8;
 const LARGEST_SPARE: usize = 4 << 20;
 
-/// The tar of a member that somebody has in memory.
-pub type Held = Box<dyn AsRef<[u8]> + Send>;
+/// The tar of a member that somebody has in memory, or will have.
+pub trait Hold: Send {
+    /// How long it is, bytes.
+    fn length(&self) -> usize;
+
+    /// The tar; waits until it is there. An error means that it will never be.
+    fn tar(&self) -> io::Result<&[u8]>;
+}
+
+/// Something that holds the tar of one member.
+pub type Held = Box<dyn Hold>;
+
+impl<H: Hold + Sync> Hold for Arc<H> {
+    fn length(&self) -> usize {
+        (**self).length()
+    }
+
+    fn tar(&self) -> io::Result<&[u8]> {
+        (**self).tar()
+    }
+}
+
+impl Hold for Vec<u8> {
+    fn length(&self) -> usize {
+        self.len()
+    }
+
+    fn tar(&self) -> io::Result<&[u8]> {
+        Ok(self)
+    }
+}
 
 /// Takes tar.
 pub(super) trait Take {
@@ -49,8 +78,8 @@ impl Work {
         Ok(self)
     }
 
-    fn tar(&self) -> &[u8] {
-        self.held.as_ref().map_or(&self.tar, |held| (**held).as_ref())
+    fn tar(&self) -> io::Result<&[u8]> {
+        self.held.as_ref().map_or(Ok(&self.tar), |held| held.tar())
     }
 }
 
@@ -122,7 +151,11 @@ impl<T: Take> Ahead<T> {
             state.is_taking = true;
             drop(state);
             let taken = match done {
-                Ok(work) => self.taker().take(work.member, work.tar()).map(|()| Work { held: None, ..work }),
+                // Whoever waits for what is held does not keep the other thread from its work.
+                Ok(work) => match work.tar() {
+                    Ok(tar) => self.taker().take(work.member, tar).map(|()| Work { held: None, ..work }),
+                    Err(error) => Err(error.into()),
+                },
                 Err(error) => Err(gzip::unreadable(error)),
             };
             let mut state = self.state();

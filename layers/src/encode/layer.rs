@@ -33,8 +33,8 @@ pub struct Source<'a> {
     pub digest: Digest,
     /// Its bytes.
     pub bytes: Box<dyn Read + 'a>,
-    /// The tar of its members that is in memory still, by their places: they need not be inflated. It was checked against the
-    /// members' check sums; the bytes are still compared with the digest.
+    /// The tar of its members that is in memory, or will be, by their places: they need not be inflated. It is checked against the
+    /// members' check sums by whoever holds it; the bytes are still compared with the digest.
     pub held: HashMap<usize, Held>,
 }
 
@@ -224,7 +224,7 @@ impl<W: Write> Packed<'_, '_, '_, W> {
             self.seek(help);
             self.left = self.left.saturating_sub(u64::from(member.tar));
             let mut raw = Raw { bytes: &mut *bytes, own: &mut own, out: self.out.as_deref_mut() };
-            let is_it = |held: &Held| (**held).as_ref().len() == member.tar as usize;
+            let is_it = |held: &Held| held.length() == member.tar as usize;
             if let Some(held) = held.remove(&at).filter(is_it) {
                 self.order.begin_held(member, held)?;
                 let copied = io::copy(&mut raw.take(u64::from(member.compressed)), &mut io::sink())?;
@@ -690,7 +690,7 @@ mod tests {
             let kept = kept.borrow();
             // The last holds the padding behind the transplanted file.
             assert_eq!((made.member, layout.members.len(), kept.len()), (10, 12, 8));
-            assert!(kept.iter().all(|(at, tar)| (*all[at]).as_ref() == tar));
+            assert!(kept.iter().all(|(at, tar)| all[at].tar().expect("is there") == tar));
         }
     }
 

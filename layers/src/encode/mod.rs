@@ -24,7 +24,7 @@ mod gzip;
 mod layer;
 mod tar;
 
-pub use ahead::Held;
+pub use ahead::{Held, Hold};
 pub use compression::Compression;
 pub use entry::{Entry, Kind};
 pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Keep, Lend, Member, Reuse, Transplanted};

@@ -187,18 +187,11 @@ impl<R: Read + Seek> Wheel<R> {
         Ok(length)
     }
 
-    /// Inflates an entry as [`Archive::inflate`] does, checked against RECORD's digest as well.
-    pub fn inflate(
-        &mut self,
-        index: usize,
-        packed: &mut Vec<u8>,
-        content: &mut [u8],
-    ) -> Result<Option<u32>, FormatError> {
-        let packed_crc32 = self.archive.inflate(index, packed, content)?;
+    /// Compares the content of an entry, as [`Archive::inflate`] gives it, with RECORD's digest.
+    pub fn compare(&self, index: usize, content: &[u8]) -> Result<(), FormatError> {
         let mut verifier = self.verifier(index);
         verifier.update(content);
-        verifier.finish()?;
-        Ok(packed_crc32)
+        verifier.finish()
     }
 
     /// Reads and checks every file.
