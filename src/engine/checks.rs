@@ -95,6 +95,11 @@ impl Checks {
         Checks { files: transplants, next: AtomicUsize::new(0), found: Mutex::new(found), changed: Condvar::new() }
     }
 
+    /// Whether there is one that nobody is at or was at.
+    fn has_more(&self) -> bool {
+        self.next.load(Ordering::Relaxed) < self.files.len()
+    }
+
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
@@ -240,8 +245,15 @@ impl LateChecks {
 
     /// Checks what nobody is at. What is wrong is told by [`Unchecked::finish`].
     pub fn run(&self) {
+        self.run_until(&|_| false);
+    }
+
+    fn run_until(&self, is_enough: &dyn Fn(&Found) -> bool) {
+        if !self.checks.has_more() || is_enough(&self.checks.found()) {
+            return;
+        }
         match (self.again)() {
-            Ok(mut archive) => self.checks.run(&mut *archive, &self.room),
+            Ok(mut archive) => self.checks.run_until(&mut *archive, &self.room, is_enough),
             Err(_) => self.checks.stop(),
         }
     }
@@ -261,12 +273,7 @@ impl LateChecks {
     fn content(&self, at: usize) -> io::Result<Arc<Held>> {
         let is_found =
             |found: &Found| found.is_stopped || found.contents.contains_key(&at) || found.files.contains_key(&at);
-        if !is_found(&self.checks.found()) {
-            match (self.again)() {
-                Ok(mut archive) => self.checks.run_until(&mut *archive, &self.room, &is_found),
-                Err(_) => self.checks.stop(),
-            }
-        }
+        self.run_until(&is_found);
         let content = self.checks.wait_until(is_found).contents.remove(&at);
         content.ok_or_else(|| io::Error::other("a file that a layer holds is not what its archive says"))
     }
