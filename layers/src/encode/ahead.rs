@@ -191,7 +191,8 @@ impl<T: Take> Ahead<T> {
 
     /// For the one thread that begins members.
     pub(super) fn order(&self) -> Order<'_, T> {
-        Order { closing: Closing(self), decompressor: Decompressor::new(), is_helped: false, holds: false }
+        let decompressor = Decompressor::new();
+        Order { closing: Closing(self), decompressor, is_helped: false, holds: false, has_told: false }
     }
 }
 
@@ -212,6 +213,8 @@ pub(super) struct Order<'a, T: Take> {
     is_helped: bool,
     /// Whether the tar of some members is held.
     holds: bool,
+    /// Whether an error was told, of which nothing more is to be said.
+    has_told: bool,
 }
 
 impl<'a, T: Take> Order<'a, T> {
@@ -291,7 +294,7 @@ impl<'a, T: Take> Order<'a, T> {
         if self.is_helped || self.holds { Ok(()) } else { self.finish() }
     }
 
-    /// Works until all members that were begun are taken.
+    /// Works until all members that were begun are taken, or an error was told.
     pub(super) fn finish(&mut self) -> Result<(), EncodeError> {
         self.work_until(|state| state.taken == state.begun)
     }
@@ -301,9 +304,10 @@ impl<'a, T: Take> Order<'a, T> {
         let mut state = ahead.state();
         loop {
             if let Some(error) = state.failed.take() {
+                self.has_told = true;
                 return Err(error);
             }
-            if is_enough(&state) {
+            if is_enough(&state) || self.has_told {
                 return Ok(());
             }
             if state.closed {
@@ -398,6 +402,24 @@ mod tests {
         assert_eq!(order.tar(), 0);
         drop(order);
         assert!(all.0.len() == 23 && all.0.iter().all(|tar| *tar == large));
+    }
+
+    #[test]
+    fn an_error_that_was_told_hides_behind_no_other() {
+        let mut all = All::default();
+        let ahead = Ahead::new(&mut all);
+        std::thread::scope(|scope| {
+            scope.spawn(|| ahead.help());
+            let mut order = ahead.order();
+            order.helped();
+            begin(&mut order, b"fails").expect("begins");
+            while ahead.state().failed.is_none() {
+                std::thread::yield_now();
+            }
+            let told = begin(&mut order, b"behind").expect_err("it has failed");
+            assert!(told.to_string().contains("it fails"), "{told}");
+            order.finish().expect("nothing more is said");
+        });
     }
 
     #[test]
