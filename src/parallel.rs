@@ -54,7 +54,17 @@ impl<'i, T, E> Queue<'i, T, E> {
     }
 }
 
-/// Does two things at once: the second mostly waits, and needs no core for that.
+/// Does two things: at once where there is a core for the second, else one after the other. The core is given back as soon as
+/// the second is done: the first may wait for it.
+pub fn both<A: Send, B>(core: Option<Core>, first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
+    let Some(core) = core else { return (first(), second()) };
+    at_once(first, move || {
+        let _core = core;
+        second()
+    })
+}
+
+/// Does two things at once; the second sees to its core itself.
 pub fn at_once<A: Send, B>(first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
     let second = Mutex::new(Some(second));
     let take = || second.lock().unwrap_or_else(PoisonError::into_inner).take().expect("it is taken once")();
@@ -63,26 +73,7 @@ pub fn at_once<A: Send, B>(first: impl FnOnce() -> B, second: impl FnOnce() -> A
             let first = first();
             (first, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         }
-        // There are no threads left.
-        Err(_) => (first(), take()),
-    })
-}
-
-/// Does two things: at once where there is a core for the second, else one after the other. The core is given back as soon as
-/// the second is done: the first may wait for it.
-pub fn both<A: Send, B>(core: Option<Core>, first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
-    let Some(core) = core else { return (first(), second()) };
-    let second = Mutex::new(Some((core, second)));
-    let take = || {
-        let (_core, second) = second.lock().unwrap_or_else(PoisonError::into_inner).take().expect("it is taken once");
-        second()
-    };
-    std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, take) {
-        Ok(other) => {
-            let first = first();
-            (first, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        }
-        // There are no threads left: the first may wait for the core.
+        // There are no threads left: the first may wait for what the second has.
         Err(_) => {
             let done = take();
             (first(), done)

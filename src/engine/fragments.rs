@@ -84,8 +84,9 @@ impl Local<'_> {
             _ => false,
         };
         let is_set_up_above = |stage: &&Resolved| {
-            let mut above = stage.layers.iter().flat_map(|layer| &layer.ops).skip_while(|op| !is_missed(op));
-            above.any(|op| matches!(op, Op::Configure(_)))
+            let ops: Vec<&Op> = stage.layers.iter().flat_map(|layer| &layer.ops).collect();
+            let last = ops.iter().rposition(|op| matches!(op, Op::Configure(_)));
+            last.is_some_and(|last| ops[..last].iter().any(|op| is_missed(op)))
         };
         missing.into_inner() <= FEW && !ops().any(takes_long) && !stages.iter().any(is_set_up_above)
     }

@@ -9,7 +9,7 @@
 //! Nothing that follows from an archive which is still being checked is recorded or named by a manifest before the checks are
 //! through. One that fails ends the attempt; the next one does everything in its order, and says what is wrong.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{BufReader, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -210,16 +210,17 @@ impl Local<'_> {
     }
 
     /// Inflates the neighbours of archives that are to be converted: their layers are made anew.
-    pub(super) fn inflate_neighbours(&self, stages: &[&Resolved], missing: &[Key]) {
+    pub(super) fn inflate_neighbours(&self, stages: &[&Resolved], missing: &BTreeSet<Digest>) {
         let mut left = NEIGHBOURS;
         for layer in stages.iter().flat_map(|stage| &stage.layers) {
-            let keys = layer.ops.iter().filter_map(|op| match op {
-                Op::Unpack { archive, conversion } => Some(unpack_key(archive, conversion, &Drops::new()).0),
+            let archives = layer.ops.iter().filter_map(|op| match op {
+                Op::Unpack { archive, conversion } => Some((archive, conversion)),
                 _ => None,
             });
-            let (new, old): (Vec<Key>, Vec<Key>) = keys.partition(|key| missing.contains(key));
-            let fragments = old.iter().filter(|_| !new.is_empty()).filter_map(|key| self.loaded(key));
-            for fragment in fragments {
+            let (new, old): (Vec<_>, Vec<_>) = archives.partition(|(archive, _)| missing.contains(&archive.digest));
+            for (archive, conversion) in old.into_iter().filter(|_| !new.is_empty()) {
+                let key = unpack_key(archive, conversion, &Drops::new()).0;
+                let Some(fragment) = self.loaded(&key) else { continue };
                 let Some(rest) = left.checked_sub(fragment.layout.tar_size) else { continue };
                 let members = fragment.layout.members.iter();
                 let room = members.map(|member| self.room.holding().share(member.tar as usize)).collect();

@@ -39,7 +39,7 @@ use super::view::View;
 use super::{EngineError, base};
 use crate::debian::gate;
 use crate::observe::{Event, Observer};
-use crate::parallel::{Cores, First, at_once, both, in_parallel};
+use crate::parallel::{Cores, First, at_once, in_parallel};
 use crate::pin::Context;
 use crate::remote::Sources;
 
@@ -252,7 +252,7 @@ impl Local<'_> {
         self.is_little.store(is_little, Ordering::Relaxed);
         self.room.holding().open(is_little);
         if is_little && self.later.is_open() {
-            self.inflate_neighbours(stages, &missing.iter().map(|(key, ..)| *key).collect::<Vec<_>>());
+            self.inflate_neighbours(stages, &missing.iter().map(|(_, archive, _)| archive.digest).collect());
         }
         // The longest first, so that no core is left with a giant at the end.
         missing.sort_by_cached_key(|(key, archive, _)| {
@@ -323,35 +323,31 @@ impl Local<'_> {
             self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
             Ok::<_, EngineError>(gate)
         };
-        // What is checked of ELF files comes first, and needs no core here.
         let is_late = self.later.is_unsure();
-        let settled = || {
-            self.later.settle()?;
-            let _core = self.cores.take();
-            check()
-        };
         let is_little = self.is_little.load(Ordering::Relaxed);
         let core = if is_little && !is_late { self.cores.spare() } else { None };
-        let gate = match (is_late, core) {
+        let gate = if is_late || core.is_some() {
+            let check = || {
+                let _core = match core {
+                    Some(core) => core,
+                    // What is checked of ELF files comes first.
+                    None => {
+                        self.later.settle()?;
+                        self.cores.take()
+                    }
+                };
+                check()
+            };
             // Whatever else is wrong may follow from what the check finds.
-            (true, _) => {
-                let (gone_on, checked) = at_once(|| then(&walked), settled);
-                let gate = checked?;
-                gone_on?;
-                gate
-            }
-            (false, Some(core)) => {
-                let (gone_on, checked) = both(Some(core), || then(&walked), check);
-                let gate = checked?;
-                gone_on?;
-                gate
-            }
+            let (gone_on, checked) = at_once(|| then(&walked), check);
+            let gate = checked?;
+            gone_on?;
+            gate
+        } else {
             // Layers that take long wait for the check.
-            (false, None) => {
-                let gate = check()?;
-                then(&walked)?;
-                gate
-            }
+            let gate = check()?;
+            then(&walked)?;
+            gate
         };
         walked.below = heard.map(|(answers, linked)| Below { answers, linked: view.linked_until(linked), gate });
         Ok(walked)

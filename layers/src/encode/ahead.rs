@@ -349,6 +349,18 @@ mod tests {
         order.begin_held(Member { compressed: 1, tar: tar.len() as u32 }, Box::new(tar))
     }
 
+    /// Begins members that another thread helps with.
+    fn with_help(test: impl FnOnce(&mut Order<'_, &mut All>)) {
+        let mut all = All::default();
+        let ahead = Ahead::new(&mut all);
+        std::thread::scope(|scope| {
+            scope.spawn(|| ahead.help());
+            let mut order = ahead.order();
+            order.helped();
+            test(&mut order);
+        });
+    }
+
     #[test]
     fn buffers_count_as_what_they_take_and_few_are_kept() {
         let mut all = All::default();
@@ -406,17 +418,12 @@ mod tests {
 
     #[test]
     fn an_error_that_was_told_hides_behind_no_other() {
-        let mut all = All::default();
-        let ahead = Ahead::new(&mut all);
-        std::thread::scope(|scope| {
-            scope.spawn(|| ahead.help());
-            let mut order = ahead.order();
-            order.helped();
-            begin(&mut order, b"fails").expect("begins");
-            while ahead.state().failed.is_none() {
+        with_help(|order| {
+            begin(order, b"fails").expect("begins");
+            while order.ahead().state().failed.is_none() {
                 std::thread::yield_now();
             }
-            let told = begin(&mut order, b"behind").expect_err("it has failed");
+            let told = begin(order, b"behind").expect_err("it has failed");
             assert!(told.to_string().contains("it fails"), "{told}");
             order.finish().expect("nothing more is said");
         });
@@ -455,13 +462,8 @@ mod tests {
 
     #[test]
     fn who_cannot_take_ends_both_threads() {
-        let mut all = All::default();
-        let ahead = Ahead::new(&mut all);
-        std::thread::scope(|scope| {
-            scope.spawn(|| ahead.help());
-            let mut order = ahead.order();
-            order.helped();
-            let told = begin(&mut order, b"fails").and_then(|()| order.finish());
+        with_help(|order| {
+            let told = begin(order, b"fails").and_then(|()| order.finish());
             assert!(matches!(told, Err(EncodeError::Io(_))));
         });
     }
