@@ -3,6 +3,7 @@
 //! Every field is written as `name=value` lines, the value escaped so that no value can imitate a field. The text *is* what
 //! is hashed, so `imgbuild explain` compares texts and never has to guess what a key meant.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use crate::digest::{Digest, Key};
@@ -60,6 +61,26 @@ impl KeyHasher {
     }
 }
 
+/// The fields of a key's text, `(name, value)`, in their order. The numbers of items that [`KeyHasher::list`] writes are none.
+pub fn fields(text: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+    let unescaped = |value: &str| {
+        let mut out = String::with_capacity(value.len());
+        let mut chars = value.chars();
+        while let Some(char) = chars.next() {
+            out.push(match char {
+                '\\' if chars.next() == Some('n') => '\n',
+                char => char,
+            });
+        }
+        out
+    };
+    text.lines().skip(1).filter_map(move |line| {
+        let (name, value) = line.split_once('=')?;
+        let name = name.split(':').next().unwrap_or_default();
+        Some((name, if value.contains('\\') { Cow::Owned(unescaped(value)) } else { Cow::Borrowed(value) }))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +98,20 @@ mod tests {
         assert_ne!(key(&[("a", "bc"), ("d", "")]), key(&[("ab", "c"), ("d", "")]));
         assert_ne!(key(&[("a", "x\nb:1=y")]), key(&[("a", "x"), ("b", "y")]));
         assert_ne!(key(&[("a", "\\n")]), key(&[("a", "\n")]));
+    }
+
+    #[test]
+    fn a_text_gives_its_fields_back() {
+        let values = ["", "plain", "a=b:c", "two\nlines\\n", "\\", "\\\\n\n", "{\"a\":\"\\\"\"}"];
+        let mut hasher = KeyHasher::new("test", 1);
+        for value in values {
+            hasher.field("it", value);
+        }
+        hasher.list("more", values.iter());
+        let (_, text) = hasher.finish();
+        let found: Vec<(&str, Cow<'_, str>)> = fields(&text).collect();
+        let expected = values.iter().map(|value| ("it", Cow::Borrowed(*value)));
+        let more = values.iter().map(|value| ("more", Cow::Borrowed(*value)));
+        assert!(found.into_iter().eq(expected.chain(more)));
     }
 }

@@ -135,6 +135,15 @@ impl ImagePath {
         Some(if cut == 0 { ImagePath::root() } else { ImagePath(self.0[..cut].into()) })
     }
 
+    /// Whether `dir` is the directory that holds this path.
+    pub fn is_directly_in(&self, dir: &ImagePath) -> bool {
+        match self.0.rsplit_once('/') {
+            Some(("", name)) => dir.is_root() && !name.is_empty(),
+            Some((parent, _)) => parent == &*dir.0,
+            None => false,
+        }
+    }
+
     /// The last component; empty for the root.
     pub fn file_name(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or_default()
@@ -252,6 +261,12 @@ mod tests {
         let names: Vec<String> = path.ancestors().map(|p| p.to_string()).collect();
         assert_eq!(names, ["/a", "/a/b"]);
         assert_eq!(path.parent().expect("has a parent").as_str(), "/a/b");
+        for text in ["/", "/a", "/ab", "/a/b", "/a/b/c"] {
+            let path = ImagePath::new(text).expect("good path");
+            for dir in ["/", "/a", "/ab", "/a/b"].map(|dir| ImagePath::new(dir).expect("good path")) {
+                assert_eq!(path.is_directly_in(&dir), path.parent() == Some(dir.clone()), "{path} in {dir}");
+            }
+        }
         assert!(path.starts_with(&ImagePath::new("/a").expect("good path")));
         assert!(!ImagePath::new("/ab").expect("good path").starts_with(&ImagePath::new("/a").expect("good path")));
     }

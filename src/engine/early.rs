@@ -19,7 +19,7 @@ use layers::{Digest, Key, StageId};
 
 use super::EngineError;
 use super::convert::Drops;
-use super::fragments::{unpack_key, waits_for_others};
+use super::fragments::waits_for_others;
 use super::local::{Local, Subject};
 use super::run::platform_of;
 use super::view::View;
@@ -168,7 +168,7 @@ impl Local<'_> {
         };
         let is_quick = !matches!(settled.base, Some(PinnedBase::Registry { .. })) && !ops().any(waits);
         let archives = ops().filter_map(|op| match op {
-            Op::Unpack { archive, conversion } => Some(unpack_key(archive, conversion, &Drops::new()).0),
+            Op::Unpack { archive, conversion } => Some(self.key_of(archive, conversion, &Drops::new())),
             _ => None,
         });
         Some((archives.collect(), is_quick))

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::CacheError;
@@ -30,6 +29,9 @@ use super::members::Members;
 use crate::observe::Event;
 use crate::parallel::{both, in_parallel};
 
+/// The keys of archives as they are: the archive's name, its conversion and the key, by the archive's digest.
+pub type KnownKeys = HashMap<Digest, Vec<(String, Conversion, Key)>>;
+
 /// Fragments by the keys of what they were made from.
 pub type FragmentMap = HashMap<Key, Arc<Fragment>>;
 
@@ -40,8 +42,11 @@ impl Local<'_> {
             return Ok(Some(loaded));
         }
         let Some(record) = self.find_record(key)? else { return Ok(None) };
-        let Some(bytes) = self.store.read(&record.index)? else { return Ok(None) };
-        let Some(fragment) = index::decode(&bytes) else { return Ok(None) };
+        let fragment = match self.indexed(key) {
+            Some(fragment) => Some(fragment),
+            None => self.store.read(&record.index)?.and_then(|bytes| index::decode(&bytes)),
+        };
+        let Some(fragment) = fragment else { return Ok(None) };
         self.use_fragment(&fragment);
         if !self.is_within_reach(&fragment.blob, Some(fragment.layout.size))? {
             return Ok(None);
@@ -50,36 +55,26 @@ impl Local<'_> {
         Ok(Some(fragment))
     }
 
-    /// Reads the indexes of these stages' fragments that are here, on all cores, for whoever walks over them. What cannot be read
-    /// is found out there. Says whether what follows is quick: the archives whose fragments are missing are small together,
-    /// nothing is run, built, compiled or taken from other stages, and nothing is configured above a wheel that is missing.
-    pub fn recall(&self, stages: &[&Resolved]) -> bool {
-        let ops = || stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
-        let keys: BTreeMap<Key, Option<u64>> = ops()
-            .filter_map(|op| match op {
-                Op::Unpack { archive, conversion } => {
-                    Some((unpack_key(archive, conversion, &Drops::new()).0, archive.size))
-                }
-                _ => None,
-            })
-            .collect();
-        let (missing, missed) = (AtomicU64::new(0), Mutex::new(BTreeSet::new()));
-        let recalled = in_parallel(self.jobs, &keys.into_iter().collect::<Vec<_>>(), |(key, size)| {
-            if !matches!(self.find_fragment(key), Ok(Some(_))) {
-                missed.lock().unwrap_or_else(PoisonError::into_inner).insert(*key);
-                let _ = missing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sum| {
-                    Some(sum.saturating_add(size.unwrap_or(u64::MAX)))
-                });
+    /// Looks which archives of these stages have their fragments here. Says whether what follows is quick: the archives whose
+    /// fragments are missing are small together, nothing is run, built, compiled or taken from other stages, and nothing is
+    /// configured above a wheel that is missing.
+    pub fn survey(&self, stages: &[&Resolved]) -> bool {
+        let sizes: BTreeMap<Key, Option<u64>> =
+            self.archives_of(stages).map(|(key, archive, _)| (key, archive.size)).collect();
+        let missed = Mutex::new(BTreeSet::new());
+        let looked = in_parallel(self.jobs, &sizes.keys().collect::<Vec<_>>(), |key| {
+            if self.loaded(key).is_none() && !matches!(self.find_record(key), Ok(Some(_))) {
+                missed.lock().unwrap_or_else(PoisonError::into_inner).insert(**key);
             }
             Ok::<(), Infallible>(())
         });
-        recalled.unwrap_or_else(|never| match never {});
-        let takes_long = |op: &Op| matches!(op, Op::Run(_)) || waits_for_others(op);
+        looked.unwrap_or_else(|never| match never {});
         let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let missing = missed.iter().try_fold(0u64, |sum, key| sum.checked_add(sizes[key]?));
         // Set-up looks into the files that are there by then.
         let is_missed = |op: &Op| match op {
             Op::Unpack { archive, conversion: conversion @ Conversion::Wheel { .. } } => {
-                missed.contains(&unpack_key(archive, conversion, &Drops::new()).0)
+                missed.contains(&self.key_of(archive, conversion, &Drops::new()))
             }
             _ => false,
         };
@@ -88,13 +83,70 @@ impl Local<'_> {
             let last = ops.iter().rposition(|op| matches!(op, Op::Configure(_)));
             last.is_some_and(|last| ops[..last].iter().any(|op| is_missed(op)))
         };
-        missing.into_inner() <= FEW && !ops().any(takes_long) && !stages.iter().any(is_set_up_above)
+        let takes_long = |op: &Op| matches!(op, Op::Run(_)) || waits_for_others(op);
+        let mut ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
+        let is_quick =
+            missing.is_some_and(|size| size <= FEW) && !ops.any(takes_long) && !stages.iter().any(is_set_up_above);
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missed;
+        is_quick
+    }
+
+    /// What is unpacked in these stages, as it is, by its key.
+    pub(super) fn archives_of<'r>(
+        &self,
+        stages: &[&'r Resolved],
+    ) -> impl Iterator<Item = (Key, &'r Archive, &'r Conversion)> {
+        let ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
+        ops.filter_map(|op| match op {
+            Op::Unpack { archive, conversion } => {
+                Some((self.key_of(archive, conversion, &Drops::new()), archive, conversion))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether the last [survey](Local::survey) did not find this fragment.
+    pub(super) fn was_missing(&self, key: &Key) -> bool {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    /// Reads the indexes of these stages' fragments that are here, on all cores, for whoever walks over them. What cannot be read
+    /// is found out there.
+    pub fn recall(&self, stages: &[&Resolved]) {
+        let keys: BTreeSet<Key> =
+            self.archives_of(stages).map(|(key, ..)| key).filter(|key| !self.was_missing(key)).collect();
+        let recalled = in_parallel(self.jobs, &keys.into_iter().collect::<Vec<_>>(), |key| {
+            let _ = self.find_fragment(key);
+            Ok::<(), Infallible>(())
+        });
+        recalled.unwrap_or_else(|never| match never {});
+    }
+
+    /// The key of an archive's conversion, worked out once.
+    pub(super) fn key_of(&self, archive: &Archive, conversion: &Conversion, drops: &Drops) -> Key {
+        if !drops.is_empty() {
+            return unpack_key(archive, conversion, drops).0;
+        }
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = keys.entry(archive.digest).or_default();
+        let is_it = |it: &&(String, Conversion, Key)| it.0 == archive.name && it.1 == *conversion;
+        if let Some((.., key)) = known.iter().find(is_it) {
+            return *key;
+        }
+        let key = unpack_key(archive, conversion, drops).0;
+        known.push((archive.name.clone(), conversion.clone(), key));
+        key
     }
 
     pub(super) fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
+        let found = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(record) = found().get(key) {
+            return Ok(Some(record.clone()));
+        }
         let here = self.store.find(key)?.and_then(|bytes| serde_json::from_slice::<FragmentRecord>(&bytes).ok());
         for record in [here, self.elsewhere.fragment(key)].into_iter().flatten() {
             if self.is_within_reach(&record.fragment, None)? && self.store.has(&record.index)?.is_some() {
+                found().insert(*key, record.clone());
                 return Ok(Some(record));
             }
         }
@@ -108,10 +160,11 @@ impl Local<'_> {
         conversion: &Conversion,
         drops: &Drops,
     ) -> Result<Arc<Fragment>, EngineError> {
-        let (key, text) = unpack_key(archive, conversion, drops);
+        let key = self.key_of(archive, conversion, drops);
         if let Some(found) = self.find_fragment(&key)? {
             return Ok(found);
         }
+        let (_, text) = unpack_key(archive, conversion, drops);
         // Before this archive's turn: it may have to unpack the interpreter's packages, and two turns may share a lock.
         let mut compiler = match conversion {
             Conversion::Wheel { bytecode: Some(wanted), .. } => Some(self.compiler(wanted)?),
@@ -138,7 +191,9 @@ impl Local<'_> {
             let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
             Ok((Made { members: members.clone(), ..made }.write(self.store, &self.room)?, members))
         };
-        if drops.is_empty() && compiler.is_none() && self.later.is_open() {
+        // Not what was not known to be missing: something may be set up above it.
+        let is_late = drops.is_empty() && compiler.is_none() && self.later.is_open();
+        if is_late && self.was_missing(&key) {
             // What is wrong with it is found out below.
             if let Ok(Some(fragment)) = self.unpack_unchecked(&path, archive, conversion, (key, &text)) {
                 return Ok(fragment);
@@ -258,7 +313,10 @@ impl Local<'_> {
     /// Lets later builds know of a fragment.
     pub(super) fn record_fragment(&self, key: &Key, text: &str, fragment: &Fragment) -> Result<(), EngineError> {
         let index = self.store.put(&index::encode(fragment))?;
-        Ok(self.store.keep(key, text, &FragmentRecord { fragment: fragment.blob, index: index.digest })?)
+        let record = FragmentRecord { fragment: fragment.blob, index: index.digest };
+        self.store.keep(key, text, &record)?;
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, record);
+        Ok(())
     }
 
     /// What `make` found out under this key, here or in an earlier build; a failure is found out anew.
@@ -283,12 +341,7 @@ impl Local<'_> {
     pub fn fragments_of(&self, resolved: &Resolved, walked: &Walked) -> Vec<(Key, Arc<Fragment>)> {
         let blobs: BTreeSet<Digest> =
             walked.jobs.iter().flat_map(|job| &job.fragments).map(|fragment| fragment.blob).collect();
-        let mut keys: BTreeSet<Key> = BTreeSet::new();
-        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
-            if let Op::Unpack { archive, conversion } = op {
-                keys.insert(unpack_key(archive, conversion, &Drops::new()).0);
-            }
-        }
+        let keys: BTreeSet<Key> = self.archives_of(&[resolved]).map(|(key, ..)| key).collect();
         let loaded = self.loaded.lock().expect("no thread panics while it holds this");
         let mut found: Vec<(Key, Arc<Fragment>)> = loaded
             .iter()
@@ -314,6 +367,8 @@ impl Local<'_> {
     /// Forgets all indexes that were read, and what is held of fragments.
     pub(super) fn forget(&self) {
         self.loaded.lock().expect("no thread panics while it holds this").clear();
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.room.holding().forget();
     }
 

@@ -14,6 +14,7 @@ use std::io::{BufReader, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use layers::encode::TarReader;
@@ -25,7 +26,6 @@ use super::EngineError;
 use super::checks::{LateChecks, Unchecked};
 use super::convert::Drops;
 use super::early::keep_first;
-use super::fragments::unpack_key;
 use super::held::{Members, Share};
 use super::index::Fragment;
 use super::local::Local;
@@ -47,6 +47,8 @@ type Work = Box<dyn FnOnce(&Local<'_>) -> Result<(), EngineError> + Send>;
 pub(super) struct Later {
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether layers wait for the walk, which leaves time to inflate what is in them.
+    walk_first: AtomicBool,
 }
 
 #[derive(Default)]
@@ -75,7 +77,8 @@ impl Later {
     }
 
     /// Lets tasks come, unless a check failed before.
-    pub fn open(&self) {
+    pub fn open(&self, walk_first: bool) {
+        self.walk_first.store(walk_first, Ordering::Relaxed);
         let mut state = self.state();
         state.is_open = !state.has_failed;
     }
@@ -172,8 +175,9 @@ const NEIGHBOURS: u64 = 8 << 20;
 impl Local<'_> {
     /// From now on conversions leave to [`Local::run_later`], which runs beside them, what they need not do at once; until what
     /// this returns is dropped.
-    pub fn begin_later(&self) -> Closes<'_, '_> {
-        self.later.open();
+    /// `walk_first` says that no layer is made before the walk.
+    pub fn begin_later(&self, walk_first: bool) -> Closes<'_, '_> {
+        self.later.open(walk_first);
         Closes(self)
     }
 
@@ -211,6 +215,9 @@ impl Local<'_> {
 
     /// Inflates the neighbours of archives that are to be converted: their layers are made anew.
     pub(super) fn inflate_neighbours(&self, stages: &[&Resolved], missing: &BTreeSet<Digest>) {
+        if !self.later.walk_first.load(Ordering::Relaxed) {
+            return;
+        }
         let mut left = NEIGHBOURS;
         for layer in stages.iter().flat_map(|stage| &stage.layers) {
             let archives = layer.ops.iter().filter_map(|op| match op {
@@ -219,8 +226,8 @@ impl Local<'_> {
             });
             let (new, old): (Vec<_>, Vec<_>) = archives.partition(|(archive, _)| missing.contains(&archive.digest));
             for (archive, conversion) in old.into_iter().filter(|_| !new.is_empty()) {
-                let key = unpack_key(archive, conversion, &Drops::new()).0;
-                let Some(fragment) = self.loaded(&key) else { continue };
+                let key = self.key_of(archive, conversion, &Drops::new());
+                let Ok(Some(fragment)) = self.find_fragment(&key) else { continue };
                 let Some(rest) = left.checked_sub(fragment.layout.tar_size) else { continue };
                 let members = fragment.layout.members.iter();
                 let room = members.map(|member| self.room.holding().share(member.tar as usize)).collect();
@@ -316,7 +323,7 @@ mod tests {
     #[test]
     fn nobody_is_sure_before_all_is_checked_and_after_one_check_failed() {
         let later = Later::default();
-        later.open();
+        later.open(true);
         later.add(false, task(false));
         assert!(later.is_open() && !later.is_unsure(), "it checks nothing");
         later.add(true, task(true));
@@ -337,7 +344,7 @@ mod tests {
         assert!(later.is_unsure() && !later.is_open() && later.next().is_none());
         assert!(later.settle().is_err() && later.settle().is_err(), "each who asks is told");
         assert!(later.has_just_failed() && !later.has_just_failed());
-        later.open();
+        later.open(true);
         assert!(!later.is_open() && !later.is_unsure() && later.settle().is_ok());
     }
 }

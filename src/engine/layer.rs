@@ -1,5 +1,6 @@
 //! What a layer is made of: each operation of its plan as a fragment, made from what the view below says or found in the store.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -10,7 +11,6 @@ use layers::{Digest, ImagePath, KeyHasher, Platform, StageId};
 
 use super::EngineError;
 use super::convert::Drops;
-use super::fragments::unpack_key;
 use super::index::{Fragment, INDEX_FORMAT};
 use super::local::{LayerJob, Local, Subject, Together, Walked};
 use super::made::{Content, Made};
@@ -38,7 +38,7 @@ impl Local<'_> {
                 Op::Unpack { archive, conversion } => {
                     let none = Drops::new();
                     let drops = together.drops.get(&archive.digest).unwrap_or(&none);
-                    let key = unpack_key(archive, conversion, drops).0;
+                    let key = self.key_of(archive, conversion, drops);
                     let fragment =
                         together.unpacked.get(&key).expect("a run's archives are unpacked before its layers");
                     fragments.push(fragment.clone());
@@ -101,17 +101,22 @@ impl Local<'_> {
             let (key, text) = hasher.finish();
             fragments.push(self.kept(key, &text, || Ok(plain))?);
         }
-        let skeleton = skeleton(&fragments, &together.shared, view);
+        let skeleton = skeleton(&fragments, &together.shared, &|path| view.entry(path));
+        Ok(LayerJob { ran, ..self.layer_of(&layer.label, skeleton, fragments) })
+    }
+
+    /// The layer of this skeleton and these fragments.
+    pub(super) fn layer_of(&self, label: &str, skeleton: Vec<Entry>, fragments: Vec<Arc<Fragment>>) -> LayerJob {
         let mut hasher = KeyHasher::new("layer", LAYER_FORMAT);
         if self.compression != Compression::Gzip {
             hasher.field("compression", self.compression);
         }
         for dir in &skeleton {
-            hasher.field("dir", entry_text(dir));
+            hasher.field(DIR, entry_text(dir));
         }
-        hasher.list("fragment", fragments.iter().map(|fragment| fragment.blob));
+        hasher.list(FRAGMENT, fragments.iter().map(|fragment| fragment.blob));
         let (key, text) = hasher.finish();
-        Ok(LayerJob { key, text, label: layer.label.clone(), skeleton, fragments, ran, made: None })
+        LayerJob { key, text, label: label.to_owned(), skeleton, fragments, ran: Vec::new(), made: None }
     }
 
     fn copy(&self, files: &Files, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
@@ -251,6 +256,23 @@ impl Local<'_> {
         Ok((fragment, walked.jobs.into_iter().flat_map(|job| job.ran).collect()))
     }
 }
+
+/// The directories and the fragments that the text of a layer's key names.
+pub(super) fn parts_of(text: &str) -> (BTreeMap<ImagePath, Entry>, Vec<Digest>) {
+    let (mut dirs, mut fragments) = (BTreeMap::new(), Vec::new());
+    for (name, value) in layers::fields(text) {
+        match name {
+            DIR => dirs.extend(serde_json::from_str(&value).ok().map(|dir: Entry| (dir.path.clone(), dir))),
+            FRAGMENT => fragments.extend(value.parse::<Digest>().ok()),
+            _ => {}
+        }
+    }
+    (dirs, fragments)
+}
+
+/// Fields of a layer's key.
+const DIR: &str = "dir";
+const FRAGMENT: &str = "fragment";
 
 /// Everything about an entry that reaches the tar.
 fn entry_text(entry: &Entry) -> String {

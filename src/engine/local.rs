@@ -28,8 +28,9 @@ use super::bytecode::Interpreters;
 use super::convert::{self, Converted, Drops};
 use super::early::{Course, Early};
 use super::foundation::{Below, Cut, Linked};
-use super::fragments::{FragmentMap, unpack_key};
-use super::index::{Fragment, INDEX_FORMAT};
+use super::fragments::{FragmentMap, KnownKeys};
+use super::index::{Fragment, FragmentRecord, INDEX_FORMAT};
+use super::indexes::Indexes;
 use super::later::Later;
 use super::run::{Commands, Ran, Runs};
 use super::skeleton::shared_dirs;
@@ -165,6 +166,16 @@ pub struct Local<'a> {
     pub(super) room: Room,
     /// Fragments' indexes that were read: images share most of theirs.
     pub(super) loaded: Mutex<FragmentMap>,
+    /// The keys of archives that were asked for.
+    pub(super) keys: Mutex<KnownKeys>,
+    /// Records of fragments that were found.
+    pub(super) found: Mutex<HashMap<Key, FragmentRecord>>,
+    /// Layers that are known without their records.
+    layers: Mutex<HashMap<Key, LayerRecord>>,
+    /// Indexes that were read together.
+    pub(super) indexes: Mutex<Vec<Arc<Indexes>>>,
+    /// Fragments that a survey did not find.
+    pub(super) missing: Mutex<BTreeSet<Key>>,
     /// Held by who makes what a key stands for.
     pub(super) making: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
     /// The commands that were run.
@@ -193,6 +204,11 @@ impl<'a> Local<'a> {
             used: Mutex::default(),
             interpreters: Interpreters::default(),
             loaded: Mutex::default(),
+            keys: Mutex::default(),
+            found: Mutex::default(),
+            layers: Mutex::default(),
+            indexes: Mutex::default(),
+            missing: Mutex::default(),
             making: Mutex::default(),
             runs: Runs::new(given.commands),
         }
@@ -235,12 +251,8 @@ impl Local<'_> {
         let is_walked = early.is_none();
         let early = early.unwrap_or_default();
         stages.iter().for_each(|stage| self.interpreters.learn(stage));
-        let mut wanted: BTreeMap<Key, (&Archive, &Conversion)> = BTreeMap::new();
-        for op in stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops) {
-            if let Op::Unpack { archive, conversion } = op {
-                wanted.insert(unpack_key(archive, conversion, &Drops::new()).0, (archive, conversion));
-            }
-        }
+        let wanted: BTreeMap<Key, (&Archive, &Conversion)> =
+            self.archives_of(stages).map(|(key, archive, conversion)| (key, (archive, conversion))).collect();
         let mut missing: Vec<(Key, &Archive, &Conversion)> = Vec::new();
         for (key, (archive, conversion)) in wanted {
             if self.loaded(&key).is_none() && self.find_record(&key)?.is_none() {
@@ -503,10 +515,19 @@ impl Local<'_> {
         Ok(healed.into_inner())
     }
 
+    /// Layers that were made before, by their keys: their own records need not be looked up.
+    pub fn know_layers(&self, made: &[(Key, LayerRecord)]) {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).extend(made.iter().cloned());
+    }
+
     /// The record of a layer whose bytes are still there.
     pub fn find_layer(&self, key: &Key) -> Result<Option<LayerRecord>, EngineError> {
-        let Some(bytes) = self.store.find(key)? else { return Ok(None) };
-        let Ok(record) = serde_json::from_slice::<LayerRecord>(&bytes) else { return Ok(None) };
+        let known = self.layers.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        let record = match known {
+            Some(record) => Some(record),
+            None => self.store.find(key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+        };
+        let Some(record) = record else { return Ok(None) };
         Ok((self.store.has(&record.digest)? == Some(record.size)).then_some(record))
     }
 
@@ -549,7 +570,7 @@ impl Local<'_> {
                 if let Op::Unpack { archive, conversion } = op {
                     let drops = drops.get(&archive.digest).unwrap_or(&none);
                     let fragment = self.unpack(archive, conversion, drops).map_err(|error| located(error, layer))?;
-                    map.insert(unpack_key(archive, conversion, drops).0, fragment);
+                    map.insert(self.key_of(archive, conversion, drops), fragment);
                 }
             }
         }
@@ -577,10 +598,23 @@ impl Local<'_> {
         Ok(found)
     }
 
+    /// Names what follows from the archives of one kind of conversion alone, in their order.
+    fn archives_key(&self, kind: &str, resolved: &Resolved, wanted: impl Fn(&Conversion) -> bool) -> (Key, String) {
+        let mut hasher = KeyHasher::new(kind, 1);
+        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+            if let Op::Unpack { archive, conversion } = op
+                && wanted(conversion)
+            {
+                hasher.field("fragment", self.key_of(archive, conversion, &Drops::new()).0);
+            }
+        }
+        hasher.finish()
+    }
+
     /// Paths that two packages hold: they are dropped from the one that the other replaces (Debian policy 7.6.1).
     fn package_conflicts(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
         let wanted = |conversion: &Conversion| matches!(conversion, Conversion::Deb { .. });
-        self.remembered(archives_key("package-conflicts", resolved, wanted), || {
+        self.remembered(self.archives_key("package-conflicts", resolved, wanted), || {
             convert::conflicts(&self.converted(resolved, wanted)?)
         })
     }
@@ -588,7 +622,7 @@ impl Local<'_> {
     /// Files that several wheels install alike: they are dropped from all but the first.
     fn wheel_collisions(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
         let wanted = |conversion: &Conversion| matches!(conversion, Conversion::Wheel { .. });
-        self.remembered(archives_key("wheel-collisions", resolved, wanted), || {
+        self.remembered(self.archives_key("wheel-collisions", resolved, wanted), || {
             let open = |digest: &Digest| self.open(digest);
             convert::collisions(&self.converted(resolved, wanted)?, |path, one, other| {
                 let read = |fragment: &Arc<Fragment>| -> Result<(Entry, Vec<u8>), EngineError> {
@@ -638,19 +672,6 @@ pub(super) fn gate_key(subject: Subject<'_>, resolved: &Resolved, linked: Linked
     hasher.field("index", INDEX_FORMAT).field("platform", subject.platform);
     hasher.list("allow-missing", resolved.allow_missing.iter());
     hasher.field("fragments", linked);
-    hasher.finish()
-}
-
-/// Names what follows from the archives of one kind of conversion alone, in their order.
-fn archives_key(kind: &str, resolved: &Resolved, wanted: impl Fn(&Conversion) -> bool) -> (Key, String) {
-    let mut hasher = KeyHasher::new(kind, 1);
-    for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
-        if let Op::Unpack { archive, conversion } = op
-            && wanted(conversion)
-        {
-            hasher.field("fragment", unpack_key(archive, conversion, &Drops::new()).0.0);
-        }
-    }
     hasher.finish()
 }
 

@@ -7,7 +7,6 @@ use layers::ImagePath;
 use layers::encode::{EPOCH, Entry, Kind};
 
 use super::index::Fragment;
-use super::tree::Tree;
 
 /// Attributes of directories that several packages of one source hold, decided for the whole source at once, so that the
 /// outcome does not depend on how packages are spread over layers: `base-files` first, then packages by name.
@@ -28,11 +27,15 @@ pub fn shared_dirs(fragments: &[Arc<Fragment>]) -> BTreeMap<ImagePath, Entry> {
 /// All directories that a layer of these fragments must hold: their own and every parent, sorted.
 ///
 /// A directory that is below already keeps its attributes, because an entry in an upper layer would reset them, unless
-/// the fragment is there to change it.
-pub fn skeleton(fragments: &[Arc<Fragment>], shared: &BTreeMap<ImagePath, Entry>, below: &dyn Tree) -> Vec<Entry> {
+/// the fragment is there to change it. `below` says what is there.
+pub fn skeleton<'b>(
+    fragments: &[Arc<Fragment>],
+    shared: &BTreeMap<ImagePath, Entry>,
+    below: &dyn Fn(&ImagePath) -> Option<&'b Entry>,
+) -> Vec<Entry> {
     let mut dirs: BTreeMap<ImagePath, Entry> = BTreeMap::new();
     let implied = |path: ImagePath| {
-        if let Some(entry) = below.entry(&path).filter(|entry| entry.is_dir()) {
+        if let Some(entry) = below(&path).filter(|entry| entry.is_dir()) {
             return Entry { mtime: EPOCH, ..entry.clone() };
         }
         match shared.get(&path) {
@@ -48,8 +51,7 @@ pub fn skeleton(fragments: &[Arc<Fragment>], shared: &BTreeMap<ImagePath, Entry>
             }
             let kept =
                 if fragment.commands_dirs { Entry { mtime: EPOCH, ..dir.clone() } } else { implied(dir.path.clone()) };
-            let kept = if !fragment.commands_dirs && below.entry(&dir.path).is_none() && !shared.contains_key(&dir.path)
-            {
+            let kept = if !fragment.commands_dirs && below(&dir.path).is_none() && !shared.contains_key(&dir.path) {
                 Entry { mtime: EPOCH, ..dir.clone() }
             } else {
                 kept
@@ -62,10 +64,10 @@ pub fn skeleton(fragments: &[Arc<Fragment>], shared: &BTreeMap<ImagePath, Entry>
         }
         let paths = fragment.dirs.iter().map(|dir| &dir.path).chain(fragment.entries.iter().map(|it| &it.entry.path));
         for path in paths {
-            let parent = path.parent();
-            if parent == last_parent {
+            if last_parent.as_ref().is_some_and(|last| path.is_directly_in(last)) {
                 continue;
             }
+            let parent = path.parent();
             // Where one is there, so are those above it, or they come when that directory's own turn does.
             let mut missing = parent.clone();
             while let Some(dir) = missing.filter(|dir| !dir.is_root() && !dirs.contains_key(dir)) {

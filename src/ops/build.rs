@@ -22,7 +22,8 @@ use layers::source::Python;
 use layers::{ImageConfig, Key, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
-use super::explain::remember_latest;
+use super::explain::{Left, left_by_last, remember_latest};
+use super::guess::Guess;
 use super::key::{ImageKey, ImageRecord, Keys};
 use super::remote::Made;
 use super::supply::Mirrors;
@@ -368,9 +369,17 @@ fn make_layers(
     let whole: Vec<&Missing> = missing.iter().filter(|it| !walked.contains_key(&it.at)).collect();
     // What takes long waits for the check. Where little has to be converted, that goes first: the answer is on its way.
     let mut is_quick = false;
+    let mut before = Left::default();
     if !whole.is_empty() {
-        is_quick = engine.recall(&whole.iter().map(|it| &wanted[it.at].resolved).collect::<Vec<_>>());
+        let stages: Vec<&Resolved> = whole.iter().map(|it| &wanted[it.at].resolved).collect();
+        if let [Missing { at, .. }] = whole.as_slice() {
+            before = left_by_last(bench, wanted[*at].name, wanted[*at].platform)?;
+            before.indexes.iter().for_each(|blob| engine.read_indexes(blob));
+            engine.know_layers(&before.layers);
+        }
+        is_quick = engine.survey(&stages);
         if !is_quick {
+            engine.recall(&stages);
             checked()?;
         }
     }
@@ -391,12 +400,14 @@ fn make_layers(
     let walked = Mutex::new(walked);
     let records: Mutex<HashMap<Key, LayerRecord>> = Mutex::default();
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
+    let (guess, indexes) = (Guess::new(), Mutex::new(None));
     let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
         let done = engine.walk(subject(at), &it.resolved, cut.as_ref(), &|done| {
             within_budget(it, done)?;
             // Another image may still be waiting for a command; and one alone need not wait for what the walk still checks.
             if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
+                guess.wait();
                 let made = engine
                     .assemble(&done.jobs.iter().collect::<Vec<_>>(), threads, &|layer| beside.made(it.name, layer))?;
                 records.lock().expect("no thread panics while it holds this").extend(made);
@@ -412,20 +423,50 @@ fn make_layers(
         }
         Ok(())
     };
+    // One image alone, whose layers are made in no time.
+    let can_guess = is_quick && whole.len() == 1 && bench.jobs > 1 && !before.layers.is_empty();
+    let guessed = whole.first().filter(|_| can_guess).map(|it| &wanted[it.at]);
+    let send = |layer| guessed.into_iter().for_each(|it| beside.made(it.name, layer));
     engine.begin(&early);
     let mut refused = None;
     std::thread::scope(|scope| {
+        // The indexes of all archives, while those that are missing are converted.
+        let recall = || engine.recall(&stages);
+        let recalled = if is_quick { std::thread::Builder::new().spawn_scoped(scope, recall).ok() } else { None };
         let ahead = scope.spawn(|| engine.run_early(&early));
         // One core is for what is not left for later.
         let workers = if is_quick { (bench.jobs - 1).min(LATER) } else { 0 };
-        let mut later = (workers > 0).then(|| engine.begin_later());
+        let mut later = (workers > 0).then(|| engine.begin_later(guessed.is_none()));
         for at in 0..workers {
             let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
             if begun.is_err() && at == 0 {
                 later = None;
             }
         }
-        match engine.fragments(&stages, Some(&early)).map(|()| if is_quick { checked() } else { Ok(()) }) {
+        let converted = engine.fragments(&stages, Some(&early));
+        let mut has_begun = false;
+        if let (Ok(()), Some(it)) = (&converted, guessed) {
+            let work = || {
+                let ends = guess.ends();
+                engine.guess(&it.resolved, &before.layers, &|layer| guess.made(layer, &send));
+                drop(ends);
+                // The next build is quicker with them, and as good without.
+                let written = engine.write_indexes(&it.resolved).ok().flatten();
+                *indexes.lock().expect("no thread panics while it holds this") = written;
+            };
+            has_begun = std::thread::Builder::new().spawn_scoped(scope, work).is_ok();
+        }
+        if !has_begun {
+            drop(guess.ends());
+        }
+        let may_go_on = converted.map(|()| if is_quick { checked() } else { Ok(()) });
+        if let Ok(Ok(())) = may_go_on {
+            guess.allow(&send);
+        }
+        if let Some(recalled) = recalled {
+            recalled.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        match may_go_on {
             Ok(Ok(())) => {
                 in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {});
                 engine.settle_later().unwrap_or_else(|error| engine.abandon(error));
@@ -442,6 +483,7 @@ fn make_layers(
     if let Some(error) = engine.failure() {
         return Err(Trouble::Engine(error));
     }
+    let indexes = indexes.into_inner().expect("no thread panics while it holds this");
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
     for &Missing { at, .. } in missing {
         within_budget(&wanted[at], &walked[&at]).map_err(Trouble::Engine)?;
@@ -465,7 +507,9 @@ fn make_layers(
             engine.remember_foundation(cut, &walked, &record.layers).map_err(Trouble::Engine)?;
         }
         it.key.keep(bench.store, &record)?;
-        remember_latest(bench, it.name, it.platform, &it.key.key)?;
+        let layers = walked.jobs.iter().map(|job| job.key).zip(record.layers.iter().cloned()).collect();
+        let left = Left { layers, indexes };
+        remember_latest(bench, it.name, it.platform, &it.key.key, left)?;
         let made = Made {
             name: it.name,
             platform: it.platform,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::{ImageRecord, Keys, kept_text};
 use super::{Bench, wheels};
+use crate::engine::local::LayerRecord;
 use crate::error::Failure;
 use crate::pin::{SelectedKind, Selection};
 
@@ -22,6 +23,21 @@ use crate::pin::{SelectedKind, Selection};
 struct Latest {
     key: Key,
     before: Option<Key>,
+    /// The keys of its layers, where they were made here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<Key>,
+    /// The indexes of its archives, where they were written together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    indexes: Option<Digest>,
+}
+
+/// What the last build of an image here leaves to the next one, which is quicker for it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Left {
+    /// Its layers, by their keys.
+    pub layers: Vec<(Key, LayerRecord)>,
+    /// The indexes of its archives, where they were written together; else those of the build before count.
+    pub indexes: Option<Digest>,
 }
 
 /// What a build of one image would do.
@@ -50,15 +66,32 @@ pub struct ExplainedLayer {
     pub reasons: Vec<String>,
 }
 
-/// Remembers which key an image was last built under.
-pub(super) fn remember_latest(bench: &Bench<'_>, image: &str, platform: Platform, key: &Key) -> Result<(), Failure> {
+/// Remembers which key an image was last built under, and what it leaves.
+pub(super) fn remember_latest(
+    bench: &Bench<'_>,
+    image: &str,
+    platform: Platform,
+    key: &Key,
+    left: Left,
+) -> Result<(), Failure> {
     let (name, text) = latest_key(bench, image, platform);
     let known = latest(bench, &name)?;
     if known.as_ref().is_none_or(|known| known.key != *key) {
-        let before = known.map(|known| known.key);
-        bench.store.keep(&name, &text, &Latest { key: *key, before })?;
+        let before = known.as_ref().map(|known| known.key);
+        let layers = left.layers.into_iter().map(|(key, _)| key).collect();
+        let indexes = left.indexes.or(known.and_then(|known| known.indexes));
+        bench.store.keep(&name, &text, &Latest { key: *key, before, layers, indexes })?;
     }
     Ok(())
+}
+
+/// What the last build of an image left.
+pub(super) fn left_by_last(bench: &Bench<'_>, image: &str, platform: Platform) -> Result<Left, Failure> {
+    let Some(known) = latest(bench, &latest_key(bench, image, platform).0)? else { return Ok(Left::default()) };
+    let made = image_record(bench, &known.key)?.map(|record| record.layers).unwrap_or_default();
+    let is_whole = known.layers.len() == made.len();
+    let layers = if is_whole { known.layers.into_iter().zip(made).collect() } else { Vec::new() };
+    Ok(Left { layers, indexes: known.indexes })
 }
 
 fn latest_key(bench: &Bench<'_>, image: &str, platform: Platform) -> (Key, String) {

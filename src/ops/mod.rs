@@ -6,6 +6,7 @@ pub mod cache;
 pub mod deploy;
 pub mod diff;
 pub mod explain;
+mod guess;
 pub mod inspect;
 pub mod key;
 pub mod load;

@@ -9,7 +9,7 @@ use layers::{Digest, Key, Platform};
 
 use super::Bench;
 use super::build::Built;
-use super::explain::remember_latest;
+use super::explain::{Left, remember_latest};
 use super::key::{ImageKey, ImageRecord};
 use crate::engine::foundation::Cut;
 use crate::engine::index::{self, Fragment};
@@ -47,7 +47,7 @@ pub(super) fn images<'a>(
     in_parallel(TRANSFERS, &wanted, |(name, platform, key)| {
         let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(()) };
         key.keep(bench.store, &payload.image)?;
-        remember_latest(bench, name, *platform, &key.key)?;
+        remember_latest(bench, name, *platform, &key.key, Left::default())?;
         found.lock().expect("no thread panics while it holds this").insert(key.key, payload.image);
         Ok::<(), Failure>(())
     })?;

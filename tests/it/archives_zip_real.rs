@@ -255,7 +255,7 @@ fn real_changed_zips_are_refused_or_mean_the_same_to_all() {
     let models: Vec<(String, Vec<u8>)> =
         zips_by_tools(folder.path()).into_iter().filter(|(_, bytes)| bytes.len() > 30).collect();
     let mut changed = Vec::new();
-    while changed.len() < 300 {
+    while changed.len() < 150 {
         let (what, mut bytes) = models[random.below(models.len())].clone();
         for _ in 0..1 + random.below(2) {
             // A byte of a header, most of them of the first kind that says what follows.
@@ -277,5 +277,5 @@ fn real_changed_zips_are_refused_or_mean_the_same_to_all() {
         tally.accepted, tally.refused, tally.disputed
     );
     none_wrong(&tally);
-    assert!(tally.accepted >= 50 && tally.refused >= 20, "{tally:?}");
+    assert!(tally.accepted >= 25 && tally.refused >= 10, "{tally:?}");
 }

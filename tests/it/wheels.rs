@@ -43,10 +43,20 @@ impl Wheels {
 
     /// The digests of the image's layers that a build makes from the downloads alone.
     fn built(&self) -> Vec<String> {
+        self.forget();
+        self.run(&["build"]).success();
+        self.layers()
+    }
+
+    /// Forgets all that was built.
+    fn forget(&self) {
         let ledger = self.sandbox.cache().join("ledger-v1");
         fs::remove_dir_all(&ledger).unwrap();
         fs::create_dir(&ledger).unwrap();
-        self.run(&["build"]).success();
+    }
+
+    /// The digests of the layers of the image that was built last.
+    fn layers(&self) -> Vec<String> {
         let image = &Layout::open(&self.sandbox.work().join("dist")).image("app")[0];
         image.layers.iter().map(|layer| layer.digest.clone()).collect()
     }
@@ -126,6 +136,92 @@ fn what_is_wrong_with_a_wheel_is_found_out_before_an_image_names_it() {
             assert_eq!(registry.requests("PUT /v2/team/app/manifests/").len(), 0);
         }
     }
+}
+
+/// The layer of a wheel that changed is put together while its stage is walked, as it was before; the walk decides.
+#[test]
+fn a_layer_that_was_guessed_is_in_the_image_only_if_a_walk_comes_to_it() {
+    let wheels = Wheels::new();
+    let others = [
+        wheels.wheel("two", &["two/__init__.py=2\n", "space/two.py=2\n", &large(2).replace("large", "two/large")]),
+        wheels.wheel("three", &["three.py=3\n", "tools/three.py=3\n"]),
+    ];
+    let lock = |version: &str, files: &[&str]| {
+        let one = wheels.index.wheel("one", version, files);
+        wheels.sandbox.write("poetry.lock", poetry_lock(&[vec![one], others.to_vec()].concat()));
+        wheels.run(&["lock"]).success();
+    };
+    lock("1.0", &["one.py=1\n", "old/one.py=1\n"]);
+    wheels.run(&["build"]).success();
+    // How often its layer is written.
+    let changes: [(&str, &[&str], usize); 6] = [
+        ("1.0", &["one.py=2\n", "old/one.py=1\n"], 1),
+        // Other directories than before, two of which the others have as well.
+        ("1.1", &["one.py=3\n", "new/deep/one.py=1\n", "space/one.py=1\n", "tools/one.py=1\n"], 1),
+        // A file that another wheel has as well is there once.
+        ("1.1", &["one.py=4\n", "two/__init__.py=2\n"], 2),
+        ("1.2", &["one.py=5\n", "two/__init__.py=2\n"], 2),
+        // From now on it is in both again, and the wheel that left it out is as it is.
+        ("1.3", &[&large(3), "one.py=6\n"], 1),
+        ("1.4", &["one.py=7\n"], 1),
+    ];
+    for (at, (version, files, written)) in changes.into_iter().enumerate() {
+        lock(version, files);
+        let built = wheels.run(&["build", "--progress", "json"]);
+        assert_eq!(built.status, 0, "{}", built.stderr);
+        let count = built.stderr.matches("\"layer-started\"").count();
+        let guessed = wheels.layers();
+        wheels.forget();
+        wheels.run_by(1, &["build"]).success();
+        assert_eq!(wheels.layers(), guessed, "change {at}");
+        assert_eq!(count, written, "change {at}: {}", built.stderr);
+    }
+}
+
+/// A build in which one of many wheels changed leaves the indexes of the others together.
+#[test]
+fn indexes_that_were_written_together_serve_the_next_build() {
+    let wheels = Wheels::new();
+    let module = |at: usize| format!("w{at}.py={at}\n");
+    let others: Vec<String> = (0..12).map(|at| wheels.wheel(&format!("w{at}"), &[&module(at)])).collect();
+    let build = |text: &str| {
+        let one = wheels.wheel("one", &[text]);
+        wheels.sandbox.write("poetry.lock", poetry_lock(&[vec![one], others.clone()].concat()));
+        wheels.run(&["lock"]).success();
+        let built = wheels.run(&["build", "--progress", "json"]);
+        assert_eq!(built.status, 0, "{}", built.stderr);
+        (wheels.layers(), built.stderr.matches("\"conversion-started\"").count())
+    };
+    assert_eq!(build("one.py=1\n").1, 13);
+    assert_eq!(build("one.py=2\n").1, 1);
+    // The indexes' own blobs, by the records of fragments.
+    let folders = |name: &str| fs::read_dir(wheels.sandbox.cache().join(name)).unwrap().map(|it| it.unwrap().path());
+    let mut together = None;
+    let mut alone = Vec::new();
+    for record in folders("ledger-v1").flat_map(|folder| fs::read_dir(folder).unwrap()) {
+        let record = fs::read_to_string(record.unwrap().path()).unwrap();
+        let digest = |field: &str| record.split_once(field).map(|(_, rest)| rest[..64].to_owned());
+        together = together.or(digest("\"indexes\":\"sha256:"));
+        alone.extend(digest("\"index\":\"sha256:"));
+    }
+    let blob = |hex: &str| wheels.sandbox.cache().join("blobs-v1").join(&hex[..2]).join(hex);
+    let together = blob(&together.expect("they were written"));
+    for index in &alone {
+        let _ = fs::remove_file(blob(index));
+    }
+    let (layers, converted) = build("one.py=3\n");
+    assert!(alone.len() >= 13 && together.exists());
+    assert_eq!(converted, 1, "the others' indexes were read together");
+    // Damaged, they count as missing, as all others do: what they were made from is there.
+    let mut bytes = fs::read(&together).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::remove_file(&together).unwrap();
+    fs::write(&together, bytes).unwrap();
+    let (found, converted) = build("one.py=4\n");
+    assert_eq!((converted, found.len()), (13, layers.len()));
+    assert!(!together.exists());
+    assert_eq!(wheels.built(), found);
 }
 
 #[test]

@@ -103,6 +103,8 @@ struct State {
     /// Of members that were begun and not taken, bytes.
     tar: u64,
     spare: Vec<Work>,
+    /// Threads that wait for a change.
+    asleep: usize,
     failed: Option<EncodeError>,
     closed: bool,
 }
@@ -122,8 +124,18 @@ impl<T: Take> Ahead<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'s>(&'s self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    fn wait<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        state.asleep += 1;
+        let mut state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.asleep -= 1;
+        state
+    }
+
+    /// Wakes who waits: a call to the system, of which there would be two for each member.
+    fn wake(&self, state: &State) {
+        if state.asleep > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// For who takes tar that was never begun, in its turn.
@@ -175,7 +187,7 @@ impl<T: Take> Ahead<T> {
                     state.closed = true;
                 }
             }
-            self.changed.notify_all();
+            self.wake(&state);
             return state;
         }
         if let Some((at, work)) = state.waiting.pop_front() {
@@ -183,7 +195,7 @@ impl<T: Take> Ahead<T> {
             let done = work.inflate(decompressor);
             let mut state = self.state();
             state.done.insert(at, done);
-            self.changed.notify_all();
+            self.wake(&state);
             return state;
         }
         state
@@ -289,7 +301,8 @@ impl<'a, T: Take> Order<'a, T> {
     }
 
     fn begun(&mut self) -> Result<(), EncodeError> {
-        self.ahead().changed.notify_all();
+        let ahead = self.ahead();
+        ahead.wake(&ahead.state());
         // What is held is left to another thread as long as one may come: there is enough to do without.
         if self.is_helped || self.holds { Ok(()) } else { self.finish() }
     }

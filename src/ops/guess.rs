@@ -1,0 +1,79 @@
+//! What becomes of layers that are guessed while their stage is walked.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use cache::Blob;
+
+/// A guess that is made beside a walk.
+pub(super) struct Guess {
+    /// There once nothing more comes of it.
+    ended: OnceLock<()>,
+    /// Layers that wait until it is known whether they may be sent; `None` from then on.
+    waiting: Mutex<Option<Vec<Blob>>>,
+}
+
+/// Ends a guess when it is dropped.
+pub(super) struct Ends<'g>(&'g Guess);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.ended.set(());
+    }
+}
+
+impl Guess {
+    /// One that may be begun.
+    pub fn new() -> Guess {
+        Guess { ended: OnceLock::new(), waiting: Mutex::new(Some(Vec::new())) }
+    }
+
+    /// Ends it with what this returns; at once where nothing holds that.
+    pub fn ends(&self) -> Ends<'_> {
+        Ends(self)
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&self) {
+        self.ended.wait();
+    }
+
+    /// A layer was made: it is sent, or waits for [`Guess::allow`].
+    pub fn made(&self, layer: Blob, send: &dyn Fn(Blob)) {
+        match self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(waiting) => waiting.push(layer),
+            None => send(layer),
+        }
+    }
+
+    /// From now on layers are sent, those that wait at once.
+    pub fn allow(&self, send: &dyn Fn(Blob)) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        waiting.into_iter().flatten().for_each(send);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use layers::Digest;
+
+    use super::*;
+
+    #[test]
+    fn layers_wait_until_they_may_be_sent() {
+        let guess = Guess::new();
+        let sent = Mutex::new(Vec::new());
+        let send = |layer: Blob| sent.lock().expect("nobody panics").push(layer.size);
+        let layer = |size| Blob { digest: Digest::of(b"layer"), size };
+        guess.made(layer(1), &send);
+        guess.made(layer(2), &send);
+        assert!(sent.lock().expect("nobody panics").is_empty());
+        guess.allow(&send);
+        guess.made(layer(3), &send);
+        assert_eq!(*sent.lock().expect("nobody panics"), [1, 2, 3]);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| guess.wait());
+            drop(guess.ends());
+            waits.join().expect("it ends");
+        });
+    }
+}
