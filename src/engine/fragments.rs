@@ -42,7 +42,7 @@ impl Local<'_> {
             return Ok(Some(loaded));
         }
         let Some(record) = self.find_record(key)? else { return Ok(None) };
-        let fragment = match self.indexed(key) {
+        let fragment = match self.indexed(key).filter(|fragment| fragment.blob == record.fragment) {
             Some(fragment) => Some(fragment),
             None => self.store.read(&record.index)?.and_then(|bytes| index::decode(&bytes)),
         };
@@ -142,6 +142,13 @@ impl Local<'_> {
         let found = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(record) = found().get(key) {
             return Ok(Some(record.clone()));
+        }
+        // Its index was read: only its bytes may be gone.
+        if let Some(record) = self.indexed_record(key)
+            && self.is_within_reach(&record.fragment, None)?
+        {
+            found().insert(*key, record.clone());
+            return Ok(Some(record));
         }
         let here = self.store.find(key)?.and_then(|bytes| serde_json::from_slice::<FragmentRecord>(&bytes).ok());
         for record in [here, self.elsewhere.fragment(key)].into_iter().flatten() {

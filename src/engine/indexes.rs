@@ -20,12 +20,15 @@ use super::local::Local;
 #[derive(Debug, Default)]
 pub struct Indexes {
     bytes: Vec<u8>,
-    places: HashMap<Key, Range<usize>>,
+    places: HashMap<Key, (FragmentRecord, Range<usize>)>,
 }
 
 /// What stands before the indexes' bytes: keys, records, lengths.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head(Vec<(Key, FragmentRecord, u32)>);
+
+/// What such a blob begins with: its kind and version.
+const BEGIN: &[u8] = b"imgbuild indexes 1\n";
 
 /// So many indexes that a build needs may lie elsewhere before all are written anew.
 const APART: usize = 8;
@@ -33,30 +36,28 @@ const APART: usize = 8;
 /// Many indexes as bytes.
 fn encode(indexes: Vec<(Key, FragmentRecord, Vec<u8>)>) -> Vec<u8> {
     let head = indexes.iter().map(|(key, record, bytes)| (*key, record.clone(), bytes.len() as u32));
-    let mut out = postcard::to_stdvec(&Head(head.collect())).expect("keys and numbers");
+    let mut out = postcard::to_extend(&Head(head.collect()), BEGIN.to_vec()).expect("keys and numbers");
     indexes.iter().for_each(|(.., bytes)| out.extend_from_slice(bytes));
     out
 }
 
-/// Reads what [`encode`] wrote, with the records; `None` where it is nothing of that kind.
-fn decode(bytes: Vec<u8>) -> Option<(Indexes, Vec<(Key, FragmentRecord)>)> {
-    let (Head(head), rest) = postcard::take_from_bytes::<Head>(&bytes).ok()?;
+/// Reads what [`encode`] wrote; `None` where it is nothing of that kind.
+fn decode(bytes: Vec<u8>) -> Option<Indexes> {
+    let (Head(head), rest) = postcard::take_from_bytes::<Head>(bytes.strip_prefix(BEGIN)?).ok()?;
     let mut at = bytes.len() - rest.len();
     let mut places = HashMap::with_capacity(head.len());
-    let mut records = Vec::with_capacity(head.len());
     for (key, record, length) in head {
         let end = at.checked_add(length as usize).filter(|end| *end <= bytes.len())?;
-        places.insert(key, at..end);
-        records.push((key, record));
+        places.insert(key, (record, at..end));
         at = end;
     }
-    Some((Indexes { bytes, places }, records))
+    Some(Indexes { bytes, places })
 }
 
 impl Indexes {
     /// The index of a fragment's key.
     pub fn get(&self, key: &Key) -> Option<Arc<Fragment>> {
-        index::decode(&self.bytes[self.places.get(key)?.clone()])
+        index::decode(&self.bytes[self.places.get(key)?.1.clone()])
     }
 }
 
@@ -65,15 +66,22 @@ impl Local<'_> {
     /// more.
     pub fn read_indexes(&self, blob: &Digest) {
         let Ok(Some(bytes)) = self.store.read(blob) else { return };
-        let Some((indexes, records)) = decode(bytes) else { return };
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).extend(records);
+        let Some(indexes) = decode(bytes) else { return };
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(indexes));
     }
 
     /// An index that was read together with others.
     pub(super) fn indexed(&self, key: &Key) -> Option<Arc<Fragment>> {
-        let indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        indexes.iter().find_map(|it| it.get(key))
+        self.read_together().iter().find_map(|it| it.get(key))
+    }
+
+    /// The record of a fragment whose index was read together with others.
+    pub(super) fn indexed_record(&self, key: &Key) -> Option<FragmentRecord> {
+        self.read_together().iter().find_map(|it| it.places.get(key)).map(|(record, _)| record.clone())
+    }
+
+    fn read_together(&self) -> Vec<Arc<Indexes>> {
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes the indexes of a stage's archives as one blob, as far as they were there before; `None` where most were read
@@ -81,7 +89,7 @@ impl Local<'_> {
     pub fn write_indexes(&self, resolved: &Resolved) -> Result<Option<Digest>, EngineError> {
         let keys: BTreeSet<Key> = self.archives_of(&[resolved]).map(|(key, ..)| key).collect();
         let keys = keys.into_iter().filter(|key| !self.was_missing(key));
-        let read = self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let read = self.read_together();
         let (together, apart): (Vec<Key>, Vec<Key>) =
             keys.partition(|key| read.iter().any(|it| it.places.contains_key(key)));
         if apart.len() <= APART {
@@ -89,7 +97,7 @@ impl Local<'_> {
         }
         let mut indexes: BTreeMap<Key, (FragmentRecord, Vec<u8>)> = BTreeMap::new();
         for key in together.into_iter().chain(apart) {
-            if let (Some(record), Some(fragment)) = (self.find_record(&key)?, self.loaded(&key)) {
+            if let (Some(record), Some(fragment)) = (self.find_record(&key)?, self.find_fragment(&key)?) {
                 indexes.insert(key, (record, index::encode(&fragment)));
             }
         }
@@ -128,15 +136,15 @@ mod tests {
             (key(name), FragmentRecord { fragment: fragment(name).blob, index: Digest::of(&bytes) }, bytes)
         });
         let bytes = encode(all.to_vec());
-        let (indexes, records) = decode(bytes.clone()).expect("it is whole");
-        assert!(records.iter().zip(&all).all(|((key, record), one)| (key, record.index) == (&one.0, one.1.index)));
+        let indexes = decode(bytes.clone()).expect("it is whole");
+        assert!(all.iter().all(|(key, record, _)| indexes.places[key].0.index == record.index));
         for name in names {
             assert_eq!(indexes.get(&key(name)).as_deref(), Some(&fragment(name)));
         }
         assert!(indexes.get(&key("d")).is_none());
         for cut in 0..bytes.len() {
             let found = decode(bytes[..cut].to_vec());
-            assert!(found.is_none_or(|(indexes, _)| indexes.get(&key("c")).is_none()), "cut at {cut}");
+            assert!(found.is_none_or(|indexes| indexes.get(&key("c")).is_none()), "cut at {cut}");
         }
     }
 }

@@ -170,7 +170,7 @@ impl Drop for Closes<'_, '_> {
 }
 
 /// How much tar of neighbours is inflated before somebody needs it, bytes.
-const NEIGHBOURS: u64 = 8 << 20;
+pub(super) const NEIGHBOURS: u64 = 8 << 20;
 
 impl Local<'_> {
     /// From now on conversions leave to [`Local::run_later`], which runs beside them, what they need not do at once; until what

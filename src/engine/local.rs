@@ -523,11 +523,13 @@ impl Local<'_> {
     /// The record of a layer whose bytes are still there.
     pub fn find_layer(&self, key: &Key) -> Result<Option<LayerRecord>, EngineError> {
         let known = self.layers.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
-        let record = match known {
-            Some(record) => Some(record),
-            None => self.store.find(key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
-        };
-        let Some(record) = record else { return Ok(None) };
+        if let Some(record) = known
+            && self.store.has(&record.digest)? == Some(record.size)
+        {
+            return Ok(Some(record));
+        }
+        let Some(bytes) = self.store.find(key)? else { return Ok(None) };
+        let Ok(record) = serde_json::from_slice::<LayerRecord>(&bytes) else { return Ok(None) };
         Ok((self.store.has(&record.digest)? == Some(record.size)).then_some(record))
     }
 

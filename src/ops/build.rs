@@ -400,14 +400,14 @@ fn make_layers(
     let walked = Mutex::new(walked);
     let records: Mutex<HashMap<Key, LayerRecord>> = Mutex::default();
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
-    let (guess, indexes) = (Guess::new(), Mutex::new(None));
+    let guess = &Guess::new();
     let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
         let done = engine.walk(subject(at), &it.resolved, cut.as_ref(), &|done| {
             within_budget(it, done)?;
             // Another image may still be waiting for a command; and one alone need not wait for what the walk still checks.
             if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
-                guess.wait();
+                guess.wait_for(done.jobs.iter().map(|job| job.key));
                 let made = engine
                     .assemble(&done.jobs.iter().collect::<Vec<_>>(), threads, &|layer| beside.made(it.name, layer))?;
                 records.lock().expect("no thread panics while it holds this").extend(made);
@@ -423,12 +423,17 @@ fn make_layers(
         }
         Ok(())
     };
-    // One image alone, whose layers are made in no time.
-    let can_guess = is_quick && whole.len() == 1 && bench.jobs > 1 && !before.layers.is_empty();
-    let guessed = whole.first().filter(|_| can_guess).map(|it| &wanted[it.at]);
-    let send = |layer| guessed.into_iter().for_each(|it| beside.made(it.name, layer));
+    // Of one image alone, whose layers are made in no time.
+    let changed = match whole.as_slice() {
+        [Missing { at, .. }] if is_quick && bench.jobs > 1 => {
+            let changed = engine.changed(&wanted[*at].resolved, &before.layers).map_err(Trouble::Engine)?;
+            changed.map(|changed| (&wanted[*at], changed))
+        }
+        _ => None,
+    };
+    let send = |layer| changed.iter().for_each(|(it, _)| beside.made(it.name, layer));
     engine.begin(&early);
-    let mut refused = None;
+    let (mut refused, mut indexes) = (None, None);
     std::thread::scope(|scope| {
         // The indexes of all archives, while those that are missing are converted.
         let recall = || engine.recall(&stages);
@@ -436,7 +441,7 @@ fn make_layers(
         let ahead = scope.spawn(|| engine.run_early(&early));
         // One core is for what is not left for later.
         let workers = if is_quick { (bench.jobs - 1).min(LATER) } else { 0 };
-        let mut later = (workers > 0).then(|| engine.begin_later(guessed.is_none()));
+        let mut later = (workers > 0).then(|| engine.begin_later(changed.is_none()));
         for at in 0..workers {
             let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
             if begun.is_err() && at == 0 {
@@ -444,19 +449,26 @@ fn make_layers(
             }
         }
         let converted = engine.fragments(&stages, Some(&early));
-        let mut has_begun = false;
-        if let (Ok(()), Some(it)) = (&converted, guessed) {
-            let work = || {
+        let mut guessing = None;
+        if let (Ok(()), Some((it, changed))) = (&converted, &changed) {
+            let make = || match engine.guess(changed)? {
+                Some(job) => {
+                    guess.is(job.key);
+                    engine.assemble(&[&job], 1, &|layer| guess.made(layer, &send)).map(drop)
+                }
+                None => Ok(()),
+            };
+            let work = move || {
                 let ends = guess.ends();
-                engine.guess(&it.resolved, &before.layers, &|layer| guess.made(layer, &send));
+                // The walk does it once more, and tells what is wrong.
+                let _: Result<(), EngineError> = make();
                 drop(ends);
                 // The next build is quicker with them, and as good without.
-                let written = engine.write_indexes(&it.resolved).ok().flatten();
-                *indexes.lock().expect("no thread panics while it holds this") = written;
+                engine.write_indexes(&it.resolved).ok().flatten()
             };
-            has_begun = std::thread::Builder::new().spawn_scoped(scope, work).is_ok();
+            guessing = std::thread::Builder::new().spawn_scoped(scope, work).ok();
         }
-        if !has_begun {
+        if guessing.is_none() {
             drop(guess.ends());
         }
         let may_go_on = converted.map(|()| if is_quick { checked() } else { Ok(()) });
@@ -475,6 +487,7 @@ fn make_layers(
             Err(error) => engine.abandon(error),
         }
         drop(later);
+        indexes = guessing.and_then(|guessing| guessing.join().ok().flatten());
         ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     if let Some(failure) = refused {
@@ -483,7 +496,7 @@ fn make_layers(
     if let Some(error) = engine.failure() {
         return Err(Trouble::Engine(error));
     }
-    let indexes = indexes.into_inner().expect("no thread panics while it holds this");
+    let alone = whole.first().filter(|_| whole.len() == 1).map(|it| it.at);
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
     for &Missing { at, .. } in missing {
         within_budget(&wanted[at], &walked[&at]).map_err(Trouble::Engine)?;
@@ -508,7 +521,7 @@ fn make_layers(
         }
         it.key.keep(bench.store, &record)?;
         let layers = walked.jobs.iter().map(|job| job.key).zip(record.layers.iter().cloned()).collect();
-        let left = Left { layers, indexes };
+        let left = Left { layers, indexes: indexes.filter(|_| alone == Some(*at)) };
         remember_latest(bench, it.name, it.platform, &it.key.key, left)?;
         let made = Made {
             name: it.name,

@@ -23,9 +23,10 @@ use crate::pin::{SelectedKind, Selection};
 struct Latest {
     key: Key,
     before: Option<Key>,
-    /// The keys of its layers, where they were made here.
+    /// Its layers with their keys, where they were made here. What a key stands for is not what the image's record says: that may
+    /// have come from elsewhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    layers: Vec<Key>,
+    layers: Vec<(Key, LayerRecord)>,
     /// The indexes of its archives, where they were written together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     indexes: Option<Digest>,
@@ -78,20 +79,16 @@ pub(super) fn remember_latest(
     let known = latest(bench, &name)?;
     if known.as_ref().is_none_or(|known| known.key != *key) {
         let before = known.as_ref().map(|known| known.key);
-        let layers = left.layers.into_iter().map(|(key, _)| key).collect();
         let indexes = left.indexes.or(known.and_then(|known| known.indexes));
-        bench.store.keep(&name, &text, &Latest { key: *key, before, layers, indexes })?;
+        bench.store.keep(&name, &text, &Latest { key: *key, before, layers: left.layers, indexes })?;
     }
     Ok(())
 }
 
 /// What the last build of an image left.
 pub(super) fn left_by_last(bench: &Bench<'_>, image: &str, platform: Platform) -> Result<Left, Failure> {
-    let Some(known) = latest(bench, &latest_key(bench, image, platform).0)? else { return Ok(Left::default()) };
-    let made = image_record(bench, &known.key)?.map(|record| record.layers).unwrap_or_default();
-    let is_whole = known.layers.len() == made.len();
-    let layers = if is_whole { known.layers.into_iter().zip(made).collect() } else { Vec::new() };
-    Ok(Left { layers, indexes: known.indexes })
+    let known = latest(bench, &latest_key(bench, image, platform).0)?;
+    Ok(known.map(|known| Left { layers: known.layers, indexes: known.indexes }).unwrap_or_default())
 }
 
 fn latest_key(bench: &Bench<'_>, image: &str, platform: Platform) -> (Key, String) {

@@ -3,9 +3,12 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cache::Blob;
+use layers::Key;
 
 /// A guess that is made beside a walk.
 pub(super) struct Guess {
+    /// The key of the layer, once there is one; `None` where there will be none.
+    key: OnceLock<Option<Key>>,
     /// There once nothing more comes of it.
     ended: OnceLock<()>,
     /// Layers that wait until it is known whether they may be sent; `None` from then on.
@@ -17,6 +20,7 @@ pub(super) struct Ends<'g>(&'g Guess);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
+        let _ = self.0.key.set(None);
         let _ = self.0.ended.set(());
     }
 }
@@ -24,7 +28,7 @@ impl Drop for Ends<'_> {
 impl Guess {
     /// One that may be begun.
     pub fn new() -> Guess {
-        Guess { ended: OnceLock::new(), waiting: Mutex::new(Some(Vec::new())) }
+        Guess { key: OnceLock::new(), ended: OnceLock::new(), waiting: Mutex::new(Some(Vec::new())) }
     }
 
     /// Ends it with what this returns; at once where nothing holds that.
@@ -32,9 +36,18 @@ impl Guess {
         Ends(self)
     }
 
-    /// Waits until it has ended.
-    pub fn wait(&self) {
-        self.ended.wait();
+    /// The layer of this key is about to be made.
+    pub fn is(&self, key: Key) {
+        let _ = self.key.set(Some(key));
+    }
+
+    /// Waits until it has ended, where it makes one of these layers.
+    pub fn wait_for(&self, mut wanted: impl Iterator<Item = Key>) {
+        if let Some(guessed) = self.key.wait()
+            && wanted.any(|key| key == *guessed)
+        {
+            self.ended.wait();
+        }
     }
 
     /// A layer was made: it is sent, or waits for [`Guess::allow`].
@@ -70,10 +83,18 @@ mod tests {
         guess.allow(&send);
         guess.made(layer(3), &send);
         assert_eq!(*sent.lock().expect("nobody panics"), [1, 2, 3]);
+        let key = |name: &[u8]| Key(Digest::of(name));
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| guess.wait());
+            let (waits, other) = (scope.spawn(|| guess.wait_for([key(b"a"), key(b"b")].into_iter())), key(b"c"));
+            guess.is(key(b"b"));
+            // It is not what this one waits for.
+            guess.wait_for([other].into_iter());
+            assert!(!waits.is_finished());
             drop(guess.ends());
             waits.join().expect("it ends");
         });
+        let none = Guess::new();
+        drop(none.ends());
+        none.wait_for([key(b"a")].into_iter());
     }
 }

@@ -160,8 +160,8 @@ fn a_layer_that_was_guessed_is_in_the_image_only_if_a_walk_comes_to_it() {
         ("1.1", &["one.py=3\n", "new/deep/one.py=1\n", "space/one.py=1\n", "tools/one.py=1\n"], 1),
         // A file that another wheel has as well is there once.
         ("1.1", &["one.py=4\n", "two/__init__.py=2\n"], 2),
-        ("1.2", &["one.py=5\n", "two/__init__.py=2\n"], 2),
-        // From now on it is in both again, and the wheel that left it out is as it is.
+        // Nothing is guessed where a neighbour left something out.
+        ("1.2", &["one.py=5\n", "two/__init__.py=2\n"], 1),
         ("1.3", &[&large(3), "one.py=6\n"], 1),
         ("1.4", &["one.py=7\n"], 1),
     ];
@@ -197,12 +197,13 @@ fn indexes_that_were_written_together_serve_the_next_build() {
     // The indexes' own blobs, by the records of fragments.
     let folders = |name: &str| fs::read_dir(wheels.sandbox.cache().join(name)).unwrap().map(|it| it.unwrap().path());
     let mut together = None;
-    let mut alone = Vec::new();
+    let (mut alone, mut fragments) = (Vec::new(), Vec::new());
     for record in folders("ledger-v1").flat_map(|folder| fs::read_dir(folder).unwrap()) {
         let record = fs::read_to_string(record.unwrap().path()).unwrap();
         let digest = |field: &str| record.split_once(field).map(|(_, rest)| rest[..64].to_owned());
         together = together.or(digest("\"indexes\":\"sha256:"));
         alone.extend(digest("\"index\":\"sha256:"));
+        fragments.extend(digest("{\"fragment\":\"sha256:"));
     }
     let blob = |hex: &str| wheels.sandbox.cache().join("blobs-v1").join(&hex[..2]).join(hex);
     let together = blob(&together.expect("they were written"));
@@ -212,6 +213,17 @@ fn indexes_that_were_written_together_serve_the_next_build() {
     let (layers, converted) = build("one.py=3\n");
     assert!(alone.len() >= 13 && together.exists());
     assert_eq!(converted, 1, "the others' indexes were read together");
+    // A fragment that is gone is made again, whatever is known of it.
+    assert!(fragments.len() >= 13);
+    for fragment in &fragments {
+        let _ = fs::remove_file(blob(fragment));
+    }
+    assert_eq!(build("one.py=5\n"), (wheels.layers(), 13));
+    assert_eq!(wheels.built(), wheels.layers());
+    build("one.py=6\n");
+    for index in &alone {
+        let _ = fs::remove_file(blob(index));
+    }
     // Damaged, they count as missing, as all others do: what they were made from is there.
     let mut bytes = fs::read(&together).unwrap();
     let last = bytes.len() - 1;
@@ -253,6 +265,21 @@ fn files_that_two_wheels_install_differently_are_refused() {
     let path = "/opt/venv/lib/python3.13/site-packages/tests/__init__.py";
     index.run(&["build"]).failure(1, &["`one-1.0", "`two-1.0", path, "`.without([..])`"]);
     assert!(!index.sandbox.work().join("dist").exists());
+    // The same where the layer was there already, of one that fits and was changed: it is in no image.
+    let lock = |text: &str| {
+        let two = index.wheel("two", &[text]);
+        index.sandbox.write("poetry.lock", poetry_lock(&[index.wheel("one", &["tests/__init__.py=1\n"]), two]));
+        index.run(&["lock"]).success();
+    };
+    lock("tests/two.py=2\n");
+    index.run(&["build"]).success();
+    let built = index.layers();
+    lock("tests/__init__.py=2\n");
+    for guessed in [true, false] {
+        let refused = index.run_by(if guessed { 2 } else { 1 }, &["build", "--progress", "json"]);
+        assert_eq!((refused.status, refused.stderr.contains("\"layer-finished\"")), (1, guessed), "{}", refused.stderr);
+        assert!(refused.stderr.contains(path) && index.layers() == built);
+    }
 }
 
 #[test]

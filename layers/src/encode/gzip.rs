@@ -56,8 +56,9 @@ pub(super) fn trailer(crc32: u32, size: u32) -> [u8; TRAILER] {
 /// is done with it.
 struct Pool<T>(Mutex<Vec<T>>);
 
-/// So many are kept.
-const KEPT: usize = 8;
+/// So many are kept, and no buffers that are longer.
+const KEPT: usize = 4;
+const LONGEST: usize = 2 << 20;
 
 impl<T> Pool<T> {
     const fn new() -> Pool<T> {
@@ -74,6 +75,11 @@ impl<T> Pool<T> {
             kept.push(it);
         }
     }
+}
+
+/// A buffer, or an empty one where it is long.
+fn kept(buffer: &mut Vec<u8>) -> Vec<u8> {
+    Some(take(buffer)).filter(|buffer| buffer.capacity() <= LONGEST).unwrap_or_default()
 }
 
 /// Compresses members one after another.
@@ -109,7 +115,7 @@ impl MemberEncoder {
 impl Drop for MemberEncoder {
     fn drop(&mut self) {
         if let Some(compressor) = self.compressor.take() {
-            ENCODERS.give((compressor, take(&mut self.buffer)));
+            ENCODERS.give((compressor, kept(&mut self.buffer)));
         }
     }
 }
@@ -173,7 +179,7 @@ static BUFFERS: Pool<(Decompressor, Vec<u8>, Vec<u8>)> = Pool::new();
 impl<R, M> Drop for TarReader<R, M> {
     fn drop(&mut self) {
         if let Some(decompressor) = self.decompressor.take() {
-            BUFFERS.give((decompressor, take(&mut self.packed), take(&mut self.tar)));
+            BUFFERS.give((decompressor, kept(&mut self.packed), kept(&mut self.tar)));
         }
     }
 }
