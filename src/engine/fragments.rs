@@ -110,12 +110,12 @@ impl Local<'_> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
 
-    /// Reads the indexes of these stages' fragments that are here, on all cores, for whoever walks over them. What cannot be read
-    /// is found out there.
-    pub fn recall(&self, stages: &[&Resolved]) {
+    /// Reads the indexes of these stages' fragments that are here, with so many threads, for whoever walks over them. What cannot
+    /// be read is found out there.
+    pub fn recall(&self, stages: &[&Resolved], threads: usize) {
         let keys: BTreeSet<Key> =
             self.archives_of(stages).map(|(key, ..)| key).filter(|key| !self.was_missing(key)).collect();
-        let recalled = in_parallel(self.jobs, &keys.into_iter().collect::<Vec<_>>(), |key| {
+        let recalled = in_parallel(threads, &keys.into_iter().collect::<Vec<_>>(), |key| {
             let _ = self.find_fragment(key);
             Ok::<(), Infallible>(())
         });

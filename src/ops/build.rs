@@ -35,7 +35,7 @@ use crate::engine::run::{Ran, Repeat};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
-use crate::parallel::in_parallel;
+use crate::parallel::{at_once, in_parallel};
 use crate::remote::TRANSFERS;
 
 /// What is to be built.
@@ -379,7 +379,7 @@ fn make_layers(
         }
         is_quick = engine.survey(&stages);
         if !is_quick {
-            engine.recall(&stages);
+            engine.recall(&stages, bench.jobs);
             checked()?;
         }
     }
@@ -435,8 +435,8 @@ fn make_layers(
     engine.begin(&early);
     let (mut refused, mut indexes) = (None, None);
     std::thread::scope(|scope| {
-        // The indexes of all archives, while those that are missing are converted.
-        let recall = || engine.recall(&stages);
+        // The indexes of all archives, while those that are missing are converted, which is waited for more.
+        let recall = || engine.recall(&stages, if changed.is_some() { bench.jobs - 1 } else { bench.jobs });
         let recalled = if is_quick { std::thread::Builder::new().spawn_scoped(scope, recall).ok() } else { None };
         let ahead = scope.spawn(|| engine.run_early(&early));
         // One core is for what is not left for later.
@@ -516,12 +516,16 @@ fn make_layers(
             packages: walked.packages.clone(),
             base: walked.base.as_ref().map(|base| (base.manifest, base.parts.clone())),
         };
-        if let Some(cut) = cut {
-            engine.remember_foundation(cut, &walked, &record.layers).map_err(Trouble::Engine)?;
-        }
-        it.key.keep(bench.store, &record)?;
         let layers = walked.jobs.iter().map(|job| job.key).zip(record.layers.iter().cloned()).collect();
         let left = Left { layers, indexes: indexes.filter(|_| alone == Some(*at)) };
+        let remember = || match cut {
+            Some(cut) => engine.remember_foundation(cut, &walked, &record.layers),
+            None => Ok(()),
+        };
+        let keep = || it.key.keep(bench.store, &record);
+        let (kept, remembered) = at_once(keep, remember);
+        remembered.map_err(Trouble::Engine)?;
+        kept?;
         remember_latest(bench, it.name, it.platform, &it.key.key, left)?;
         let made = Made {
             name: it.name,

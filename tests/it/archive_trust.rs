@@ -324,6 +324,29 @@ fn a_message_cut_anywhere_is_refused() {
 }
 
 #[test]
+fn what_stands_behind_a_good_signature_is_read_as_well() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    let key = ed25519();
+    let signed = sign(&release(), &[plain(&key)]);
+    let (text, armour) = signed.split_once("-----BEGIN PGP SIGNATURE-----").unwrap();
+    let body: String =
+        armour.lines().skip_while(|line| !line.is_empty()).take_while(|line| !line.starts_with(['=', '-'])).collect();
+    let packets = STANDARD.decode(body).unwrap();
+    let message = |behind: &[u8]| {
+        let body = STANDARD.encode([&packets, behind].concat());
+        format!("{text}-----BEGIN PGP SIGNATURE-----\n\n{body}\n-----END PGP SIGNATURE-----\n")
+    };
+    let ring = ring_of(&key);
+    assert!(ring.verify(&message(&[]), now()).is_ok());
+    // The beginning of a packet, something that is none, a whole packet that is no signature, and half a signature.
+    for behind in [&[0xc7, 0x35, 0x2f][..], &[0], &[0xcb, 0], &packets[..packets.len() / 2]] {
+        assert!(ring.verify(&message(behind), now()).is_err(), "{behind:?}");
+    }
+    assert!(ring.verify(&message(&packets), now()).is_ok());
+}
+
+#[test]
 fn line_ends_of_windows_are_accepted_and_read_as_ours() {
     let key = ed25519();
     let signed = sign(&release(), &[plain(&key)]);

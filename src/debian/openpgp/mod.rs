@@ -137,8 +137,9 @@ impl Keyring {
     pub fn verify(&self, message: &str, now: i64) -> Result<String, SignatureError> {
         let parts = armor::cleartext(message).map_err(SignatureError::Malformed)?;
         let signed = parts.text.replace('\n', "\r\n");
-        let mut reasons = Vec::new();
+        let (mut reasons, mut is_signed) = (Vec::new(), false);
         let mut packets = Packets(&parts.signatures);
+        // All of them: what stands behind a good signature is read as well, or others would take it for something else.
         while let Some((kind, body)) = packets.next().map_err(SignatureError::Malformed)? {
             if kind != packet::SIGNATURE {
                 return Err(SignatureError::Malformed(format!("a packet of type {kind} stands where signatures are")));
@@ -150,9 +151,12 @@ impl Keyring {
                 None => Err("a signature is not of version 4".into()),
             };
             match judged {
-                Ok(()) => return Ok(parts.text),
+                Ok(()) => is_signed = true,
                 Err(why) => reasons.push(why),
             }
+        }
+        if is_signed {
+            return Ok(parts.text);
         }
         if reasons.is_empty() {
             reasons.push("there is no signature".into());
