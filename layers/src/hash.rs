@@ -61,24 +61,29 @@ impl KeyHasher {
     }
 }
 
-/// The fields of a key's text, `(name, value)`, in their order. The numbers of items that [`KeyHasher::list`] writes are none.
-pub fn fields(text: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-    let unescaped = |value: &str| {
-        let mut out = String::with_capacity(value.len());
-        let mut chars = value.chars();
-        while let Some(char) = chars.next() {
-            out.push(match char {
-                '\\' if chars.next() == Some('n') => '\n',
-                char => char,
-            });
-        }
-        out
-    };
-    text.lines().skip(1).filter_map(move |line| {
+/// The fields of a key's text, `(name, value)`, in their order; values as they stand there, [`unescaped`] as they were. The numbers
+/// of items that [`KeyHasher::list`] writes are none.
+pub fn fields(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().skip(1).filter_map(|line| {
         let (name, value) = line.split_once('=')?;
-        let name = name.split(':').next().unwrap_or_default();
-        Some((name, if value.contains('\\') { Cow::Owned(unescaped(value)) } else { Cow::Borrowed(value) }))
+        Some((name.split(':').next().unwrap_or_default(), value))
     })
+}
+
+/// A value as it was before it came into a key's text.
+pub fn unescaped(value: &str) -> Cow<'_, str> {
+    if !value.contains('\\') {
+        return Cow::Borrowed(value);
+    }
+    let mut out = String::with_capacity(value.len());
+    let mut chars = value.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '\\' => out.push(if chars.next() == Some('n') { '\n' } else { '\\' }),
+            char => out.push(char),
+        }
+    }
+    Cow::Owned(out)
 }
 
 #[cfg(test)]
@@ -109,7 +114,7 @@ mod tests {
         }
         hasher.list("more", values.iter());
         let (_, text) = hasher.finish();
-        let found: Vec<(&str, Cow<'_, str>)> = fields(&text).collect();
+        let found: Vec<(&str, Cow<'_, str>)> = fields(&text).map(|(name, value)| (name, unescaped(value))).collect();
         let expected = values.iter().map(|value| ("it", Cow::Borrowed(*value)));
         let more = values.iter().map(|value| ("more", Cow::Borrowed(*value)));
         assert!(found.into_iter().eq(expected.chain(more)));

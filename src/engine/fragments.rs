@@ -375,7 +375,7 @@ impl Local<'_> {
     pub(super) fn forget(&self) {
         self.loaded.lock().expect("no thread panics while it holds this").clear();
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.room.holding().forget();
     }
 

@@ -67,20 +67,20 @@ impl Local<'_> {
     pub fn read_indexes(&self, blob: &Digest) {
         let Ok(Some(bytes)) = self.store.read(blob) else { return };
         let Some(indexes) = decode(bytes) else { return };
-        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(indexes));
+        *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(indexes));
     }
 
     /// An index that was read together with others.
     pub(super) fn indexed(&self, key: &Key) -> Option<Arc<Fragment>> {
-        self.read_together().iter().find_map(|it| it.get(key))
+        self.read_together()?.get(key)
     }
 
     /// The record of a fragment whose index was read together with others.
     pub(super) fn indexed_record(&self, key: &Key) -> Option<FragmentRecord> {
-        self.read_together().iter().find_map(|it| it.places.get(key)).map(|(record, _)| record.clone())
+        self.read_together()?.places.get(key).map(|(record, _)| record.clone())
     }
 
-    fn read_together(&self) -> Vec<Arc<Indexes>> {
+    fn read_together(&self) -> Option<Arc<Indexes>> {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -91,7 +91,7 @@ impl Local<'_> {
         let keys = keys.into_iter().filter(|key| !self.was_missing(key));
         let read = self.read_together();
         let (together, apart): (Vec<Key>, Vec<Key>) =
-            keys.partition(|key| read.iter().any(|it| it.places.contains_key(key)));
+            keys.partition(|key| read.as_ref().is_some_and(|read| read.places.contains_key(key)));
         if apart.len() <= APART {
             return Ok(None);
         }

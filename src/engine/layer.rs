@@ -262,7 +262,8 @@ pub(super) fn parts_of(text: &str) -> (BTreeMap<ImagePath, Entry>, Vec<Digest>) 
     let (mut dirs, mut fragments) = (BTreeMap::new(), Vec::new());
     for (name, value) in layers::fields(text) {
         match name {
-            DIR => dirs.extend(serde_json::from_str(&value).ok().map(|dir: Entry| (dir.path.clone(), dir))),
+            DIR => dirs
+                .extend(serde_json::from_str(&layers::unescaped(value)).ok().map(|dir: Entry| (dir.path.clone(), dir))),
             FRAGMENT => fragments.extend(value.parse::<Digest>().ok()),
             _ => {}
         }

@@ -173,7 +173,7 @@ pub struct Local<'a> {
     /// Layers that are known without their records.
     layers: Mutex<HashMap<Key, LayerRecord>>,
     /// Indexes that were read together.
-    pub(super) indexes: Mutex<Vec<Arc<Indexes>>>,
+    pub(super) indexes: Mutex<Option<Arc<Indexes>>>,
     /// Fragments that a survey did not find.
     pub(super) missing: Mutex<BTreeSet<Key>>,
     /// Held by who makes what a key stands for.

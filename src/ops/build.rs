@@ -400,7 +400,7 @@ fn make_layers(
     let walked = Mutex::new(walked);
     let records: Mutex<HashMap<Key, LayerRecord>> = Mutex::default();
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
-    let guess = &Guess::new();
+    let guess = Guess::new();
     let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
         let done = engine.walk(subject(at), &it.resolved, cut.as_ref(), &|done| {
@@ -451,18 +451,8 @@ fn make_layers(
         let converted = engine.fragments(&stages, Some(&early));
         let mut guessing = None;
         if let (Ok(()), Some((it, changed))) = (&converted, &changed) {
-            let make = || match engine.guess(changed)? {
-                Some(job) => {
-                    guess.is(job.key);
-                    engine.assemble(&[&job], 1, &|layer| guess.made(layer, &send)).map(drop)
-                }
-                None => Ok(()),
-            };
-            let work = move || {
-                let ends = guess.ends();
-                // The walk does it once more, and tells what is wrong.
-                let _: Result<(), EngineError> = make();
-                drop(ends);
+            let work = || {
+                guess.make(engine, changed, &send);
                 // The next build is quicker with them, and as good without.
                 engine.write_indexes(&it.resolved).ok().flatten()
             };

@@ -216,10 +216,8 @@ fn archive_name(file: &str) -> (String, String) {
 fn parse(text: &str) -> (BTreeMap<String, String>, Vec<Vec<Part>>) {
     let mut head: BTreeMap<String, String> = BTreeMap::new();
     let mut layers: Vec<Vec<Part>> = Vec::new();
-    for line in text.lines().skip(1) {
-        let Some((name, value)) = line.split_once('=') else { continue };
-        let name = name.split(':').next().unwrap_or_default().to_owned();
-        let value = value.to_owned();
+    for (name, value) in layers::fields(text) {
+        let (name, value) = (name.to_owned(), value.to_owned());
         let Some(layer) = layers.last_mut().filter(|_| name != "layer") else {
             if name == "layer" {
                 layers.push(Vec::new());
@@ -324,8 +322,7 @@ fn shown(part: &Part) -> String {
 
 /// The `from` of a copy, as the definition wrote it.
 fn copied_from(value: &str) -> String {
-    // In a key's text backslashes are doubled.
-    let files = serde_json::from_str::<Files>(&value.replace("\\\\", "\\"));
+    let files = serde_json::from_str::<Files>(&layers::unescaped(value));
     files.map_or_else(|_| shortened(value), |files| files.from)
 }
 

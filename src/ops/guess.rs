@@ -1,9 +1,12 @@
-//! What becomes of layers that are guessed while their stage is walked.
+//! What becomes of a layer that is guessed while its stage is walked.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cache::Blob;
 use layers::Key;
+
+use crate::engine::guess::Changed;
+use crate::engine::local::Local;
 
 /// A guess that is made beside a walk.
 pub(super) struct Guess {
@@ -36,8 +39,17 @@ impl Guess {
         Ends(self)
     }
 
+    /// Makes the layer, and ends. What goes wrong is told by the walk, after which it is made once more.
+    pub fn make(&self, engine: &Local<'_>, changed: &Changed, send: &(dyn Fn(Blob) + Sync)) {
+        let _ends = self.ends();
+        if let Ok(Some(job)) = engine.guess(changed) {
+            self.is(job.key);
+            let _ = engine.assemble(&[&job], 1, &|layer| self.made(layer, send));
+        }
+    }
+
     /// The layer of this key is about to be made.
-    pub fn is(&self, key: Key) {
+    fn is(&self, key: Key) {
         let _ = self.key.set(Some(key));
     }
 
@@ -51,7 +63,7 @@ impl Guess {
     }
 
     /// A layer was made: it is sent, or waits for [`Guess::allow`].
-    pub fn made(&self, layer: Blob, send: &dyn Fn(Blob)) {
+    fn made(&self, layer: Blob, send: &dyn Fn(Blob)) {
         match self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(waiting) => waiting.push(layer),
             None => send(layer),
