@@ -241,6 +241,29 @@ impl Local<'_> {
     }
 }
 
+impl Local<'_> {
+    /// Remembers under another cut what is remembered under `from`, with another layer at `at`: unless somebody above has asked
+    /// about one of the paths that `changed`.
+    pub fn carry_foundation(
+        &self,
+        from: &Key,
+        cut: &Cut,
+        at: usize,
+        layer: &(Key, LayerRecord),
+        changed: &[ImagePath],
+    ) -> Result<(), EngineError> {
+        let known = self.store.find(from)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
+        let Some(mut foundation) = known.filter(|it| it.layers.len() == cut.at) else { return Ok(()) };
+        let is_asked = |path: &ImagePath| foundation.below.answers.of(path).is_some();
+        let Some(laid) = foundation.layers.get_mut(at) else { return Ok(()) };
+        if changed.iter().any(is_asked) || !laid.ran.is_empty() {
+            return Ok(());
+        }
+        (laid.key, laid.record) = layer.clone();
+        Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -42,11 +42,8 @@ impl Local<'_> {
             return Ok(Some(loaded));
         }
         let Some(record) = self.find_record(key)? else { return Ok(None) };
-        let fragment = match self.indexed(key).filter(|fragment| fragment.blob == record.fragment) {
-            Some(fragment) => Some(fragment),
-            None => self.store.read(&record.index)?.and_then(|bytes| index::decode(&bytes)),
-        };
-        let Some(fragment) = fragment else { return Ok(None) };
+        let index = self.store.read(&record.index)?;
+        let Some(fragment) = index.and_then(|bytes| index::decode(&bytes)) else { return Ok(None) };
         self.use_fragment(&fragment);
         if !self.is_within_reach(&fragment.blob, Some(fragment.layout.size))? {
             return Ok(None);
@@ -105,6 +102,11 @@ impl Local<'_> {
         })
     }
 
+    /// This fragment, and no other, is about to be made.
+    pub(super) fn expect(&self, key: Key) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = BTreeSet::from([key]);
+    }
+
     /// Whether the last [survey](Local::survey) did not find this fragment.
     pub(super) fn was_missing(&self, key: &Key) -> bool {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
@@ -142,13 +144,6 @@ impl Local<'_> {
         let found = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(record) = found().get(key) {
             return Ok(Some(record.clone()));
-        }
-        // Its index was read: only its bytes may be gone.
-        if let Some(record) = self.indexed_record(key)
-            && self.is_within_reach(&record.fragment, None)?
-        {
-            found().insert(*key, record.clone());
-            return Ok(Some(record));
         }
         let here = self.store.find(key)?.and_then(|bytes| serde_json::from_slice::<FragmentRecord>(&bytes).ok());
         for record in [here, self.elsewhere.fragment(key)].into_iter().flatten() {
@@ -375,7 +370,6 @@ impl Local<'_> {
     pub(super) fn forget(&self) {
         self.loaded.lock().expect("no thread panics while it holds this").clear();
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.room.holding().forget();
     }
 

@@ -30,7 +30,6 @@ use super::early::{Course, Early};
 use super::foundation::{Below, Cut, Linked};
 use super::fragments::{FragmentMap, KnownKeys};
 use super::index::{Fragment, FragmentRecord, INDEX_FORMAT};
-use super::indexes::Indexes;
 use super::later::Later;
 use super::run::{Commands, Ran, Runs};
 use super::skeleton::shared_dirs;
@@ -105,6 +104,8 @@ pub struct Walked {
     pub packages: Vec<(String, String, String)>,
     /// What the layers above the cut depend on.
     pub below: Option<Below>,
+    /// Paths that archives left to others.
+    pub(super) dropped: Vec<ImagePath>,
     /// Cores that are kept for this walk until its first command begins.
     pub(super) first: Mutex<Option<First>>,
 }
@@ -172,8 +173,6 @@ pub struct Local<'a> {
     pub(super) found: Mutex<HashMap<Key, FragmentRecord>>,
     /// Layers that are known without their records.
     layers: Mutex<HashMap<Key, LayerRecord>>,
-    /// Indexes that were read together.
-    pub(super) indexes: Mutex<Option<Arc<Indexes>>>,
     /// Fragments that a survey did not find.
     pub(super) missing: Mutex<BTreeSet<Key>>,
     /// Held by who makes what a key stands for.
@@ -207,7 +206,6 @@ impl<'a> Local<'a> {
             keys: Mutex::default(),
             found: Mutex::default(),
             layers: Mutex::default(),
-            indexes: Mutex::default(),
             missing: Mutex::default(),
             making: Mutex::default(),
             runs: Runs::new(given.commands),
@@ -397,6 +395,7 @@ impl Local<'_> {
         }
         let mut drops = self.package_conflicts(resolved)?;
         drops.extend(self.wheel_collisions(resolved)?);
+        walked.dropped = drops.values().flatten().cloned().collect();
         let mut at = 0;
         while at < resolved.layers.len() {
             let stage = resolved.layers[at].stage;

@@ -22,8 +22,8 @@ use layers::source::Python;
 use layers::{ImageConfig, Key, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
+use super::exchange;
 use super::explain::{Left, left_by_last, remember_latest};
-use super::guess::Guess;
 use super::key::{ImageKey, ImageRecord, Keys};
 use super::remote::Made;
 use super::supply::Mirrors;
@@ -96,13 +96,13 @@ pub struct BuiltPlatform {
 }
 
 /// One image for one platform on its way.
-struct Wanted<'a> {
-    name: &'a str,
-    image: &'a PlannedImage,
-    platform: Platform,
-    resolved: Resolved,
-    key: ImageKey,
-    record: Option<ImageRecord>,
+pub(super) struct Wanted<'a> {
+    pub name: &'a str,
+    pub image: &'a PlannedImage,
+    pub platform: Platform,
+    pub resolved: Resolved,
+    pub key: ImageKey,
+    pub record: Option<ImageRecord>,
 }
 
 /// Builds images; what a mirror no longer has is locked anew, unless the request is `locked`.
@@ -145,6 +145,9 @@ impl Beside for Alone {
     fn made(&self, _image: &str, _layer: Blob) {}
 }
 
+/// Whether what is made may be delivered, asked once; then without a question.
+pub(super) type Check<'c> = dyn FnMut() -> Result<(), Failure> + Send + 'c;
+
 /// An image that has no record yet.
 struct Missing {
     /// Which of those that are wanted.
@@ -155,7 +158,7 @@ struct Missing {
     quick: bool,
 }
 
-enum Trouble {
+pub(super) enum Trouble {
     Failure(Failure),
     Engine(EngineError),
 }
@@ -284,7 +287,7 @@ fn make(
     lock: &Lock,
     wanted: &mut [Wanted<'_>],
     keys: &mut Keys<'_>,
-    checked: &mut dyn FnMut() -> Result<(), Failure>,
+    checked: &mut Check<'_>,
     beside: &dyn Beside,
 ) -> Result<(), Trouble> {
     let mut missing: Vec<Missing> = Vec::new();
@@ -303,7 +306,18 @@ fn make(
     let engine = engine(bench, &supply);
     let mut is_healed = false;
     let done = loop {
-        match make_layers(bench, lock, wanted, &missing, &engine, checked, beside) {
+        let exchanged = match missing.as_slice() {
+            [Missing { at, cut, .. }] => {
+                exchange::make(bench, &mut wanted[*at], cut.as_ref(), &engine, checked, beside)
+            }
+            _ => Ok(false),
+        };
+        let made = match exchanged {
+            Ok(true) => Ok(()),
+            Ok(false) => make_layers(bench, lock, wanted, &missing, &engine, checked, beside),
+            Err(trouble) => Err(trouble),
+        };
+        match made {
             // The next attempt leaves nothing for later: it mends what is wrong, or says what it is.
             Err(Trouble::Engine(_)) if engine.has_failed_later() => {}
             // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
@@ -343,7 +357,7 @@ fn make_layers(
     wanted: &mut [Wanted<'_>],
     missing: &[Missing],
     engine: &Local<'_>,
-    checked: &mut dyn FnMut() -> Result<(), Failure>,
+    checked: &mut Check<'_>,
     beside: &dyn Beside,
 ) -> Result<(), Trouble> {
     engine.begin(&[]);
@@ -369,13 +383,11 @@ fn make_layers(
     let whole: Vec<&Missing> = missing.iter().filter(|it| !walked.contains_key(&it.at)).collect();
     // What takes long waits for the check. Where little has to be converted, that goes first: the answer is on its way.
     let mut is_quick = false;
-    let mut before = Left::default();
     if !whole.is_empty() {
         let stages: Vec<&Resolved> = whole.iter().map(|it| &wanted[it.at].resolved).collect();
         if let [Missing { at, .. }] = whole.as_slice() {
-            before = left_by_last(bench, wanted[*at].name, wanted[*at].platform)?;
-            before.indexes.iter().for_each(|blob| engine.read_indexes(blob));
-            engine.know_layers(&before.layers);
+            let last = left_by_last(bench, wanted[*at].name, wanted[*at].platform)?;
+            last.iter().for_each(|(_, last)| engine.know_layers(&last.layers));
         }
         is_quick = engine.survey(&stages);
         if !is_quick {
@@ -400,14 +412,12 @@ fn make_layers(
     let walked = Mutex::new(walked);
     let records: Mutex<HashMap<Key, LayerRecord>> = Mutex::default();
     let (left, threads) = (AtomicUsize::new(whole.len()), (bench.jobs / whole.len().max(1)).max(1));
-    let guess = Guess::new();
     let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
         let done = engine.walk(subject(at), &it.resolved, cut.as_ref(), &|done| {
             within_budget(it, done)?;
             // Another image may still be waiting for a command; and one alone need not wait for what the walk still checks.
             if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
-                guess.wait_for(done.jobs.iter().map(|job| job.key));
                 let made = engine
                     .assemble(&done.jobs.iter().collect::<Vec<_>>(), threads, &|layer| beside.made(it.name, layer))?;
                 records.lock().expect("no thread panics while it holds this").extend(made);
@@ -423,25 +433,16 @@ fn make_layers(
         }
         Ok(())
     };
-    // Of one image alone, whose layers are made in no time.
-    let changed = match whole.as_slice() {
-        [Missing { at, .. }] if is_quick && bench.jobs > 1 => {
-            let changed = engine.changed(&wanted[*at].resolved, &before.layers).map_err(Trouble::Engine)?;
-            changed.map(|changed| (&wanted[*at], changed))
-        }
-        _ => None,
-    };
-    let send = |layer| changed.iter().for_each(|(it, _)| beside.made(it.name, layer));
     engine.begin(&early);
-    let (mut refused, mut indexes) = (None, None);
+    let mut refused = None;
     std::thread::scope(|scope| {
         // The indexes of all archives, while those that are missing are converted, which is waited for more.
-        let recall = || engine.recall(&stages, if changed.is_some() { bench.jobs - 1 } else { bench.jobs });
+        let recall = || engine.recall(&stages, bench.jobs);
         let recalled = if is_quick { std::thread::Builder::new().spawn_scoped(scope, recall).ok() } else { None };
         let ahead = scope.spawn(|| engine.run_early(&early));
         // One core is for what is not left for later.
         let workers = if is_quick { (bench.jobs - 1).min(LATER) } else { 0 };
-        let mut later = (workers > 0).then(|| engine.begin_later(changed.is_none()));
+        let mut later = (workers > 0).then(|| engine.begin_later(true));
         for at in 0..workers {
             let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
             if begun.is_err() && at == 0 {
@@ -449,22 +450,7 @@ fn make_layers(
             }
         }
         let converted = engine.fragments(&stages, Some(&early));
-        let mut guessing = None;
-        if let (Ok(()), Some((it, changed))) = (&converted, &changed) {
-            let work = || {
-                guess.make(engine, changed, &send);
-                // The next build is quicker with them, and as good without.
-                engine.write_indexes(&it.resolved).ok().flatten()
-            };
-            guessing = std::thread::Builder::new().spawn_scoped(scope, work).ok();
-        }
-        if guessing.is_none() {
-            drop(guess.ends());
-        }
         let may_go_on = converted.map(|()| if is_quick { checked() } else { Ok(()) });
-        if let Ok(Ok(())) = may_go_on {
-            guess.allow(&send);
-        }
         if let Some(recalled) = recalled {
             recalled.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
@@ -477,7 +463,6 @@ fn make_layers(
             Err(error) => engine.abandon(error),
         }
         drop(later);
-        indexes = guessing.and_then(|guessing| guessing.join().ok().flatten());
         ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     if let Some(failure) = refused {
@@ -486,7 +471,6 @@ fn make_layers(
     if let Some(error) = engine.failure() {
         return Err(Trouble::Engine(error));
     }
-    let alone = whole.first().filter(|_| whole.len() == 1).map(|it| it.at);
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
     for &Missing { at, .. } in missing {
         within_budget(&wanted[at], &walked[&at]).map_err(Trouble::Engine)?;
@@ -507,7 +491,6 @@ fn make_layers(
             base: walked.base.as_ref().map(|base| (base.manifest, base.parts.clone())),
         };
         let layers = walked.jobs.iter().map(|job| job.key).zip(record.layers.iter().cloned()).collect();
-        let left = Left { layers, indexes: indexes.filter(|_| alone == Some(*at)) };
         let remember = || match cut {
             Some(cut) => engine.remember_foundation(cut, &walked, &record.layers),
             None => Ok(()),
@@ -516,7 +499,10 @@ fn make_layers(
         let (kept, remembered) = at_once(keep, remember);
         remembered.map_err(Trouble::Engine)?;
         kept?;
-        remember_latest(bench, it.name, it.platform, &it.key.key, left)?;
+        remember_latest(bench, it.name, it.platform, &it.key.key, |last| {
+            let footprint = engine.footprint(&it.resolved, &walked, cut.as_ref(), last)?;
+            Ok(Left { layers, footprint })
+        })?;
         let made = Made {
             name: it.name,
             platform: it.platform,
@@ -545,7 +531,7 @@ fn within_budget(wanted: &Wanted<'_>, walked: &Walked) -> Result<(), EngineError
 const QUICK: u64 = 4 << 20;
 
 /// Threads that do what is left for later.
-const LATER: usize = 3;
+pub(super) const LATER: usize = 3;
 
 /// Walks those of the missing images whose lower layers are remembered well enough.
 fn on_foundations(
@@ -555,7 +541,7 @@ fn on_foundations(
     missing: &[Missing],
     engine: &Local<'_>,
     walked: &mut HashMap<usize, Walked>,
-    checked: &mut dyn FnMut() -> Result<(), Failure>,
+    checked: &mut Check<'_>,
 ) -> Result<(), Trouble> {
     for Missing { at, cut, quick } in missing {
         let Some(cut) = cut.as_ref().filter(|_| !walked.contains_key(at)) else { continue };

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::{ImageRecord, Keys, kept_text};
 use super::{Bench, wheels};
+use crate::engine::exchange::Footprint;
 use crate::engine::local::LayerRecord;
 use crate::error::Failure;
 use crate::pin::{SelectedKind, Selection};
@@ -27,9 +28,9 @@ struct Latest {
     /// have come from elsewhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     layers: Vec<(Key, LayerRecord)>,
-    /// The indexes of its archives, where they were written together.
+    /// The paths in these layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    indexes: Option<Digest>,
+    footprint: Option<Footprint>,
 }
 
 /// What the last build of an image here leaves to the next one, which is quicker for it.
@@ -37,8 +38,8 @@ struct Latest {
 pub(super) struct Left {
     /// Its layers, by their keys.
     pub layers: Vec<(Key, LayerRecord)>,
-    /// The indexes of its archives, where they were written together; else those of the build before count.
-    pub indexes: Option<Digest>,
+    /// The paths in them, where that is known.
+    pub footprint: Option<Footprint>,
 }
 
 /// What a build of one image would do.
@@ -67,28 +68,28 @@ pub struct ExplainedLayer {
     pub reasons: Vec<String>,
 }
 
-/// Remembers which key an image was last built under, and what it leaves.
+/// Remembers which key an image was last built under, and what it leaves: asked with the paths in the layers of the build before.
 pub(super) fn remember_latest(
     bench: &Bench<'_>,
     image: &str,
     platform: Platform,
     key: &Key,
-    left: Left,
+    left: impl FnOnce(Option<&Footprint>) -> Result<Left, Failure>,
 ) -> Result<(), Failure> {
     let (name, text) = latest_key(bench, image, platform);
     let known = latest(bench, &name)?;
     if known.as_ref().is_none_or(|known| known.key != *key) {
-        let before = known.as_ref().map(|known| known.key);
-        let indexes = left.indexes.or(known.and_then(|known| known.indexes));
-        bench.store.keep(&name, &text, &Latest { key: *key, before, layers: left.layers, indexes })?;
+        let Left { layers, footprint } = left(known.as_ref().and_then(|known| known.footprint.as_ref()))?;
+        let before = known.map(|known| known.key);
+        bench.store.keep(&name, &text, &Latest { key: *key, before, layers, footprint })?;
     }
     Ok(())
 }
 
-/// What the last build of an image left.
-pub(super) fn left_by_last(bench: &Bench<'_>, image: &str, platform: Platform) -> Result<Left, Failure> {
+/// What the last build of an image had as its key, and left.
+pub(super) fn left_by_last(bench: &Bench<'_>, image: &str, platform: Platform) -> Result<Option<(Key, Left)>, Failure> {
     let known = latest(bench, &latest_key(bench, image, platform).0)?;
-    Ok(known.map(|known| Left { layers: known.layers, indexes: known.indexes }).unwrap_or_default())
+    Ok(known.map(|known| (known.key, Left { layers: known.layers, footprint: known.footprint })))
 }
 
 fn latest_key(bench: &Bench<'_>, image: &str, platform: Platform) -> (Key, String) {

@@ -47,7 +47,7 @@ pub(super) fn images<'a>(
     in_parallel(TRANSFERS, &wanted, |(name, platform, key)| {
         let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(()) };
         key.keep(bench.store, &payload.image)?;
-        remember_latest(bench, name, *platform, &key.key, Left::default())?;
+        remember_latest(bench, name, *platform, &key.key, |_| Ok(Left::default()))?;
         found.lock().expect("no thread panics while it holds this").insert(key.key, payload.image);
         Ok::<(), Failure>(())
     })?;

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use layers::{Catalogue, Digest, Stage, python};
+use layers::source::{dir, files};
+use layers::{Catalogue, Digest, ImagePath, Stage, path, python};
 
 use crate::registry::registry;
 use crate::support::layout::Layout;
@@ -138,102 +139,127 @@ fn what_is_wrong_with_a_wheel_is_found_out_before_an_image_names_it() {
     }
 }
 
-/// The layer of a wheel that changed is put together while its stage is walked, as it was before; the walk decides.
-#[test]
-fn a_layer_that_was_guessed_is_in_the_image_only_if_a_walk_comes_to_it() {
-    let wheels = Wheels::new();
-    let others = [
-        wheels.wheel("two", &["two/__init__.py=2\n", "space/two.py=2\n", &large(2).replace("large", "two/large")]),
-        wheels.wheel("three", &["three.py=3\n", "tools/three.py=3\n"]),
-    ];
-    let lock = |version: &str, files: &[&str]| {
-        let one = wheels.index.wheel("one", version, files);
-        wheels.sandbox.write("poetry.lock", poetry_lock(&[vec![one], others.to_vec()].concat()));
-        wheels.run(&["lock"]).success();
-    };
-    lock("1.0", &["one.py=1\n", "old/one.py=1\n"]);
-    wheels.run(&["build"]).success();
-    // How often its layer is written.
-    let changes: [(&str, &[&str], usize); 6] = [
-        ("1.0", &["one.py=2\n", "old/one.py=1\n"], 1),
-        // Other directories than before, two of which the others have as well.
-        ("1.1", &["one.py=3\n", "new/deep/one.py=1\n", "space/one.py=1\n", "tools/one.py=1\n"], 1),
-        // A file that another wheel has as well is there once.
-        ("1.1", &["one.py=4\n", "two/__init__.py=2\n"], 2),
-        // Nothing is guessed where a neighbour left something out.
-        ("1.2", &["one.py=5\n", "two/__init__.py=2\n"], 1),
-        ("1.3", &[&large(3), "one.py=6\n"], 1),
-        ("1.4", &["one.py=7\n"], 1),
-    ];
-    for (at, (version, files, written)) in changes.into_iter().enumerate() {
-        lock(version, files);
-        let built = wheels.run(&["build", "--progress", "json"]);
-        assert_eq!(built.status, 0, "{}", built.stderr);
-        let count = built.stderr.matches("\"layer-started\"").count();
-        let guessed = wheels.layers();
-        wheels.forget();
-        wheels.run_by(1, &["build"]).success();
-        assert_eq!(wheels.layers(), guessed, "change {at}");
-        assert_eq!(count, written, "change {at}: {}", built.stderr);
-    }
+/// What an image of wheels, and files below and above them, comes to after a change.
+struct Change<'a> {
+    what: &'a str,
+    one: (&'a str, Vec<String>),
+    two: &'a str,
+    /// A file of the context, where that changes.
+    file: Option<&'a str>,
+    /// Whether the stage is walked.
+    walked: bool,
 }
 
-/// A build in which one of many wheels changed leaves the indexes of the others together.
+/// A wheel takes the place of another one without a walk where nothing else depends on it, and in each case the image is what a
+/// build from nothing makes.
 #[test]
-fn indexes_that_were_written_together_serve_the_next_build() {
+fn a_changed_wheel_comes_to_what_a_build_from_nothing_comes_to() {
     let wheels = Wheels::new();
-    let module = |at: usize| format!("w{at}.py={at}\n");
-    let others: Vec<String> = (0..12).map(|at| wheels.wheel(&format!("w{at}"), &[&module(at)])).collect();
-    let build = |text: &str| {
-        let one = wheels.wheel("one", &[text]);
-        wheels.sandbox.write("poetry.lock", poetry_lock(&[vec![one], others.clone()].concat()));
-        wheels.run(&["lock"]).success();
-        let built = wheels.run(&["build", "--progress", "json"]);
-        assert_eq!(built.status, 0, "{}", built.stderr);
-        (wheels.layers(), built.stderr.matches("\"conversion-started\"").count())
+    let site = "/opt/venv/lib/python3.13/site-packages";
+    let at = |path: &str| ImagePath::new(format!("{site}/{path}")).unwrap();
+    let needed = ["libc.so.6", "libd.so.6", "/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    let packages = python(layers::poetry_lock("poetry.lock"));
+    let packages = needed.into_iter().fold(packages, |packages, name| packages.allow_missing(name));
+    let stage = Stage::scratch()
+        .layer(dir(at("below")).mode(0o700))
+        .layer(packages)
+        .layer(files("src", path!("/app")))
+        .layer(files("over", at("late")));
+    wheels.sandbox.write("plan.json", Catalogue::new("wheels").with("app", stage.image()).plan().to_json());
+    wheels.sandbox.write("over/late.py", "0\n");
+    let three = wheels.wheel("three", &["three.py=3\n", "tools/three.py=3\n"]);
+    let program = |name: &str, from: &[u8], to: &[u8]| {
+        let mut bytes = fs::read("/bin/true").unwrap();
+        let found = bytes.windows(from.len()).position(|it| it == from).expect("`true` needs the C library");
+        bytes[found..found + to.len()].copy_from_slice(to);
+        let place = wheels.sandbox.path().join(name);
+        fs::write(&place, [bytes, name.into()].concat()).unwrap();
+        format!("tool=@{}", place.display())
     };
-    assert_eq!(build("one.py=1\n").1, 13);
-    assert_eq!(build("one.py=2\n").1, 1);
-    // The indexes' own blobs, by the records of fragments.
-    let folders = |name: &str| fs::read_dir(wheels.sandbox.cache().join(name)).unwrap().map(|it| it.unwrap().path());
-    let mut together = None;
-    let (mut alone, mut fragments) = (Vec::new(), Vec::new());
-    for record in folders("ledger-v1").flat_map(|folder| fs::read_dir(folder).unwrap()) {
-        let record = fs::read_to_string(record.unwrap().path()).unwrap();
-        let digest = |field: &str| record.split_once(field).map(|(_, rest)| rest[..64].to_owned());
-        together = together.or(digest("\"indexes\":\"sha256:"));
-        alone.extend(digest("\"index\":\"sha256:"));
-        fragments.extend(digest("{\"fragment\":\"sha256:"));
+    let needs = |name: &str, library: &[u8]| program(name, b"libc.so.6", library);
+    let (plain, newer) = (needs("plain", b"libc.so.6"), needs("newer", b"libc.so.6"));
+    let (other, missing) = (needs("other", b"libd.so.6"), needs("missing", b"libe.so.6"));
+    let (plain, newer, other, missing) = (plain.as_str(), newer.as_str(), other.as_str(), missing.as_str());
+    let two = "two/__init__.py=2\n";
+    wheels.sandbox.write("src/app.py", "1\n");
+    let change = |what, version, one: &[&str], walked| {
+        let one = one.iter().map(|file| (*file).to_owned()).collect();
+        Change { what, one: (version, one), two, file: None, walked }
+    };
+    let changes = [
+        change("the first build", "1.0", &["one.py=1\n", "old/one.py=1\n"], true),
+        change("other content", "1.0", &["one.py=2\n", "old/one.py=1\n"], false),
+        change("other folders", "1.1", &["one.py=3\n", "new/deep/one.py=1\n", "tools/one.py=1\n"], false),
+        Change {
+            file: Some("2\n"),
+            ..change("an edit", "1.1", &["one.py=3\n", "new/deep/one.py=1\n", "tools/one.py=1\n"], false)
+        },
+        change("after an edit", "1.2", &["one.py=4\n", "new/deep/one.py=2\n"], false),
+        Change {
+            file: Some("3\n"),
+            ..change("an edit after it", "1.2", &["one.py=4\n", "new/deep/one.py=2\n"], false)
+        },
+        change("a file in place of a folder", "1.2", &["one.py=4\n", "new=a file now"], true),
+        Change { file: Some("4\n"), ..change("both at once", "1.2", &["one.py=5\n"], true) },
+        change("a large file", "1.3", &["one.py=5\n", &large(1)], false),
+        change("another large file", "1.3", &["one.py=5\n", &large(2)], false),
+        change("a folder that is below", "1.4", &["one.py=6\n", "below/one.py=1\n"], true),
+        change("again in it", "1.4", &["one.py=7\n", "below/one.py=2\n"], false),
+        change("nothing in it any more", "1.5", &["one.py=8\n"], true),
+        change("a folder that is above", "1.6", &["one.py=8\n", "late/one.py=1\n"], true),
+        change("not any more", "1.7", &["one.py=8\n", "early/one.py=1\n"], true),
+        change("a file that is above", "1.8", &["one.py=8\n", "late/late.py=1\n"], true),
+        change("the same in another way", "1.8", &["one.py=8\n", "late/late.py=2\n"], true),
+        change("none that is above", "1.8", &["one.py=8\n"], true),
+        change("a file of another wheel", "1.9", &["one.py=8\n", "two/__init__.py=2\n"], true),
+        change("the same again", "1.9", &["one.py=9\n", "two/__init__.py=2\n"], true),
+        change("different from another wheel's", "1.9", &["one.py=9\n", "two/__init__.py=3\n"], true),
+        change("a program", "2.0", &["one.py=1\n", plain], true),
+        change("a newer one", "2.0", &["one.py=2\n", newer], false),
+        change("one that needs another library", "2.0", &["one.py=3\n", other], true),
+        change("one whose library is missing", "2.0", &["one.py=3\n", missing], true),
+        Change { two: "two/__init__.py=4\n", ..change("two wheels", "2.0", &["one.py=4\n", plain], true) },
+        Change { two: "two/__init__.py=5\n", ..change("the other wheel", "2.0", &["one.py=4\n", plain], false) },
+    ];
+    // Indexes of what is below, which a walk opens, and makes once more where they are gone.
+    let indexes = || -> Vec<std::path::PathBuf> {
+        let folders = |name: &str| fs::read_dir(wheels.sandbox.cache().join(name)).into_iter().flatten();
+        let records = folders("ledger-v1").flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+        let index = |record: String| {
+            let is_below = record.lines().nth(2).is_some_and(|text| text.starts_with("plain "));
+            let hex = record.split_once("\"index\":\"sha256:")?.1[..64].to_owned();
+            is_below.then(|| wheels.sandbox.cache().join("blobs-v1").join(&hex[..2]).join(hex))
+        };
+        records.filter_map(|record| index(fs::read_to_string(record.unwrap().path()).unwrap())).collect()
+    };
+    let mut last = Vec::new();
+    for Change { what, one: (version, held), two, file, walked } in changes {
+        if let Some(text) = file {
+            wheels.sandbox.write("src/app.py", text);
+        }
+        let entries = [wheels.index.wheel("one", version, &held), wheels.wheel("two", &[two]), three.clone()];
+        wheels.sandbox.write("poetry.lock", poetry_lock(&entries));
+        wheels.run(&["lock"]).success();
+        let known = indexes();
+        known.iter().for_each(|index| drop(fs::remove_file(index)));
+        let built = wheels.run(&["build"]);
+        let layers = built.status.eq(&0).then(|| wheels.layers());
+        let is_walked = known.is_empty() || known.iter().any(|index| index.exists());
+        let nothing = tempfile::tempdir_in(wheels.sandbox.path()).unwrap();
+        let mut cold = wheels.sandbox.command(["--catalogue", "plan.json", "build"]);
+        wheels.index.configure(cold.env("IMGBUILD_JOBS", "1").env("IMGBUILD_CACHE_DIR", nothing.path()));
+        let cold = outcome(&mut cold);
+        assert_eq!(built.status, cold.status, "{what}: {}{}", built.stderr, cold.stderr);
+        match layers {
+            Some(layers) => {
+                assert_eq!(layers, wheels.layers(), "{what}");
+                assert_ne!(layers, last, "{what}");
+                assert_eq!(is_walked, walked, "{what}");
+                last = layers;
+            }
+            None => assert_eq!(built.stderr.lines().last(), cold.stderr.lines().last(), "{what}"),
+        }
     }
-    let blob = |hex: &str| wheels.sandbox.cache().join("blobs-v1").join(&hex[..2]).join(hex);
-    let together = blob(&together.expect("they were written"));
-    for index in &alone {
-        let _ = fs::remove_file(blob(index));
-    }
-    let (layers, converted) = build("one.py=3\n");
-    assert!(alone.len() >= 13 && together.exists());
-    assert_eq!(converted, 1, "the others' indexes were read together");
-    // A fragment that is gone is made again, whatever is known of it.
-    assert!(fragments.len() >= 13);
-    for fragment in &fragments {
-        let _ = fs::remove_file(blob(fragment));
-    }
-    assert_eq!(build("one.py=5\n"), (wheels.layers(), 13));
-    assert_eq!(wheels.built(), wheels.layers());
-    build("one.py=6\n");
-    for index in &alone {
-        let _ = fs::remove_file(blob(index));
-    }
-    // Damaged, they count as missing, as all others do: what they were made from is there.
-    let mut bytes = fs::read(&together).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    fs::remove_file(&together).unwrap();
-    fs::write(&together, bytes).unwrap();
-    let (found, converted) = build("one.py=4\n");
-    assert_eq!((converted, found.len()), (13, layers.len()));
-    assert!(!together.exists());
-    assert_eq!(wheels.built(), found);
 }
 
 #[test]
@@ -265,7 +291,7 @@ fn files_that_two_wheels_install_differently_are_refused() {
     let path = "/opt/venv/lib/python3.13/site-packages/tests/__init__.py";
     index.run(&["build"]).failure(1, &["`one-1.0", "`two-1.0", path, "`.without([..])`"]);
     assert!(!index.sandbox.work().join("dist").exists());
-    // The same where the layer was there already, of one that fits and was changed: it is in no image.
+    // The same where one that fits was changed.
     let lock = |text: &str| {
         let two = index.wheel("two", &[text]);
         index.sandbox.write("poetry.lock", poetry_lock(&[index.wheel("one", &["tests/__init__.py=1\n"]), two]));
@@ -276,10 +302,10 @@ fn files_that_two_wheels_install_differently_are_refused() {
     let built = index.layers();
     // Not the wheel from above, whose fragment may be there.
     lock("tests/__init__.py=3\n");
-    for guessed in [true, false] {
-        let refused = index.run_by(if guessed { 2 } else { 1 }, &["build", "--progress", "json"]);
-        assert_eq!((refused.status, refused.stderr.contains("\"layer-finished\"")), (1, guessed), "{}", refused.stderr);
-        assert!(refused.stderr.contains(path) && index.layers() == built);
+    for jobs in [2, 1] {
+        let refused = index.run_by(jobs, &["build"]);
+        refused.failure(1, &["`one-1.0", "`two-1.0", path]);
+        assert!(index.layers() == built);
     }
 }
 

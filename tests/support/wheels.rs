@@ -9,21 +9,24 @@ use layers::Digest;
 use super::run::outcome;
 use super::server::Files;
 
-/// Writes a wheel of these files, `path=content`, as its RECORD lists them.
+/// Writes a wheel of these files, `path=content` or `path=@file`, as its RECORD lists them.
 const WHEEL: &str = r#"
 import base64, hashlib, sys, zipfile
 folder, name, version, *files = sys.argv[1:]
 info = f"{name}-{version}.dist-info"
+def content(text):
+    return open(text[1:], "rb").read() if text.startswith("@") else text.encode()
 held = [file.split("=", 1) for file in files]
 held.append((f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"))
 held.append((f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"))
 record = ""
 with zipfile.ZipFile(f"{folder}/{name}-{version}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
-    for path, content in held:
-        wheel.writestr(path, content)
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=").decode()
-        record += f"{path},sha256={digest},{len(content)}\n"
-    wheel.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
+    for path, data in ((path, content(text)) for path, text in held):
+        # Without the time of day: the same files make the same wheel.
+        wheel.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(data)}\n"
+    wheel.writestr(zipfile.ZipInfo(f"{info}/RECORD"), record + f"{info}/RECORD,,\n", zipfile.ZIP_DEFLATED)
 "#;
 
 /// An index on loopback.
@@ -40,7 +43,7 @@ impl Index {
         Index { folder: folder.into(), files: Files::serve(folder) }
     }
 
-    /// Puts a wheel of these files, `path=content`, onto the index in place of others of its name; gives its entry in
+    /// Puts a wheel of these files, `path=content` or `path=@file`, onto the index in place of others of its name; gives its entry in
     /// poetry.lock.
     pub fn wheel<S: AsRef<str>>(&self, name: &str, version: &str, files: &[S]) -> String {
         let folder = self.folder.join(name);

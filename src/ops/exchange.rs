@@ -1,0 +1,120 @@
+//! An image in which one archive took the place of another: its layer is made, all others are what they were.
+
+use std::sync::OnceLock;
+
+use super::Bench;
+use super::build::{Beside, Check, LATER, Trouble, Wanted};
+use super::explain::{Left, left_by_last, remember_latest};
+use super::key::{ImageRecord, kept_text};
+use crate::engine::exchange::{Exchange, Footprint, exchanged};
+use crate::engine::foundation::Cut;
+use crate::engine::local::Local;
+use crate::engine::run::Repeat;
+use crate::parallel::at_once;
+
+/// Makes such an image. `false` where it is none, or that cannot be said without a walk.
+pub(super) fn make(
+    bench: &Bench<'_>,
+    it: &mut Wanted<'_>,
+    cut: Option<&Cut>,
+    engine: &Local<'_>,
+    checked: &mut Check<'_>,
+    beside: &dyn Beside,
+) -> Result<bool, Trouble> {
+    let Some(Found { left, record, exchange, footprint }) = find(bench, it, cut, engine)? else { return Ok(false) };
+    let made = std::thread::scope(|scope| {
+        // One core is for what is not left for later.
+        let workers = (bench.jobs - 1).min(LATER);
+        let mut later = (workers > 0).then(|| engine.begin_later(false));
+        for at in 0..workers {
+            let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
+            if begun.is_err() && at == 0 {
+                later = None;
+            }
+        }
+        let fragment = engine.exchanged_in(&exchange)?;
+        let made = match exchange.with(engine, &fragment) {
+            Some(made) => made,
+            None => return engine.settle_later().map(|()| None).map_err(Trouble::Engine),
+        };
+        // It is put together while the registry answers, and sent once that is known.
+        let may = OnceLock::new();
+        let send = |layer| {
+            if *may.wait() {
+                beside.made(it.name, layer);
+            }
+        };
+        let ask = || {
+            let refuses = Refuses(&may);
+            let answer = checked();
+            let _ = refuses.0.set(answer.is_ok());
+            answer
+        };
+        let (assembled, answer) = at_once(|| engine.assemble(&[&made.job], 1, &send), ask);
+        answer?;
+        // Whatever else is wrong may follow from what the checks find.
+        engine.settle_later()?;
+        let assembled = assembled?;
+        drop(later);
+        Ok::<_, Trouble>(exchange.is_linked_alike(&fragment).then_some((made, assembled)))
+    })?;
+    let Some((made, mut assembled)) = made else { return Ok(false) };
+    let (key, layer) = (made.job.key, assembled.remove(&made.job.key));
+    let Some(layer) = layer else { return Ok(false) };
+    let mut layers = left.layers;
+    layers[exchange.at] = (key, layer);
+    let record = ImageRecord { layers: layers.iter().map(|(_, layer)| layer.clone()).collect(), ..record };
+    let carry = || match (footprint.cut, cut) {
+        (Some(from), Some(cut)) => {
+            engine.carry_foundation(&from, cut, exchange.at, &layers[exchange.at], &made.changed)
+        }
+        _ => Ok(()),
+    };
+    let (kept, carried) = at_once(|| it.key.keep(bench.store, &record), carry);
+    carried.map_err(Trouble::Engine)?;
+    kept?;
+    let footprint = engine.footprint_after(exchange, made, cut).map_err(Trouble::Engine)?;
+    remember_latest(bench, it.name, it.platform, &it.key.key, |_| Ok(Left { layers, footprint }))?;
+    it.record = Some(record);
+    Ok(true)
+}
+
+/// Refuses what nobody has allowed when it is dropped.
+struct Refuses<'m>(&'m OnceLock<bool>);
+
+impl Drop for Refuses<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.set(false);
+    }
+}
+
+/// What there is for such an image.
+struct Found {
+    left: Left,
+    /// What the last image came to.
+    record: ImageRecord,
+    exchange: Exchange,
+    footprint: Footprint,
+}
+
+fn find(bench: &Bench<'_>, it: &Wanted<'_>, cut: Option<&Cut>, engine: &Local<'_>) -> Result<Option<Found>, Trouble> {
+    // A comparison wants every command to be run, and a cache elsewhere is told of all fragments. What stands on a foundation is
+    // made from that.
+    let is_told = bench.targets.is_some() || !bench.elsewhere.is_empty();
+    let is_on_foundation = || cut.is_some_and(|cut| bench.store.record_path(&cut.key).exists());
+    if is_told || bench.commands.repeat == Repeat::Compare || is_on_foundation() {
+        return Ok(None);
+    }
+    let Some((last, left)) = left_by_last(bench, it.name, it.platform)? else { return Ok(None) };
+    let Some(footprint) = left.footprint.clone() else { return Ok(None) };
+    let Some(recorded) = bench.store.recall(&last)? else { return Ok(None) };
+    let Ok(record) = serde_json::from_slice::<ImageRecord>(&recorded.record) else { return Ok(None) };
+    let Some(text) = kept_text(bench.store, &recorded.text)? else { return Ok(None) };
+    let Some((was, is)) = exchanged(&text, &it.key.text()) else { return Ok(None) };
+    let is_within_budget = it.resolved.layers.len() <= usize::from(it.image.layer_budget);
+    if !is_within_budget || !record.commands.iter().all(|ran| bench.commands.accepts(ran.sandbox)) {
+        return Ok(None);
+    }
+    let exchange = engine.exchange(&it.resolved, &left.layers, &footprint, &was, &is).map_err(Trouble::Engine)?;
+    Ok(exchange.map(|exchange| Found { left, record, exchange, footprint }))
+}
