@@ -10,6 +10,7 @@ use crate::engine::exchange::{Exchange, Footprint, exchanged};
 use crate::engine::foundation::Cut;
 use crate::engine::local::Local;
 use crate::engine::run::Repeat;
+use crate::error::Failure;
 use crate::parallel::at_once;
 
 /// Makes such an image. `false` where it is none, or that cannot be said without a walk.
@@ -64,17 +65,17 @@ pub(super) fn make(
     let mut layers = left.layers;
     layers[exchange.at] = (key, layer);
     let record = ImageRecord { layers: layers.iter().map(|(_, layer)| layer.clone()).collect(), ..record };
-    let carry = || match (footprint.cut, cut) {
-        (Some(from), Some(cut)) => {
-            engine.carry_foundation(&from, cut, exchange.at, &layers[exchange.at], &made.changed)
+    // What the next build is quicker with.
+    let remember = || -> Result<(), Failure> {
+        if let (Some(from), Some(cut)) = (footprint.cut, cut) {
+            engine.carry_foundation(&from, cut, exchange.at, &layers[exchange.at], &made.changed)?;
         }
-        _ => Ok(()),
+        let footprint = engine.footprint_after(exchange, made, cut)?;
+        remember_latest(bench, it.name, it.platform, &it.key.key, |_| Ok(Left { layers, footprint }))
     };
-    let (kept, carried) = at_once(|| it.key.keep(bench.store, &record), carry);
-    carried.map_err(Trouble::Engine)?;
+    let (kept, remembered) = at_once(|| it.key.keep(bench.store, &record), remember);
     kept?;
-    let footprint = engine.footprint_after(exchange, made, cut).map_err(Trouble::Engine)?;
-    remember_latest(bench, it.name, it.platform, &it.key.key, |_| Ok(Left { layers, footprint }))?;
+    remembered?;
     it.record = Some(record);
     Ok(true)
 }

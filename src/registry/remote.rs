@@ -24,6 +24,15 @@ pub struct Registries {
     runtime: OnceLock<Result<tokio::runtime::Runtime, String>>,
 }
 
+impl Drop for Registries {
+    fn drop(&mut self) {
+        // Nobody waits for its threads: what they did for somebody is done.
+        if let Some(Ok(runtime)) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 impl Registries {
     /// Registries that are not connected to yet.
     pub fn new(config: ClientConfig) -> Registries {
