@@ -332,6 +332,11 @@ impl Interpreters {
     }
 }
 
+/// An archive's file, as it is read: mostly from front to back.
+pub(super) fn window(file: std::fs::File) -> Window<std::fs::File> {
+    Window::new(file, 256 << 10)
+}
+
 /// Opens a wheel for an environment.
 pub(super) fn open_wheel(
     file: std::fs::File,
@@ -340,7 +345,7 @@ pub(super) fn open_wheel(
     python: &str,
 ) -> Result<(Wheel<Window<std::fs::File>>, Scheme), FormatError> {
     let limits = Limits::default();
-    let archive = zip::Archive::open(Window::new(file, 256 << 10), &limits)?;
+    let archive = zip::Archive::open(window(file), &limits)?;
     let wheel = Wheel::open(archive, &name.parse::<WheelName>()?, &limits)?;
     let venv = ImagePath::new(venv).map_err(|_| FormatError::Name {
         format: "wheel",

@@ -152,7 +152,7 @@ impl Checks {
                 return Ok(Checked { facts: probe.facts(), packed_crc32: None });
             }
         };
-        let packed_crc32 = archive.inflate_whole(file.index, file.stream, packed, out)?;
+        let packed_crc32 = archive.inflate_whole(file.index, packed, out)?;
         if packed.capacity() as u64 > WHOLE {
             *packed = Vec::new();
         }

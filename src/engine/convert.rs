@@ -18,9 +18,9 @@ use layers::source::{Modules, Owner, Unpack};
 use layers::{Digest, ImagePath};
 
 use super::EngineError;
-use super::bytecode::{Compiler, Module, open_wheel};
+use super::bytecode::{Compiler, Module, open_wheel, window};
 use super::index::{Fragment, PackageFacts};
-use super::made::{Content, Deflated, Made, Packed, ReadStream, changed};
+use super::made::{Content, Deflated, Made, Packed, ReadStream};
 use super::spool::{Room, Spool, Whole};
 use crate::debian::{effects, scripts};
 use crate::python::bytecode::{self, imports};
@@ -265,9 +265,9 @@ fn wheel(
         })?;
         installed = wheel.install_with(&scheme, made).map_err(failed)?;
     }
+    let (known, at) = (wheel.known(), at.to_owned());
+    let again = move || Ok(known.open(window(File::open(&at)?)));
     let wheel = Rc::new(RefCell::new(wheel));
-    let (at, owned_name, venv, python) = (at.to_owned(), name.to_owned(), venv.clone(), python.to_owned());
-    let again = move || Ok(open_wheel(File::open(&at)?, &owned_name, venv.as_str(), &python)?.0);
     let mut made = Made { packed: Some(packed(name, &wheel, again)), ..Made::default() };
     for file in installed.files {
         let (size, content) = match file.content {
@@ -284,12 +284,10 @@ fn wheel(
 }
 
 fn unpack_zip(file: File, at: &Path, name: &str, place: &Place<'_>, room: &Room) -> Result<Made<'static>, FormatError> {
-    let open = |file| zip::Archive::open(Window::new(file, 256 << 10), &Limits::default());
-    let archive = open(file)?;
-    let entries = archive.entries().to_vec();
+    let archive = zip::Archive::open(window(file), &Limits::default())?;
+    let (entries, known, at) = (archive.entries().to_vec(), archive.directory(), at.to_owned());
     let archive = Rc::new(RefCell::new(archive));
-    let at = at.to_owned();
-    let packed = packed(name, &archive, move || open(File::open(&at)?));
+    let packed = packed(name, &archive, move || Ok(known.open(window(File::open(&at)?))));
     let mut made = Made { packed: Some(packed), ..Made::default() };
     for (index, found) in entries.into_iter().enumerate() {
         let Some(path) = moved(&found.path, place)? else { continue };
@@ -365,18 +363,11 @@ impl<Z: Zip> Deflated for PackedFiles<Z> {
     fn inflate_whole(
         &mut self,
         index: usize,
-        stream: DeflateStream,
         packed: &mut Vec<u8>,
         content: &mut [u8],
     ) -> Result<Option<u32>, EngineError> {
         let failed = |source| EngineError::Format { archive: self.archive.clone(), source };
-        let mut zip = self.zip.borrow_mut();
-        // What it is compared with is what this archive says, which another one may have been put in the place of.
-        let said = zip.archive().entries().get(index).map(|entry| (entry.crc32, entry.compressed_size));
-        if said != Some((stream.crc32, u64::from(stream.compressed))) {
-            return Err(changed());
-        }
-        zip.archive().inflate(index, packed, content).map_err(failed)
+        self.zip.borrow_mut().archive().inflate(index, packed, content).map_err(failed)
     }
 
     fn compare(&mut self, index: usize, content: &[u8]) -> Result<(), EngineError> {
@@ -423,12 +414,11 @@ fn content<Z: Zip + 'static>(
     let (mut files, room) = (PackedFiles::new(name, zip.clone()), room.clone());
     // The decoder that has all in memory is the faster one.
     let is_small = entry.method == zip::Method::Deflated && entry.size.max(entry.compressed_size) <= SMALL;
-    let stream = DeflateStream { compressed: entry.compressed_size as u32, crc32: entry.crc32 };
-    let small = is_small.then_some((entry.size as usize, stream));
+    let small = is_small.then_some(entry.size as usize);
     Content::Open(Box::new(move || {
-        if let Some((size, stream)) = small {
+        if let Some(size) = small {
             let mut content = vec![0; size];
-            files.inflate_whole(index, stream, &mut Vec::new(), &mut content)?;
+            files.inflate_whole(index, &mut Vec::new(), &mut content)?;
             files.compare(index, &content)?;
             return Ok(Box::new(io::Cursor::new(content)));
         }

@@ -393,7 +393,8 @@ mod tests {
             for (name, content) in archives {
                 hasher.field("name", name).field("archive", digest(content)).field("conversion", rest);
             }
-            hasher.list("allow-missing", std::iter::once(rest)).finish().1
+            hasher.list("allow-missing", std::iter::once(rest));
+            hasher.finish().1
         };
         let last = text(&[("a-1.whl", "a"), ("b-1.whl", "b"), ("c-1.whl", "c")], "x");
         let named = |name: &str, content: &str| Named { name: name.into(), digest: digest(content) };

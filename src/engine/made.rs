@@ -52,13 +52,12 @@ pub trait Deflated {
     /// where the archive says.
     fn inflate(&mut self, at: usize, out: &mut dyn Write) -> Result<(), EngineError>;
 
-    /// Inflates one into `content`, which has its size, and checks its stream, and that it is this one. The content is still to be
+    /// Inflates one into `content`, which has its size, and checks its stream. The content is still to be
     /// [`compare`](Self::compare)d. `packed` is written over.
     /// Returns the CRC-32 of the stream's own bytes, and `None` where they had to be read again.
     fn inflate_whole(
         &mut self,
         at: usize,
-        stream: DeflateStream,
         packed: &mut Vec<u8>,
         content: &mut [u8],
     ) -> Result<Option<u32>, EngineError>;

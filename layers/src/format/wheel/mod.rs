@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, Write};
+use std::sync::Arc;
 
 pub use self::name::WheelName;
 pub use self::record::{RecordRow, Verifier, parse_record, write_record};
@@ -24,7 +25,7 @@ pub use self::record::{RecordRow, Verifier, parse_record, write_record};
 use self::record::Expected;
 use self::scripts::EntryPoints;
 use super::error::lossy;
-use super::zip::Archive;
+use super::zip::{Archive, Directory};
 use super::{FormatError, Limits};
 use crate::encode::EPOCH;
 use crate::path::ImagePath;
@@ -127,14 +128,34 @@ impl Added {
 /// A wheel whose lists agree with each other.
 pub struct Wheel<R> {
     archive: Archive<R>,
+    said: Arc<Said>,
+    /// The scripts that ask for the interpreter.
+    placeholders: Arc<BTreeMap<usize, Vec<u8>>>,
+}
+
+/// What a wheel says about itself, all of it checked. Clones are the same.
+#[derive(Clone)]
+pub struct Known {
+    directory: Directory,
+    said: Arc<Said>,
+    placeholders: Arc<BTreeMap<usize, Vec<u8>>>,
+}
+
+impl Known {
+    /// Opens the wheel once more, of which nothing is read now. Should `file` be another one, its content is not what this says.
+    pub fn open<R>(&self, file: R) -> Wheel<R> {
+        let Known { directory, said, placeholders } = self.clone();
+        Wheel { archive: directory.open(file), said, placeholders }
+    }
+}
+
+struct Said {
     name: WheelName,
     /// `NAME-VERSION.dist-info`.
     dist_info: String,
     /// For each entry of the archive what RECORD says.
     rows: Vec<Option<(RecordRow, Option<Expected>)>>,
     entry_points: EntryPoints,
-    /// The scripts that ask for the interpreter.
-    placeholders: BTreeMap<usize, Vec<u8>>,
 }
 
 impl<R: Read + Seek> Wheel<R> {
@@ -155,11 +176,17 @@ impl<R: Read + Seek> Wheel<R> {
         };
         let record = parse_record(&metadata("RECORD")?.ok_or_else(|| missing("RECORD"))?)?;
         let rows = match_record(&archive, record, &dist_info)?;
-        let mut wheel =
-            Wheel { archive, name: name.clone(), dist_info, rows, entry_points, placeholders: BTreeMap::new() };
+        let said = Arc::new(Said { name: name.clone(), dist_info, rows, entry_points });
+        let mut wheel = Wheel { archive, said, placeholders: Arc::default() };
         wheel.verify_metadata()?;
-        wheel.read_placeholders(limits)?;
+        wheel.placeholders = Arc::new(wheel.read_placeholders(limits)?);
         Ok(wheel)
+    }
+
+    /// What it says, for who opens it once more.
+    pub fn known(&self) -> Known {
+        let (said, placeholders) = (self.said.clone(), self.placeholders.clone());
+        Known { directory: self.archive.directory(), said, placeholders }
     }
 
     /// The archive, for its entries and their raw streams.
@@ -169,12 +196,12 @@ impl<R: Read + Seek> Wheel<R> {
 
     /// What RECORD says of the content of an entry; it is checked when the content is read.
     pub fn recorded(&self, index: usize) -> Option<&RecordRow> {
-        self.rows.get(index)?.as_ref().map(|(row, _)| row)
+        self.said.rows.get(index)?.as_ref().map(|(row, _)| row)
     }
 
     /// Checks the content of an entry against RECORD, for who reads it without [`copy_to`](Self::copy_to).
     pub fn verifier(&self, index: usize) -> Verifier {
-        let expected = self.rows[index].as_ref().and_then(|(_, expected)| expected.as_ref());
+        let expected = self.said.rows[index].as_ref().and_then(|(_, expected)| expected.as_ref());
         Verifier::new(&self.archive.entries()[index].name, expected)
     }
 
@@ -196,7 +223,7 @@ impl<R: Read + Seek> Wheel<R> {
 
     /// Reads and checks every file.
     pub fn verify(&mut self) -> Result<(), FormatError> {
-        for index in 0..self.rows.len() {
+        for index in 0..self.said.rows.len() {
             self.copy_to(index, &mut io::sink())?;
         }
         Ok(())
@@ -212,7 +239,7 @@ impl<R: Read + Seek> Wheel<R> {
         let mut plan = InstallPlan { scheme, files: BTreeMap::new(), rows: Vec::new() };
         let interpreter = scheme.interpreter();
         let names: BTreeSet<&str> = self.archive.entries().iter().map(|entry| entry.name.as_str()).collect();
-        let replaced = ["RECORD", "INSTALLER"].map(|file| format!("{}/{file}", self.dist_info));
+        let replaced = ["RECORD", "INSTALLER"].map(|file| format!("{}/{file}", self.said.dist_info));
         for (index, entry) in self.archive.entries().iter().enumerate() {
             if entry.is_dir() || replaced.contains(&entry.name) || is_byte_code(&entry.name, &names) {
                 continue;
@@ -226,7 +253,7 @@ impl<R: Read + Seek> Wheel<R> {
                     (Content::Bytes(bytes), hash, size)
                 }
                 None => {
-                    let row = self.rows[index].as_ref();
+                    let row = self.said.rows[index].as_ref();
                     let (hash, size) =
                         row.map_or_else(Default::default, |(row, _)| (row.hash.clone(), row.size.clone()));
                     (Content::Entry(index), hash, size)
@@ -234,7 +261,7 @@ impl<R: Read + Seek> Wheel<R> {
             };
             plan.add(PlannedFile { path: place, mode, mtime: entry.mtime, content }, hash, size)?;
         }
-        for (name, callable) in self.entry_points.scripts(&scheme.python)? {
+        for (name, callable) in self.said.entry_points.scripts(&scheme.python)? {
             plan.write(&scheme.venv, &format!("bin/{name}"), 0o755, scripts::script(&callable, &interpreter))?;
         }
         plan.write(&scheme.site_packages, &replaced[1], 0o644, INSTALLER.to_vec())?;
@@ -242,7 +269,7 @@ impl<R: Read + Seek> Wheel<R> {
             let size = bytes.len().to_string();
             plan.add(PlannedFile { path, mode: 0o644, mtime: EPOCH, content: Content::Bytes(bytes) }, hash, size)?;
         }
-        plan.finish(&self.dist_info)
+        plan.finish(&self.said.dist_info)
     }
 
     /// Where a file of the wheel goes; `None` for wrappers of entry points, which are made anew.
@@ -260,11 +287,11 @@ impl<R: Read + Seek> Wheel<R> {
         match key {
             "purelib" | "platlib" => below(&scheme.site_packages, rest),
             "data" => below(&scheme.venv, rest),
-            "scripts" if self.entry_points.wrap(rest.rsplit('/').next().unwrap_or(rest)) => Ok(None),
+            "scripts" if self.said.entry_points.wrap(rest.rsplit('/').next().unwrap_or(rest)) => Ok(None),
             "scripts" => below(&scheme.venv, &format!("bin/{rest}")),
             "headers" => {
                 // pip names the directory after the requirement, which for a file is the normalised name since pip 25.1.
-                let distribution = self.name.canonical();
+                let distribution = self.said.name.canonical();
                 below(&scheme.venv, &format!("include/site/python{}/{distribution}/{rest}", scheme.python))
             }
             _ => Err(refused(name, "a `.data` directory has purelib, platlib, headers, scripts and data, no others")),
@@ -274,14 +301,15 @@ impl<R: Read + Seek> Wheel<R> {
     /// The metadata was used already: it must be what RECORD lists.
     fn verify_metadata(&mut self) -> Result<(), FormatError> {
         for file in ["WHEEL", "METADATA", "entry_points.txt"] {
-            if let Some(index) = self.archive.find(&format!("{}/{file}", self.dist_info)) {
+            if let Some(index) = self.archive.find(&format!("{}/{file}", self.said.dist_info)) {
                 self.copy_to(index, &mut io::sink())?;
             }
         }
         Ok(())
     }
 
-    fn read_placeholders(&mut self, limits: &Limits) -> Result<(), FormatError> {
+    fn read_placeholders(&mut self, limits: &Limits) -> Result<BTreeMap<usize, Vec<u8>>, FormatError> {
+        let mut placeholders = BTreeMap::new();
         for index in 0..self.archive.entries().len() {
             let entry = &self.archive.entries()[index];
             let mut parts = entry.name.splitn(3, '/');
@@ -299,10 +327,10 @@ impl<R: Read + Seek> Wheel<R> {
                 let mut verifier = self.verifier(index);
                 verifier.update(&script);
                 verifier.finish()?;
-                self.placeholders.insert(index, script);
+                placeholders.insert(index, script);
             }
         }
-        Ok(())
+        Ok(placeholders)
     }
 }
 

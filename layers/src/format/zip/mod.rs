@@ -12,6 +12,7 @@ mod name;
 pub(crate) mod tests;
 
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
 
 use super::{FormatError, Limits};
 use crate::encode::{BEFORE, TRAILER, inflate_stream};
@@ -76,10 +77,22 @@ impl ZipEntry {
     }
 }
 
+/// What an archive says of its entries, all of it checked. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Directory(Arc<Vec<ZipEntry>>);
+
+impl Directory {
+    /// Opens the archive once more, of which nothing is read now. Should `file` be another one, its content is not what this says.
+    pub fn open<R>(&self, file: R) -> Archive<R> {
+        let (inflater, whole) = (flate2::Decompress::new(false), libdeflater::Decompressor::new());
+        Archive { file, entries: self.0.clone(), inflater, whole }
+    }
+}
+
 /// An archive whose structure is checked. Content is checked as it is read.
 pub struct Archive<R> {
     file: R,
-    entries: Vec<ZipEntry>,
+    entries: Arc<Vec<ZipEntry>>,
     /// Used again for every entry: most are small, and a new one is 50 kB to clear.
     inflater: flate2::Decompress,
     /// The same for those that are inflated as a whole.
@@ -100,7 +113,12 @@ impl<R: Read + Seek> Archive<R> {
             let limit = limits.max_output;
             return Err(FormatError::Limit { format: FORMAT, what: "the size of its content in bytes", limit });
         }
-        Ok(Archive { file, entries, inflater: flate2::Decompress::new(false), whole: libdeflater::Decompressor::new() })
+        Ok(Directory(Arc::new(entries)).open(file))
+    }
+
+    /// What it says, for who opens it once more.
+    pub fn directory(&self) -> Directory {
+        Directory(self.entries.clone())
     }
 
     /// The entries in the central directory's order.
