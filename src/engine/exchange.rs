@@ -1,14 +1,14 @@
-//! One archive of a stage in the place of another: where nothing else changed, what the stage comes to is known without a walk.
+//! Archives of a stage in the places of others: where nothing else changed, what the stage comes to is known without a walk.
 //!
 //! ```text
-//! key's text   differs from the last one in one archive                        ─▶ which layer, which neighbours
+//! key's text   differs from the last one in this archive                       ─▶ which layer, which neighbours
 //! footprint    nothing else has a path of the old archive or of the new one    ─▶ all other layers are what they were
 //! ELF facts    the loader is told by the new one what the old one told it      ─▶ the gate's verdict is what it was
 //! ```
 //!
 //! Each of these is looked at, none is assumed: a stage of which one cannot be said is walked.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use layers::encode::{Entry, Kind};
@@ -26,6 +26,7 @@ use super::local::{FEW, LayerJob, LayerRecord, Local, Walked};
 use super::skeleton::skeleton;
 use super::view::concerns_linking;
 use crate::debian::elf::ElfFacts;
+use crate::parallel::in_parallel;
 
 /// The paths of a stage's layers, as remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,14 +78,14 @@ impl Paths {
     }
 
     /// These, without some of them and with others.
-    fn with_exchanged(mut self, gone: Vec<u32>, came: Vec<u32>) -> Paths {
+    fn with_exchanged(&self, gone: Vec<u32>, came: Vec<u32>) -> Paths {
         let mut gone = Paths::new(gone).0.into_iter().peekable();
-        self.0.retain(|path| {
+        let stays = |path: &u32| {
             while gone.next_if(|it| it < path).is_some() {}
             gone.next_if_eq(path).is_none()
-        });
-        self.0.extend(came);
-        Paths::new(self.0)
+        };
+        let stay = self.0.iter().copied().filter(stays);
+        Paths::new(stay.chain(came).collect())
     }
 }
 
@@ -103,221 +104,272 @@ pub struct Named {
     pub digest: Digest,
 }
 
-/// The one archive that differs between the texts of two keys: as it was, and as it is. `None` where anything else differs.
-pub fn exchanged(last: &str, now: &str) -> Option<(Named, Named)> {
-    let (mut name, mut found) = (None, None);
-    let (mut last, mut now) = (last.lines(), now.lines());
-    loop {
-        let (was, is) = match (last.next(), now.next()) {
-            (Some(was), Some(is)) => (was, is),
-            (None, None) => return found,
-            _ => return None,
-        };
-        let value = |line: &str, of: &str| {
-            let (field, value) = line.split_once('=')?;
-            (field.split(':').next() == Some(of)).then(|| layers::unescaped(value).into_owned())
-        };
-        let names = value(was, "name").zip(value(is, "name"));
-        if was == is {
-            name = names;
-        } else if found.is_none() && names.is_some() {
-            // Its archive follows, which is another one, too.
-            name = names;
-            let (was, is) = (last.next()?, now.next()?);
-            found = Some(named(name.take()?, value(was, "archive")?, value(is, "archive")?)?);
-        } else if found.is_none() {
-            found = Some(named(name.take()?, value(was, "archive")?, value(is, "archive")?)?);
-        } else {
-            return None;
+/// The archives that differ between the texts of two keys: each as it was, and as it is. `None` where anything else differs, or
+/// nothing.
+pub fn exchanged(last: &str, now: &str) -> Option<Vec<(Named, Named)>> {
+    let value = |line: &str, of: &str| {
+        let (field, value) = line.split_once('=')?;
+        (field.split(':').next() == Some(of)).then(|| layers::unescaped(value).into_owned())
+    };
+    let (mut found, mut names) = (Vec::new(), None);
+    for (was, is) in last.lines().zip(now.lines()) {
+        // An archive's digest follows its name.
+        if let Some(both) = value(was, "name").zip(value(is, "name")) {
+            names = Some(both);
+            continue;
         }
+        let (old, new) = match names.take() {
+            Some((old, new)) if was != is => (old, new),
+            Some((old, new)) if old != new => return None,
+            None if was != is => return None,
+            _ => continue,
+        };
+        let named = |name, line| Some(Named { name, digest: value(line, "archive")?.parse().ok()? });
+        found.push((named(old, was)?, named(new, is)?));
     }
+    (last.lines().count() == now.lines().count() && !found.is_empty()).then_some(found)
 }
 
-fn named((was, is): (String, String), old: String, new: String) -> Option<(Named, Named)> {
-    let (old, new) = (old.parse::<Digest>().ok()?, new.parse::<Digest>().ok()?);
-    (old != new).then_some((Named { name: was, digest: old }, Named { name: is, digest: new }))
-}
-
-/// An archive that takes the place of another one.
+/// Archives that take the places of others.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Its layer, counted from the bottom.
-    pub at: usize,
-    label: String,
-    archive: Archive,
-    conversion: Conversion,
-    /// The layer's fragments as they were, and which of them is the old archive's.
-    fragments: Vec<Arc<Fragment>>,
-    place: usize,
-    /// The directories that the layer held.
-    dirs: BTreeMap<ImagePath, Entry>,
+    archives: Vec<New>,
+    /// The layers that hold them, counted from the bottom, as they were.
+    layers: BTreeMap<usize, Layer>,
     /// What the whole stage held.
     paths: Paths,
     /// What it is remembered as.
     footprint: Footprint,
 }
 
-/// What the exchange comes to.
+/// An archive that takes the place of another.
+#[derive(Debug)]
+struct New {
+    archive: Archive,
+    conversion: Conversion,
+    /// Its layer.
+    at: usize,
+    /// Which of the layer's archives.
+    place: usize,
+}
+
+#[derive(Debug)]
+struct Layer {
+    label: String,
+    fragments: Vec<Arc<Fragment>>,
+    dirs: BTreeMap<ImagePath, Entry>,
+}
+
+/// What an exchange comes to.
 pub struct Exchanged {
-    /// The layer.
-    pub job: LayerJob,
+    /// The layers that hold the new archives, counted from the bottom.
+    pub jobs: Vec<(usize, LayerJob)>,
     /// Paths at which something else is than before.
     pub changed: Vec<ImagePath>,
-    /// Paths that the layer held and does not hold any more, and the other way around.
+    /// Old fragments, each with the new one.
+    pairs: Vec<(Arc<Fragment>, Arc<Fragment>)>,
+    /// What the whole stage holds, where that is not what it held.
+    paths: Option<Paths>,
+    footprint: Footprint,
+}
+
+/// Paths of a layer at which something else is than before, and of these those that it does not hold any more, and those that it
+/// did not hold.
+#[derive(Default)]
+struct Difference {
+    changed: Vec<ImagePath>,
     gone: Vec<u32>,
     came: Vec<u32>,
 }
 
-impl Exchange {
-    fn old(&self) -> &Fragment {
-        &self.fragments[self.place]
-    }
-
-    /// The layer with another fragment in the old one's place; `None` where that may concern other layers.
-    pub fn with(&self, engine: &Local<'_>, new: &Arc<Fragment>) -> Option<Exchanged> {
-        let old = self.old();
+impl Layer {
+    /// Puts a fragment into another one's place. `None` where that may concern other archives or layers; `paths` are those of the
+    /// whole stage.
+    fn exchange(&mut self, place: usize, new: &Arc<Fragment>, paths: &Paths) -> Option<Difference> {
+        let old = std::mem::replace(&mut self.fragments[place], new.clone());
         let is_plain = |fragment: &Fragment| {
             let is_plain = |entry: &Entry| matches!(entry.kind, Kind::File { .. }) && !concerns_linking(entry);
             let deletes = !fragment.whiteouts.is_empty() || !fragment.opaques.is_empty();
             !deletes && !fragment.commands_dirs && fragment.entries.iter().all(|it| is_plain(&it.entry))
         };
-        if !is_plain(old) || !is_plain(new) || old.dirs != new.dirs {
+        if !is_plain(&old) || !is_plain(new) || old.dirs != new.dirs {
             return None;
         }
-        let mut fragments = self.fragments.clone();
-        fragments[self.place] = new.clone();
-        let skeleton = skeleton(&fragments, &BTreeMap::new(), &|path| self.dirs.get(path));
-        // A path with the number of times that it may be there by now, where something else is to be there.
-        let mut changed: Vec<(&ImagePath, usize)> = Vec::new();
-        let mut gone: Vec<&ImagePath> = Vec::new();
-        let at = |fragment: &Fragment, path: &ImagePath| Some(fragment.entries[fragment.position(path)?].entry.clone());
+        let skeleton = skeleton(&self.fragments, &BTreeMap::new(), &|path| self.dirs.get(path));
+        let dirs: BTreeMap<ImagePath, Entry> = skeleton.into_iter().map(|dir| (dir.path.clone(), dir)).collect();
+        let mut found = Difference::default();
+        // A path, and how often it may be there by now.
+        let mut is_alone = |path: &ImagePath, count: usize, is_other: bool| {
+            if is_other {
+                found.changed.push(path.clone());
+            }
+            paths.count(path) == count
+        };
+        let at = |fragment: &Fragment, path: &ImagePath| {
+            fragment.position(path).map(|at| fragment.entries[at].entry.clone())
+        };
+        let (mut gone, mut came) = (Vec::new(), Vec::new());
         for Indexed { entry, .. } in &old.entries {
-            if self.paths.count(&entry.path) != 1 {
+            let now = at(new, &entry.path);
+            gone.extend(now.is_none().then_some(&entry.path));
+            if !is_alone(&entry.path, 1, now.as_ref() != Some(entry)) {
                 return None;
             }
-            match at(new, &entry.path) {
-                Some(now) if now == *entry => {}
-                Some(_) => changed.push((&entry.path, 1)),
-                None => gone.push(&entry.path),
-            }
         }
-        let came = new.entries.iter().map(|it| &it.entry.path).filter(|path| old.position(path).is_none());
-        let mut came: Vec<&ImagePath> = came.collect();
-        let held: HashSet<&ImagePath> = skeleton.iter().map(|dir| &dir.path).collect();
-        gone.extend(self.dirs.keys().filter(|dir| !held.contains(dir)));
-        came.extend(held.into_iter().filter(|dir| !self.dirs.contains_key(dir)));
-        changed.extend(gone.iter().map(|path| (*path, 1)).chain(came.iter().map(|path| (*path, 0))));
-        if changed.iter().any(|(path, count)| self.paths.count(path) != *count) {
+        came.extend(new.entries.iter().map(|it| &it.entry.path).filter(|path| old.position(path).is_none()));
+        let entries_gone = gone.len();
+        gone.extend(self.dirs.keys().filter(|dir| !dirs.contains_key(dir)));
+        came.extend(dirs.keys().filter(|dir| !self.dirs.contains_key(dir)));
+        let mut others = gone[entries_gone..].iter().map(|path| (path, 1)).chain(came.iter().map(|path| (path, 0)));
+        if !others.all(|(path, count)| is_alone(path, count, true)) {
             return None;
         }
-        let hashes = |paths: &[&ImagePath]| paths.iter().map(|path| hash(path)).collect();
-        let (gone, came) = (hashes(&gone), hashes(&came));
-        let changed = changed.into_iter().map(|(path, _)| path.clone()).collect();
-        Some(Exchanged { job: engine.layer_of(&self.label, skeleton, fragments), changed, gone, came })
+        let hashes = |paths: Vec<&ImagePath>| paths.into_iter().map(hash).collect();
+        (found.gone, found.came) = (hashes(gone), hashes(came));
+        self.dirs = dirs;
+        Some(found)
     }
+}
 
-    /// Whether the loader is told by the new fragment what the old one told it. Asked once the new one's files are checked.
-    pub fn is_linked_alike(&self, new: &Fragment) -> bool {
+impl Exchange {
+    /// The layers with these fragments, in the order of [`Local::new_fragments`], in the places of the old ones; `None` where that
+    /// may concern others. Each exchange is looked at for itself, in a stage that has those before it.
+    pub fn with(mut self, engine: &Local<'_>, fragments: Vec<Arc<Fragment>>) -> Option<Exchanged> {
+        let (mut pairs, mut changed, mut is_other) = (Vec::new(), Vec::new(), false);
+        for (New { at, place, .. }, new) in self.archives.iter().zip(fragments) {
+            let layer = self.layers.get_mut(at)?;
+            let old = layer.fragments[*place].clone();
+            let found = layer.exchange(*place, &new, &self.paths)?;
+            pairs.push((old, new));
+            changed.extend(found.changed);
+            if !found.gone.is_empty() || !found.came.is_empty() {
+                self.paths = self.paths.with_exchanged(found.gone, found.came);
+                is_other = true;
+            }
+        }
+        let job = |(at, Layer { label, fragments, dirs })| {
+            (at, engine.layer_of(&label, dirs.into_values().collect(), fragments))
+        };
+        let jobs = self.layers.into_iter().map(job).collect();
+        Some(Exchanged { jobs, changed, pairs, paths: is_other.then_some(self.paths), footprint: self.footprint })
+    }
+}
+
+impl Exchanged {
+    /// Whether the loader is told by each new fragment what the old one told it. Asked once their files are checked.
+    pub fn is_linked_alike(&self) -> bool {
         let facts = |fragment: &Fragment| -> Vec<(ImagePath, ElfFacts)> {
             let all = fragment.elf.all().iter();
             all.map(|(at, facts)| (fragment.entries[*at as usize].entry.path.clone(), facts.clone())).collect()
         };
-        !new.elf.are_awaited() && facts(self.old()) == facts(new)
+        self.pairs.iter().all(|(old, new)| !new.elf.are_awaited() && facts(old) == facts(new))
     }
 }
 
 impl Local<'_> {
-    /// What `was` and `is` are in a stage whose layers were these. `None` where more than their layer may depend on them, or
-    /// something of it is gone.
+    /// What these archives, as they were and as they are, come to in a stage whose layers were these. `None` where more than their
+    /// layers may depend on them, or something of it is gone.
     pub fn exchange(
         &self,
         resolved: &Resolved,
         last: &[(Key, LayerRecord)],
         footprint: &Footprint,
-        was: &Named,
-        is: &Named,
+        archives: &[(Named, Named)],
     ) -> Result<Option<Exchange>, EngineError> {
         let ops =
             || resolved.layers.iter().enumerate().flat_map(|(at, layer)| layer.ops.iter().map(move |op| (at, op)));
-        let mut found = ops().filter_map(|(at, op)| match op {
-            Op::Unpack { archive, conversion } if archive.digest == is.digest => Some((at, archive, conversion)),
-            _ => None,
-        });
-        let (Some((at, archive, conversion)), None) = (found.next(), found.next()) else { return Ok(None) };
-        let is_wheel = matches!(conversion, Conversion::Wheel { bytecode: None, .. }) && archive.name == is.name;
+        let is_wheel = |conversion: &Conversion| matches!(conversion, Conversion::Wheel { bytecode: None, .. });
+        // The layer of an archive that is there once.
+        let place = |is: &Named| {
+            let mut found =
+                ops().filter(|(_, op)| matches!(op, Op::Unpack { archive, .. } if archive.digest == is.digest));
+            let (Some((at, Op::Unpack { archive, conversion })), None) = (found.next(), found.next()) else {
+                return None;
+            };
+            (is_wheel(conversion) && archive.name == is.name).then_some((at, archive.size?))
+        };
+        let Some(places) = archives.iter().map(|(_, is)| place(is)).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let Some(lowest) = places.iter().map(|(at, _)| *at).min() else { return Ok(None) };
         // These look at nothing below but at links on their own paths.
         let is_blind = |op: &Op| {
             matches!(op, Op::Unpack { .. } | Op::Dir(_) | Op::Link(_) | Op::Inline(_) | Op::Copy(_) | Op::Take(_))
         };
-        let may = is_wheel
-            && archive.size.is_some_and(|size| size <= FEW)
+        let may = places.iter().try_fold(0u64, |sum, (_, size)| sum.checked_add(*size)).is_some_and(|size| size <= FEW)
             && resolved.base.is_none()
             && last.len() == resolved.layers.len()
-            && ops().all(|(of, op)| !matches!(op, Op::Run(_)) && (of <= at || is_blind(op)));
+            && ops().all(|(at, op)| !matches!(op, Op::Run(_)) && (at <= lowest || is_blind(op)));
         if !may {
             return Ok(None);
         }
-        let layer = &resolved.layers[at];
-        let old = Archive { name: was.name.clone(), digest: was.digest, ..archive.clone() };
-        let (mut fragments, mut place) = (Vec::new(), 0);
-        for op in &layer.ops {
-            let Op::Unpack { archive, conversion } = op else { return Ok(None) };
-            let is_it = archive.digest == is.digest;
-            if is_it {
-                place = fragments.len();
+        let (mut new, mut layers) = (Vec::new(), BTreeMap::new());
+        for at in places.into_iter().map(|(at, _)| at) {
+            if layers.contains_key(&at) {
+                continue;
             }
-            let key = self.key_of(if is_it { &old } else { archive }, conversion, &Drops::new());
-            let Some(fragment) = self.find_fragment(&key)? else { return Ok(None) };
-            fragments.push(fragment);
+            let layer = &resolved.layers[at];
+            let mut fragments = Vec::new();
+            for op in &layer.ops {
+                let Op::Unpack { archive, conversion } = op else { return Ok(None) };
+                let was = archives.iter().find(|(_, is)| is.digest == archive.digest).map(|(was, _)| was);
+                let old = was.map(|was| Archive { name: was.name.clone(), digest: was.digest, ..archive.clone() });
+                let key = self.key_of(old.as_ref().unwrap_or(archive), conversion, &Drops::new());
+                let Some(fragment) = self.find_fragment(&key)? else { return Ok(None) };
+                if old.is_some() {
+                    let (archive, conversion) = (archive.clone(), conversion.clone());
+                    new.push(New { archive, conversion, at, place: fragments.len() });
+                }
+                fragments.push(fragment);
+            }
+            let Some(known) = self.store.recall(&last[at].0)? else { return Ok(None) };
+            let (dirs, blobs) = parts_of(&known.text);
+            // One that left paths to others, or did, is another fragment.
+            if !fragments.iter().map(|fragment| fragment.blob).eq(blobs) {
+                return Ok(None);
+            }
+            layers.insert(at, Layer { label: layer.label.clone(), fragments, dirs });
         }
-        let Some(known) = self.store.recall(&last[at].0)? else { return Ok(None) };
-        let (dirs, blobs) = parts_of(&known.text);
-        // One that left paths to others, or did, is another fragment.
-        if !fragments.iter().map(|fragment| fragment.blob).eq(blobs) {
-            return Ok(None);
-        }
-        let others = last.iter().enumerate().filter(|(of, _)| *of != at);
-        for (_, (_, record)) in others {
+        for (_, (_, record)) in last.iter().enumerate().filter(|(at, _)| !layers.contains_key(at)) {
             if self.store.has(&record.digest)? != Some(record.size) {
                 return Ok(None);
             }
         }
         let paths = self.store.read(&footprint.head)?.and_then(|bytes| Paths::decode(&bytes, &footprint.tail));
-        let Some(paths) = paths else { return Ok(None) };
-        Ok(Some(Exchange {
-            at,
-            label: layer.label.clone(),
-            archive: archive.clone(),
-            conversion: conversion.clone(),
-            fragments,
-            place,
-            dirs,
-            paths,
-            footprint: footprint.clone(),
-        }))
+        let exchange = |paths| Exchange { archives: new, layers, paths, footprint: footprint.clone() };
+        Ok(paths.map(exchange))
     }
 
-    /// The fragment of the new archive. It may still be checked when this returns.
-    pub fn exchanged_in(&self, exchange: &Exchange) -> Result<Arc<Fragment>, EngineError> {
-        let key = self.key_of(&exchange.archive, &exchange.conversion, &Drops::new());
-        if self.find_fragment(&key)?.is_none() {
-            self.supply.supply(&exchange.archive)?;
+    /// The fragments of the new archives. They may still be checked when this returns.
+    pub fn new_fragments(&self, exchange: &Exchange) -> Result<Vec<Arc<Fragment>>, EngineError> {
+        let key = |it: &New| self.key_of(&it.archive, &it.conversion, &Drops::new());
+        let mut missing = Vec::new();
+        for it in &exchange.archives {
+            if self.find_fragment(&key(it))?.is_none() {
+                missing.push(it);
+            }
         }
-        self.expect(key);
+        self.expect(missing.iter().map(|it| key(it)).collect());
         self.room.holding().open(true);
-        let _core = self.cores.take();
-        let fragment = self.unpack(&exchange.archive, &exchange.conversion, &Drops::new());
+        let converted = in_parallel(self.jobs, &missing, |it| {
+            // Before the core: it may be on its way.
+            self.supply.supply(&it.archive)?;
+            let _core = self.cores.take();
+            self.unpack(&it.archive, &it.conversion, &Drops::new()).map(drop)
+        });
         self.room.holding().open(false);
-        fragment
+        converted?;
+        exchange.archives.iter().map(|it| self.unpack(&it.archive, &it.conversion, &Drops::new())).collect()
     }
 
-    /// Remembers the paths of a walked stage. `last` is what was remembered of the image before. `None` where that is not known.
+    /// Remembers the paths of a walked stage. `last` are the layers of the image before, and what was remembered of them. `None`
+    /// where that is not known.
     pub fn footprint(
         &self,
         resolved: &Resolved,
         walked: &Walked,
         cut: Option<&Cut>,
-        last: Option<&Footprint>,
+        last: Option<(&[(Key, LayerRecord)], &Footprint)>,
     ) -> Result<Option<Footprint>, EngineError> {
         let deletes = resolved.layers.iter().flat_map(|layer| &layer.ops).any(|op| matches!(op, Op::Run(_)));
         if deletes || walked.base.is_some() {
@@ -330,7 +382,11 @@ impl Local<'_> {
             return Ok(None);
         }
         let head = if walked.is_on_foundation() {
-            last.filter(|last| last.cut == key).map(|last| last.head)
+            let keys =
+                |layers: &[(Key, LayerRecord)]| layers.iter().map(|(key, _)| *key).take(head.len()).collect::<Vec<_>>();
+            let is_it =
+                |layers, last: &Footprint| last.cut == key && keys(layers).iter().eq(head.iter().map(|job| &job.key));
+            last.filter(|(layers, last)| is_it(layers, last)).map(|(_, last)| last.head)
         } else {
             let all = head.iter().flat_map(paths_of).chain(walked.dropped.iter().map(hash));
             Some(self.store.put(&Paths::new(all.collect()).encode())?.digest)
@@ -341,20 +397,17 @@ impl Local<'_> {
     /// The same after an exchange.
     pub fn footprint_after(
         &self,
-        exchange: Exchange,
-        Exchanged { gone, came, .. }: Exchanged,
+        Exchanged { jobs, paths, footprint: old, .. }: Exchanged,
         cut: Option<&Cut>,
     ) -> Result<Option<Footprint>, EngineError> {
         let key = cut.map(|cut| cut.key);
-        let (old, is_below) = (exchange.footprint, cut.is_none_or(|cut| exchange.at < cut.at));
+        let is_below = jobs.iter().all(|(at, _)| cut.is_none_or(|cut| *at < cut.at));
         if !is_below || key.is_some() != old.cut.is_some() {
             return Ok(None);
         }
-        let head = if gone.is_empty() && came.is_empty() {
-            old.head
-        } else {
-            let gone = old.tail.iter().copied().chain(gone).collect();
-            self.store.put(&exchange.paths.with_exchanged(gone, came).encode())?.digest
+        let head = match paths {
+            Some(paths) => self.store.put(&paths.with_exchanged(old.tail.clone(), Vec::new()).encode())?.digest,
+            None => old.head,
         };
         Ok(Some(Footprint { cut: key, head, tail: old.tail }))
     }
@@ -386,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_differ_in_one_archive_name_it_and_others_name_none() {
+    fn texts_that_differ_in_archives_name_them_and_others_name_none() {
         let digest = |text: &str| Digest::of(text.as_bytes());
         let text = |archives: &[(&str, &str)], rest: &str| {
             let mut hasher = KeyHasher::new("image", 1);
@@ -399,13 +452,16 @@ mod tests {
         let last = text(&[("a-1.whl", "a"), ("b-1.whl", "b"), ("c-1.whl", "c")], "x");
         let named = |name: &str, content: &str| Named { name: name.into(), digest: digest(content) };
         let same_name = text(&[("a-1.whl", "a"), ("b-1.whl", "other"), ("c-1.whl", "c")], "x");
-        assert_eq!(exchanged(&last, &same_name), Some((named("b-1.whl", "b"), named("b-1.whl", "other"))));
+        assert_eq!(exchanged(&last, &same_name), Some(vec![(named("b-1.whl", "b"), named("b-1.whl", "other"))]));
         let new_name = text(&[("a-1.whl", "a"), ("b-1.whl", "b"), ("c-\\2.whl", "other")], "x");
-        assert_eq!(exchanged(&last, &new_name), Some((named("c-1.whl", "c"), named("c-\\2.whl", "other"))));
-        let others: [(&[(&str, &str)], &str); 8] = [
+        assert_eq!(exchanged(&last, &new_name), Some(vec![(named("c-1.whl", "c"), named("c-\\2.whl", "other"))]));
+        let several = text(&[("a-2.whl", "x"), ("b-1.whl", "b"), ("c-1.whl", "y")], "x");
+        let (one, other) =
+            ((named("a-1.whl", "a"), named("a-2.whl", "x")), (named("c-1.whl", "c"), named("c-1.whl", "y")));
+        assert_eq!(exchanged(&last, &several), Some(vec![one, other]));
+        let others: [(&[(&str, &str)], &str); 7] = [
             (&[("a-1.whl", "a"), ("b-1.whl", "b"), ("c-1.whl", "c")], "x"),
             (&[("a-1.whl", "a"), ("b-1.whl", "b"), ("c-1.whl", "c")], "y"),
-            (&[("a-1.whl", "a"), ("b-1.whl", "other"), ("c-1.whl", "other")], "x"),
             (&[("a-1.whl", "a"), ("b-2.whl", "other"), ("c-2.whl", "c")], "x"),
             (&[("a-1.whl", "a"), ("b-2.whl", "b"), ("c-1.whl", "c")], "x"),
             (&[("a-1.whl", "a"), ("c-1.whl", "c")], "x"),

@@ -65,7 +65,8 @@ pub struct Foundation {
 pub struct Below {
     /// What the head's file system answered.
     pub answers: Answers,
-    /// The head's fragments that have a say in how programs find their libraries.
+    /// The head's fragments that have a say in how programs find their libraries; of wheels that were exchanged since, those that
+    /// told the loader the same.
     pub linked: Linked,
     /// Names the verdict of the gate that all went well with.
     pub gate: Key,
@@ -239,27 +240,26 @@ impl Local<'_> {
         };
         Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
     }
-}
 
-impl Local<'_> {
-    /// Remembers under another cut what is remembered under `from`, with another layer at `at`: unless somebody above has asked
-    /// about one of the paths that `changed`.
-    pub fn carry_foundation(
+    /// Remembers under another cut what is remembered under `from`, with other layers at some places: unless somebody above has
+    /// asked about one of the paths that `changed`.
+    pub fn carry_foundation<'l>(
         &self,
         from: &Key,
         cut: &Cut,
-        at: usize,
-        layer: &(Key, LayerRecord),
+        layers: impl Iterator<Item = (usize, &'l (Key, LayerRecord))>,
         changed: &[ImagePath],
     ) -> Result<(), EngineError> {
         let known = self.store.find(from)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
         let Some(mut foundation) = known.filter(|it| it.layers.len() == cut.at) else { return Ok(()) };
         let is_asked = |path: &ImagePath| foundation.below.answers.of(path).is_some();
-        let Some(laid) = foundation.layers.get_mut(at) else { return Ok(()) };
-        if changed.iter().any(is_asked) || !laid.ran.is_empty() {
+        if changed.iter().any(is_asked) {
             return Ok(());
         }
-        (laid.key, laid.record) = layer.clone();
+        for (at, layer) in layers {
+            let Some(laid) = foundation.layers.get_mut(at) else { return Ok(()) };
+            (laid.key, laid.record) = layer.clone();
+        }
         Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
     }
 }

@@ -102,9 +102,9 @@ impl Local<'_> {
         })
     }
 
-    /// This fragment, and no other, is about to be made.
-    pub(super) fn expect(&self, key: Key) {
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = BTreeSet::from([key]);
+    /// These fragments, and no others, are about to be made.
+    pub(super) fn expect(&self, keys: BTreeSet<Key>) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
     /// Whether the last [survey](Local::survey) did not find this fragment.

@@ -14,7 +14,6 @@ use std::io::{BufReader, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use layers::encode::TarReader;
@@ -47,8 +46,6 @@ type Work = Box<dyn FnOnce(&Local<'_>) -> Result<(), EngineError> + Send>;
 pub(super) struct Later {
     state: Mutex<State>,
     changed: Condvar,
-    /// Whether layers wait for the walk, which leaves time to inflate what is in them.
-    walk_first: AtomicBool,
 }
 
 #[derive(Default)]
@@ -77,8 +74,7 @@ impl Later {
     }
 
     /// Lets tasks come, unless a check failed before.
-    pub fn open(&self, walk_first: bool) {
-        self.walk_first.store(walk_first, Ordering::Relaxed);
+    pub fn open(&self) {
         let mut state = self.state();
         state.is_open = !state.has_failed;
     }
@@ -175,9 +171,8 @@ pub(super) const NEIGHBOURS: u64 = 8 << 20;
 impl Local<'_> {
     /// From now on conversions leave to [`Local::run_later`], which runs beside them, what they need not do at once; until what
     /// this returns is dropped.
-    /// `walk_first` says that no layer is made before the walk.
-    pub fn begin_later(&self, walk_first: bool) -> Closes<'_, '_> {
-        self.later.open(walk_first);
+    pub fn begin_later(&self) -> Closes<'_, '_> {
+        self.later.open();
         Closes(self)
     }
 
@@ -215,9 +210,6 @@ impl Local<'_> {
 
     /// Inflates the neighbours of archives that are to be converted: their layers are made anew.
     pub(super) fn inflate_neighbours(&self, stages: &[&Resolved], missing: &BTreeSet<Digest>) {
-        if !self.later.walk_first.load(Ordering::Relaxed) {
-            return;
-        }
         let mut left = NEIGHBOURS;
         for layer in stages.iter().flat_map(|stage| &stage.layers) {
             let archives = layer.ops.iter().filter_map(|op| match op {
@@ -323,7 +315,7 @@ mod tests {
     #[test]
     fn nobody_is_sure_before_all_is_checked_and_after_one_check_failed() {
         let later = Later::default();
-        later.open(true);
+        later.open();
         later.add(false, task(false));
         assert!(later.is_open() && !later.is_unsure(), "it checks nothing");
         later.add(true, task(true));
@@ -344,7 +336,7 @@ mod tests {
         assert!(later.is_unsure() && !later.is_open() && later.next().is_none());
         assert!(later.settle().is_err() && later.settle().is_err(), "each who asks is told");
         assert!(later.has_just_failed() && !later.has_just_failed());
-        later.open(true);
+        later.open();
         assert!(!later.is_open() && !later.is_unsure() && later.settle().is_ok());
     }
 }

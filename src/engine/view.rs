@@ -587,7 +587,6 @@ impl<'a> View<'a> {
 }
 
 /// Whether an entry that is no ELF file can change where the loader finds a library.
-/// Whether the loader may find another library because of this entry, which is none itself.
 pub(super) fn concerns_linking(entry: &Entry) -> bool {
     matches!(entry.kind, Kind::Symlink { .. } | Kind::Hardlink { .. })
         || entry.path.as_str().starts_with("/etc/ld.so.conf")

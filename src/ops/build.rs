@@ -442,7 +442,7 @@ fn make_layers(
         let ahead = scope.spawn(|| engine.run_early(&early));
         // One core is for what is not left for later.
         let workers = if is_quick { (bench.jobs - 1).min(LATER) } else { 0 };
-        let mut later = (workers > 0).then(|| engine.begin_later(true));
+        let mut later = (workers > 0).then(|| engine.begin_later());
         for at in 0..workers {
             let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
             if begun.is_err() && at == 0 {
@@ -500,6 +500,7 @@ fn make_layers(
         remembered.map_err(Trouble::Engine)?;
         kept?;
         remember_latest(bench, it.name, it.platform, &it.key.key, |last| {
+            let last = last.and_then(|last| Some((last.layers.as_slice(), last.footprint.as_ref()?)));
             let footprint = engine.footprint(&it.resolved, &walked, cut.as_ref(), last)?;
             Ok(Left { layers, footprint })
         })?;

@@ -1,14 +1,16 @@
-//! An image in which one archive took the place of another: its layer is made, all others are what they were.
+//! An image in which archives took the places of others: their layers are made, all others are what they were.
 
 use std::sync::OnceLock;
+
+use layers::Key;
 
 use super::Bench;
 use super::build::{Beside, Check, LATER, Trouble, Wanted};
 use super::explain::{Left, left_by_last, remember_latest};
 use super::key::{ImageRecord, kept_text};
-use crate::engine::exchange::{Exchange, Footprint, exchanged};
+use crate::engine::exchange::{Exchange, exchanged};
 use crate::engine::foundation::Cut;
-use crate::engine::local::Local;
+use crate::engine::local::{LayerJob, Local};
 use crate::engine::run::Repeat;
 use crate::error::Failure;
 use crate::parallel::at_once;
@@ -22,23 +24,22 @@ pub(super) fn make(
     checked: &mut Check<'_>,
     beside: &dyn Beside,
 ) -> Result<bool, Trouble> {
-    let Some(Found { left, record, exchange, footprint }) = find(bench, it, cut, engine)? else { return Ok(false) };
+    let Some(Found { left, record, exchange, from }) = find(bench, it, cut, engine)? else { return Ok(false) };
     let made = std::thread::scope(|scope| {
         // One core is for what is not left for later.
         let workers = (bench.jobs - 1).min(LATER);
-        let mut later = (workers > 0).then(|| engine.begin_later(false));
+        let mut later = (workers > 0).then(|| engine.begin_later());
         for at in 0..workers {
             let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
             if begun.is_err() && at == 0 {
                 later = None;
             }
         }
-        let fragment = engine.exchanged_in(&exchange)?;
-        let made = match exchange.with(engine, &fragment) {
-            Some(made) => made,
-            None => return engine.settle_later().map(|()| None).map_err(Trouble::Engine),
+        let fragments = engine.new_fragments(&exchange)?;
+        let Some(made) = exchange.with(engine, fragments) else {
+            return engine.settle_later().map(|()| None).map_err(Trouble::Engine);
         };
-        // It is put together while the registry answers, and sent once that is known.
+        // Layers are put together while the registry answers, and sent once that is known.
         let may = OnceLock::new();
         let send = |layer| {
             if *may.wait() {
@@ -51,26 +52,28 @@ pub(super) fn make(
             let _ = refuses.0.set(answer.is_ok());
             answer
         };
-        let (assembled, answer) = at_once(|| engine.assemble(&[&made.job], 1, &send), ask);
+        let jobs: Vec<&LayerJob> = made.jobs.iter().map(|(_, job)| job).collect();
+        let (assembled, answer) = at_once(|| engine.assemble(&jobs, bench.jobs, &send), ask);
         answer?;
         // Whatever else is wrong may follow from what the checks find.
         engine.settle_later()?;
         let assembled = assembled?;
         drop(later);
-        Ok::<_, Trouble>(exchange.is_linked_alike(&fragment).then_some((made, assembled)))
+        Ok::<_, Trouble>(made.is_linked_alike().then_some((made, assembled)))
     })?;
-    let Some((made, mut assembled)) = made else { return Ok(false) };
-    let (key, layer) = (made.job.key, assembled.remove(&made.job.key));
-    let Some(layer) = layer else { return Ok(false) };
+    let Some((made, assembled)) = made else { return Ok(false) };
     let mut layers = left.layers;
-    layers[exchange.at] = (key, layer);
+    for (at, job) in &made.jobs {
+        layers[*at] = (job.key, assembled[&job.key].clone());
+    }
     let record = ImageRecord { layers: layers.iter().map(|(_, layer)| layer.clone()).collect(), ..record };
     // What the next build is quicker with.
     let remember = || -> Result<(), Failure> {
-        if let (Some(from), Some(cut)) = (footprint.cut, cut) {
-            engine.carry_foundation(&from, cut, exchange.at, &layers[exchange.at], &made.changed)?;
+        if let (Some(from), Some(cut)) = (from, cut) {
+            let new = made.jobs.iter().map(|(at, _)| (*at, &layers[*at]));
+            engine.carry_foundation(&from, cut, new, &made.changed)?;
         }
-        let footprint = engine.footprint_after(exchange, made, cut)?;
+        let footprint = engine.footprint_after(made, cut)?;
         remember_latest(bench, it.name, it.platform, &it.key.key, |_| Ok(Left { layers, footprint }))
     };
     let (kept, remembered) = at_once(|| it.key.keep(bench.store, &record), remember);
@@ -95,7 +98,8 @@ struct Found {
     /// What the last image came to.
     record: ImageRecord,
     exchange: Exchange,
-    footprint: Footprint,
+    /// Where the head of that image's stage is remembered.
+    from: Option<Key>,
 }
 
 fn find(bench: &Bench<'_>, it: &Wanted<'_>, cut: Option<&Cut>, engine: &Local<'_>) -> Result<Option<Found>, Trouble> {
@@ -110,12 +114,16 @@ fn find(bench: &Bench<'_>, it: &Wanted<'_>, cut: Option<&Cut>, engine: &Local<'_
     let Some(footprint) = left.footprint.clone() else { return Ok(None) };
     let Some(recorded) = bench.store.recall(&last)? else { return Ok(None) };
     let Ok(record) = serde_json::from_slice::<ImageRecord>(&recorded.record) else { return Ok(None) };
+    // Made once more under the same key, it may have come to other layers, where commands do not come to the same each time.
+    if !left.layers.iter().map(|(_, layer)| layer).eq(&record.layers) {
+        return Ok(None);
+    }
     let Some(text) = kept_text(bench.store, &recorded.text)? else { return Ok(None) };
-    let Some((was, is)) = exchanged(&text, &it.key.text()) else { return Ok(None) };
+    let Some(archives) = exchanged(&text, &it.key.text()) else { return Ok(None) };
     let is_within_budget = it.resolved.layers.len() <= usize::from(it.image.layer_budget);
     if !is_within_budget || !record.commands.iter().all(|ran| bench.commands.accepts(ran.sandbox)) {
         return Ok(None);
     }
-    let exchange = engine.exchange(&it.resolved, &left.layers, &footprint, &was, &is).map_err(Trouble::Engine)?;
-    Ok(exchange.map(|exchange| Found { left, record, exchange, footprint }))
+    let exchange = engine.exchange(&it.resolved, &left.layers, &footprint, &archives).map_err(Trouble::Engine)?;
+    Ok(exchange.map(|exchange| Found { left, record, exchange, from: footprint.cut }))
 }

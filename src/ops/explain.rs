@@ -68,19 +68,20 @@ pub struct ExplainedLayer {
     pub reasons: Vec<String>,
 }
 
-/// Remembers which key an image was last built under, and what it leaves: asked with the paths in the layers of the build before.
+/// Remembers which key an image was last built under, and what it leaves: asked with what the build before left.
 pub(super) fn remember_latest(
     bench: &Bench<'_>,
     image: &str,
     platform: Platform,
     key: &Key,
-    left: impl FnOnce(Option<&Footprint>) -> Result<Left, Failure>,
+    left: impl FnOnce(Option<&Left>) -> Result<Left, Failure>,
 ) -> Result<(), Failure> {
     let (name, text) = latest_key(bench, image, platform);
     let known = latest(bench, &name)?;
     if known.as_ref().is_none_or(|known| known.key != *key) {
-        let Left { layers, footprint } = left(known.as_ref().and_then(|known| known.footprint.as_ref()))?;
-        let before = known.map(|known| known.key);
+        let before = known.as_ref().map(|known| known.key);
+        let known = known.map(|known| Left { layers: known.layers, footprint: known.footprint });
+        let Left { layers, footprint } = left(known.as_ref())?;
         bench.store.keep(&name, &text, &Latest { key: *key, before, layers, footprint })?;
     }
     Ok(())
