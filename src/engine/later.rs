@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
 
 use layers::encode::TarReader;
 use layers::lower::Resolved;
@@ -165,19 +166,27 @@ impl Drop for Closes<'_, '_> {
     }
 }
 
-/// How much tar of neighbours is inflated before somebody needs it, bytes.
-pub(super) const NEIGHBOURS: u64 = 8 << 20;
+/// So many threads at most do what is left for later.
+const THREADS: usize = 3;
 
-impl Local<'_> {
-    /// From now on conversions leave to [`Local::run_later`], which runs beside them, what they need not do at once; until what
-    /// this returns is dropped.
-    pub fn begin_later(&self) -> Closes<'_, '_> {
+/// How much tar of neighbours is inflated before somebody needs it, bytes.
+const NEIGHBOURS: u64 = 8 << 20;
+
+impl<'a> Local<'a> {
+    /// From now on conversions leave to other threads of this scope what they need not do at once; until what this returns is
+    /// dropped. `None` where there is no core for such threads: nothing is left then.
+    pub fn begin_later<'s>(&'s self, scope: &'s Scope<'s, '_>) -> Option<Closes<'s, 'a>> {
+        // One core is for what is not left for later.
+        let threads = self.jobs.saturating_sub(1).min(THREADS);
         self.later.open();
-        Closes(self)
+        let closes = Closes(self);
+        let begin = |_| std::thread::Builder::new().spawn_scoped(scope, || self.run_later()).is_ok();
+        let begun = (0..threads).map(begin).filter(|is_begun| *is_begun).count();
+        (begun > 0).then_some(closes)
     }
 
     /// Does what is left for later, until no more comes.
-    pub fn run_later(&self) {
+    fn run_later(&self) {
         while let Some(Task { checks, work }) = self.later.next() {
             let core = self.cores.take();
             let done = catch_unwind(AssertUnwindSafe(|| work(self)));

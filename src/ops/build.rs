@@ -440,15 +440,7 @@ fn make_layers(
         let recall = || engine.recall(&stages, bench.jobs);
         let recalled = if is_quick { std::thread::Builder::new().spawn_scoped(scope, recall).ok() } else { None };
         let ahead = scope.spawn(|| engine.run_early(&early));
-        // One core is for what is not left for later.
-        let workers = if is_quick { (bench.jobs - 1).min(LATER) } else { 0 };
-        let mut later = (workers > 0).then(|| engine.begin_later());
-        for at in 0..workers {
-            let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
-            if begun.is_err() && at == 0 {
-                later = None;
-            }
-        }
+        let later = if is_quick { engine.begin_later(scope) } else { None };
         let converted = engine.fragments(&stages, Some(&early));
         let may_go_on = converted.map(|()| if is_quick { checked() } else { Ok(()) });
         if let Some(recalled) = recalled {
@@ -530,9 +522,6 @@ fn within_budget(wanted: &Wanted<'_>, walked: &Walked) -> Result<(), EngineError
 
 /// Bytes that are put into a layer in no time.
 const QUICK: u64 = 4 << 20;
-
-/// Threads that do what is left for later.
-pub(super) const LATER: usize = 3;
 
 /// Walks those of the missing images whose lower layers are remembered well enough.
 fn on_foundations(

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use layers::Key;
 
 use super::Bench;
-use super::build::{Beside, Check, LATER, Trouble, Wanted};
+use super::build::{Beside, Check, Trouble, Wanted};
 use super::explain::{Left, left_by_last, remember_latest};
 use super::key::{ImageRecord, kept_text};
 use crate::engine::exchange::{Exchange, exchanged};
@@ -26,15 +26,7 @@ pub(super) fn make(
 ) -> Result<bool, Trouble> {
     let Some(Found { left, record, exchange, from }) = find(bench, it, cut, engine)? else { return Ok(false) };
     let made = std::thread::scope(|scope| {
-        // One core is for what is not left for later.
-        let workers = (bench.jobs - 1).min(LATER);
-        let mut later = (workers > 0).then(|| engine.begin_later());
-        for at in 0..workers {
-            let begun = std::thread::Builder::new().spawn_scoped(scope, || engine.run_later());
-            if begun.is_err() && at == 0 {
-                later = None;
-            }
-        }
+        let later = engine.begin_later(scope);
         let fragments = engine.new_fragments(&exchange)?;
         let Some(made) = exchange.with(engine, fragments) else {
             return engine.settle_later().map(|()| None).map_err(Trouble::Engine);
