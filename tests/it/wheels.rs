@@ -1,12 +1,14 @@
 //! Wheels from an index of the test's own, through lock and build.
 
 use std::fs;
+use std::time::Duration;
 
 use layers::source::{dir, files};
 use layers::{Catalogue, Digest, ImagePath, Stage, path, python};
 
 use crate::registry::registry;
 use crate::support::layout::Layout;
+use crate::support::registry::Auth;
 use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::wheels::{Index, entry, poetry_lock};
 
@@ -265,6 +267,32 @@ fn changed_wheels_come_to_what_a_build_from_nothing_comes_to() {
             None => assert_eq!(built.stderr.lines().last(), cold.stderr.lines().last(), "{what}"),
         }
     }
+}
+
+/// The layer of a changed wheel waits for the registry's answer, and is not sent where that refuses.
+#[test]
+fn a_changed_wheel_is_not_sent_where_one_may_not_push() {
+    let wheels = Wheels::new();
+    let lock = |text: &str| {
+        let entries = [wheels.wheel("one", &[text]), wheels.wheel("two", &["two.py=2\n"])];
+        wheels.sandbox.write("poetry.lock", poetry_lock(&entries));
+        wheels.run(&["lock"]).success();
+    };
+    lock("one.py=1\n");
+    wheels.run(&["build"]).success();
+    lock("one.py=2\n");
+    let closed = registry(|kind| (kind.auth, kind.latency) = (Auth::Basic, Duration::from_millis(300)));
+    for jobs in [2, 1] {
+        let tagged = format!("{}/team/app:v1", closed.host());
+        wheels.run_by(jobs, &["push", "app", "--tag", &tagged]).failure(1, &[&closed.host()]);
+        assert!(closed.state().blobs.is_empty() && closed.state().repos.is_empty());
+    }
+    let open = registry(|_| {});
+    wheels.run(&["push", "app", "--tag", &format!("{}/team/app:v1", open.host())]).success();
+    open.assert_whole();
+    wheels.run(&["build"]).success();
+    let found = wheels.layers();
+    assert_eq!(wheels.built(), found);
 }
 
 #[test]
