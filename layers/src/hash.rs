@@ -64,10 +64,13 @@ impl KeyHasher {
 /// The fields of a key's text, `(name, value)`, in their order; values as they stand there, [`unescaped`] as they were. The numbers
 /// of items that [`KeyHasher::list`] writes are none.
 pub fn fields(text: &str) -> impl Iterator<Item = (&str, &str)> {
-    text.lines().skip(1).filter_map(|line| {
-        let (name, value) = line.split_once('=')?;
-        Some((name.split(':').next().unwrap_or_default(), value))
-    })
+    text.lines().skip(1).filter_map(field)
+}
+
+/// The field that a line of a key's text holds, `(name, value)`.
+pub fn field(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.split_once('=')?;
+    Some((name.split(':').next().unwrap_or_default(), value))
 }
 
 /// A value as it was before it came into a key's text.

@@ -49,7 +49,7 @@ pub mod written;
 
 pub use catalogue::Catalogue;
 pub use digest::{DiffId, Digest, InvalidDigest, Key};
-pub use hash::{KeyHasher, fields, unescaped};
+pub use hash::{KeyHasher, field, fields, unescaped};
 pub use image::{Healthcheck, Image, ImageConfig};
 pub use path::{ImagePath, InvalidPath, check as check_path};
 pub use plan::{PLAN_VERSION, Plan, PlanError, PlannedImage, PlannedStage, StageId, StageStep};

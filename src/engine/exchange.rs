@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::EngineError;
 use super::convert::Drops;
 use super::foundation::Cut;
-use super::index::{Fragment, Indexed};
+use super::index::Fragment;
 use super::layer::parts_of;
 use super::local::{FEW, LayerJob, LayerRecord, Local, Walked};
 use super::skeleton::skeleton;
@@ -108,8 +108,7 @@ pub struct Named {
 /// nothing.
 pub fn exchanged(last: &str, now: &str) -> Option<Vec<(Named, Named)>> {
     let value = |line: &str, of: &str| {
-        let (field, value) = line.split_once('=')?;
-        (field.split(':').next() == Some(of)).then(|| layers::unescaped(value).into_owned())
+        layers::field(line).filter(|(name, _)| *name == of).map(|(_, value)| layers::unescaped(value).into_owned())
     };
     let (mut found, mut names) = (Vec::new(), None);
     for (was, is) in last.lines().zip(now.lines()) {
@@ -175,7 +174,6 @@ pub struct Exchanged {
 
 /// Paths of a layer at which something else is than before, and of these those that it does not hold any more, and those that it
 /// did not hold.
-#[derive(Default)]
 struct Difference {
     changed: Vec<ImagePath>,
     gone: Vec<u32>,
@@ -197,35 +195,23 @@ impl Layer {
         }
         let skeleton = skeleton(&self.fragments, &BTreeMap::new(), &|path| self.dirs.get(path));
         let dirs: BTreeMap<ImagePath, Entry> = skeleton.into_iter().map(|dir| (dir.path.clone(), dir)).collect();
-        let mut found = Difference::default();
-        // A path, and how often it may be there by now.
-        let mut is_alone = |path: &ImagePath, count: usize, is_other: bool| {
-            if is_other {
-                found.changed.push(path.clone());
-            }
-            paths.count(path) == count
-        };
-        let at = |fragment: &Fragment, path: &ImagePath| {
-            fragment.position(path).map(|at| fragment.entries[at].entry.clone())
-        };
-        let (mut gone, mut came) = (Vec::new(), Vec::new());
-        for Indexed { entry, .. } in &old.entries {
-            let now = at(new, &entry.path);
-            gone.extend(now.is_none().then_some(&entry.path));
-            if !is_alone(&entry.path, 1, now.as_ref() != Some(entry)) {
-                return None;
-            }
-        }
-        came.extend(new.entries.iter().map(|it| &it.entry.path).filter(|path| old.position(path).is_none()));
-        let entries_gone = gone.len();
-        gone.extend(self.dirs.keys().filter(|dir| !dirs.contains_key(dir)));
-        came.extend(dirs.keys().filter(|dir| !self.dirs.contains_key(dir)));
-        let mut others = gone[entries_gone..].iter().map(|path| (path, 1)).chain(came.iter().map(|path| (path, 0)));
-        if !others.all(|(path, count)| is_alone(path, count, true)) {
+        let held = || old.entries.iter().map(|it| &it.entry);
+        let is_other = |entry: &&Entry| new.entry(&entry.path).is_some_and(|now| now != *entry);
+        let stay = held().filter(is_other).map(|entry| &entry.path);
+        let gone = held().map(|entry| &entry.path).filter(|path| new.position(path).is_none());
+        let gone: Vec<&ImagePath> = gone.chain(self.dirs.keys().filter(|dir| !dirs.contains_key(dir))).collect();
+        let came = new.entries.iter().map(|it| &it.entry.path).filter(|path| old.position(path).is_none());
+        let came: Vec<&ImagePath> = came.chain(dirs.keys().filter(|dir| !self.dirs.contains_key(dir))).collect();
+        let is_there = |path: &ImagePath, times: usize| paths.count(path) == times;
+        let is_alone = held().all(|entry| is_there(&entry.path, 1))
+            && gone.iter().all(|path| is_there(path, 1))
+            && came.iter().all(|path| is_there(path, 0));
+        if !is_alone {
             return None;
         }
+        let changed = stay.chain(gone.iter().copied()).chain(came.iter().copied()).cloned().collect();
         let hashes = |paths: Vec<&ImagePath>| paths.into_iter().map(hash).collect();
-        (found.gone, found.came) = (hashes(gone), hashes(came));
+        let found = Difference { changed, gone: hashes(gone), came: hashes(came) };
         self.dirs = dirs;
         Some(found)
     }

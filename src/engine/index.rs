@@ -112,6 +112,11 @@ impl Fragment {
     pub fn position(&self, path: &ImagePath) -> Option<usize> {
         self.entries.binary_search_by(|indexed| indexed.entry.path.cmp(path)).ok()
     }
+
+    /// The entry at a path.
+    pub fn entry(&self, path: &ImagePath) -> Option<&Entry> {
+        self.position(path).map(|at| &self.entries[at].entry)
+    }
 }
 
 /// The names under which the store's ledger keeps a fragment.
