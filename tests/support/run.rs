@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use super::shared;
 
@@ -120,11 +121,29 @@ pub struct Sandbox {
     cache: PathBuf,
 }
 
+/// Where sandboxes are. Those of processes that have ended are removed first: one in a static is never dropped, and one of a
+/// test that was killed has a gigabyte. Cargo would also take a catalogue that was compiled there for a new one.
+fn sandboxes() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = shared::folder("sandboxes");
+        for old in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
+            let name = old.file_name().into_string().unwrap();
+            let process = name.split('.').next().unwrap();
+            if !Path::new("/proc").join(process).exists() {
+                tool("rm", ["-rf".as_ref(), old.path().as_os_str()]);
+            }
+        }
+        folder
+    })
+}
+
 impl Sandbox {
     /// With an empty cache of its own.
     pub fn new() -> Sandbox {
         // On the disk of `target`: downloads get there by hard links, and a tmpfs would be small.
-        let folder = tempfile::tempdir_in(shared::folder("sandboxes")).unwrap();
+        let prefix = format!("{}.", std::process::id());
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(sandboxes()).unwrap();
         for name in ["home", "work", "cache"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }

@@ -63,16 +63,6 @@ impl Stack {
     /// Brings it up by the commands of the page, in a checkout.
     fn up() -> Stack {
         let sandbox = Sandbox::new();
-        // The stack is a static, which is never dropped. What an ended process left is removed: cargo would also take a
-        // catalogue that was compiled there for this one's.
-        let runs = shared::folder("stack-runs");
-        for old in fs::read_dir(&runs).unwrap() {
-            let old = old.unwrap();
-            if !Path::new("/proc").join(old.file_name()).exists() {
-                tool("rm", ["-rf".as_ref(), fs::read_link(old.path()).unwrap().as_os_str(), old.path().as_os_str()]);
-            }
-        }
-        std::os::unix::fs::symlink(sandbox.path(), runs.join(std::process::id().to_string())).unwrap();
         phase("a checkout");
         pages::checkout(&sandbox);
         phase("an engine");
