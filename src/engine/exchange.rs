@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use layers::encode::{Entry, Kind};
+use layers::encode::{Entry, Kind, Prefixes};
 use layers::lower::Resolved;
 use layers::op::{Archive, Conversion, Op};
 use layers::{Digest, ImagePath, Key};
@@ -22,7 +22,7 @@ use super::convert::Drops;
 use super::foundation::Cut;
 use super::index::Fragment;
 use super::layer::parts_of;
-use super::local::{FEW, LayerJob, LayerRecord, Local, Walked};
+use super::local::{FEW, KeptLayer, LayerJob, LayerRecord, Local, Walked};
 use super::skeleton::skeleton;
 use super::view::concerns_linking;
 use crate::debian::elf::ElfFacts;
@@ -157,6 +157,8 @@ struct Layer {
     label: String,
     fragments: Vec<Arc<Fragment>>,
     dirs: BTreeMap<ImagePath, Entry>,
+    /// What its tar came to up to the first fragment that is another one.
+    prefixes: Prefixes,
 }
 
 /// What an exchange comes to.
@@ -212,6 +214,8 @@ impl Layer {
         let changed = stay.chain(gone.iter().copied()).chain(came.iter().copied()).cloned().collect();
         let hashes = |paths: Vec<&ImagePath>| paths.into_iter().map(hash).collect();
         let found = Difference { changed, gone: hashes(gone), came: hashes(came) };
+        let is_same_skeleton = self.dirs == dirs;
+        self.prefixes.truncate(if is_same_skeleton { place } else { 0 });
         self.dirs = dirs;
         Some(found)
     }
@@ -233,8 +237,8 @@ impl Exchange {
                 is_other = true;
             }
         }
-        let job = |(at, Layer { label, fragments, dirs })| {
-            (at, engine.layer_of(&label, dirs.into_values().collect(), fragments))
+        let job = |(at, Layer { label, fragments, dirs, prefixes })| {
+            (at, LayerJob { prefixes, ..engine.layer_of(&label, dirs.into_values().collect(), fragments) })
         };
         let jobs = self.layers.into_iter().map(job).collect();
         Some(Exchanged { jobs, changed, pairs, paths: is_other.then_some(self.paths), footprint: self.footprint })
@@ -314,7 +318,9 @@ impl Local<'_> {
             if !fragments.iter().map(|fragment| fragment.blob).eq(blobs) {
                 return Ok(None);
             }
-            layers.insert(at, Layer { label: layer.label.clone(), fragments, dirs });
+            let kept = serde_json::from_slice::<KeptLayer>(&known.record);
+            let prefixes = kept.map(|kept| kept.prefixes).unwrap_or_default();
+            layers.insert(at, Layer { label: layer.label.clone(), fragments, dirs, prefixes });
         }
         for (_, (_, record)) in last.iter().enumerate().filter(|(at, _)| !layers.contains_key(at)) {
             if self.store.has(&record.digest)? != Some(record.size) {

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use layers::encode::Entry;
+use layers::encode::{Entry, Prefixes};
 use layers::lower::Resolved;
 use layers::op::Op;
 use layers::{Digest, ImagePath, Key};
@@ -199,6 +199,7 @@ impl Local<'_> {
                 skeleton: Vec::new(),
                 fragments: Vec::new(),
                 ran: laid.ran,
+                prefixes: Prefixes::default(),
                 made: Some(laid.record),
             });
         }

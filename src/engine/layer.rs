@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT};
+use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, Prefixes};
 use layers::op::{Configure, Conversion, LayerPlan, Op};
 use layers::source::{Dir, Files, Inline, Link, Owner, TakeFrom, User};
 use layers::{Digest, ImagePath, KeyHasher, Platform, StageId};
@@ -78,6 +78,7 @@ impl Local<'_> {
                         skeleton: Vec::new(),
                         fragments,
                         ran: commands,
+                        prefixes: Prefixes::default(),
                         made: None,
                     });
                 }
@@ -116,7 +117,8 @@ impl Local<'_> {
         }
         hasher.list(FRAGMENT, fragments.iter().map(|fragment| fragment.blob));
         let (key, text) = hasher.finish();
-        LayerJob { key, text, label: label.to_owned(), skeleton, fragments, ran: Vec::new(), made: None }
+        let (ran, prefixes) = (Vec::new(), Prefixes::default());
+        LayerJob { key, text, label: label.to_owned(), skeleton, fragments, ran, prefixes, made: None }
     }
 
     fn copy(&self, files: &Files, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::{Blob, Store};
-use layers::encode::{Compression, EncodeError, Entry, LayerWriter, Source};
+use layers::encode::{Compression, EncodeError, Entry, LayerWriter, Prefixes, Source};
 use layers::lock::Lock;
 use layers::lower::{PinnedBase, Resolved};
 use layers::oci::Descriptor;
@@ -66,6 +66,16 @@ pub struct LayerRecord {
     pub size: u64,
 }
 
+/// What is recorded of a layer under its key.
+#[derive(Serialize, Deserialize)]
+pub(super) struct KeptLayer {
+    #[serde(flatten)]
+    pub record: LayerRecord,
+    /// What its tar came to on the way.
+    #[serde(default)]
+    pub prefixes: Prefixes,
+}
+
 /// A layer that is wanted.
 #[derive(Debug, Clone)]
 pub struct LayerJob {
@@ -78,6 +88,8 @@ pub struct LayerJob {
     pub(super) fragments: Vec<Arc<Fragment>>,
     /// The commands that it needed, in their order.
     pub ran: Vec<Ran>,
+    /// What the tar of its first fragments comes to, where that is known.
+    pub(super) prefixes: Prefixes,
     /// Its outcome, where that is known without its fragments.
     pub(super) made: Option<LayerRecord>,
 }
@@ -547,13 +559,14 @@ impl Local<'_> {
             }),
             None => Err(EngineError::from(EncodeError::Damaged("it is gone"))),
         });
-        let tar_size = job.fragments.iter().map(|fragment| fragment.layout.tar_size).sum();
-        let ((), digests) = writer.finish(tar_size, sources, |out, digest, _| {
-            ready(out.finish_as(&digest)?);
-            Ok::<_, EngineError>(())
-        })?;
+        let tar_sizes: Vec<u64> = job.fragments.iter().map(|fragment| fragment.layout.tar_size).collect();
+        let ((), digests, prefixes) =
+            writer.behind(job.prefixes.clone()).finish(&tar_sizes, sources, |out, digest, _| {
+                ready(out.finish_as(&digest)?);
+                Ok::<_, EngineError>(())
+            })?;
         let record = LayerRecord { digest: digests.digest, diff_id: digests.diff_id, size: digests.size };
-        self.store.keep(&job.key, &job.text, &record)?;
+        self.store.keep(&job.key, &job.text, &KeptLayer { record: record.clone(), prefixes })?;
         self.observer.on(Event::LayerFinished { label: &job.label, digest: record.digest, size: record.size });
         Ok(record)
     }

@@ -1,6 +1,6 @@
 //! Layers: a skeleton of directories, fragments behind it, and an end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead as _, Read, Write};
 
 use sha2::{Digest as _, Sha256};
@@ -10,6 +10,7 @@ use super::compression::{Compression, Recoder};
 use super::entry::Entry;
 use super::fragment::{FragmentLayout, Lend, Member};
 use super::gzip::{self, MEMBER_SIZE, MemberEncoder, TarReader, unreadable};
+use super::prefix::Prefixes;
 use super::tar::write_header;
 use super::{EncodeError, WORTHWHILE};
 use crate::digest::{DiffId, Digest};
@@ -47,6 +48,7 @@ pub struct LayerWriter<W> {
     uncompressed: Sha256,
     recoder: Option<Recoder>,
     lend: Option<Lend>,
+    known: Prefixes,
 }
 
 struct Hashed<W> {
@@ -72,6 +74,7 @@ impl<W: Write + Send> LayerWriter<W> {
             uncompressed: Sha256::new(),
             recoder: Recoder::new(compression)?,
             lend: None,
+            known: Prefixes::default(),
         };
         let mut headers = Vec::new();
         for (at, entry) in skeleton.iter().enumerate() {
@@ -94,18 +97,33 @@ impl<W: Write + Send> LayerWriter<W> {
         LayerWriter { lend: Some(lend), ..self }
     }
 
-    /// Appends cached fragments and ends the layer, inflating each fragment once for the diff id; damage is noticed. `tar_size` is
-    /// how much tar they hold together, bytes.
+    /// Says what the tar of the first fragments came to in another layer of this skeleton that begins with them: they are not
+    /// inflated. What is recoded is, all of it.
+    pub fn behind(self, known: Prefixes) -> LayerWriter<W> {
+        LayerWriter { known, ..self }
+    }
+
+    /// Appends cached fragments and ends the layer, inflating each fragment once for the diff id; damage is noticed. `tar_sizes` says
+    /// how much tar each of them holds, bytes. Returns what their tar came to on the way, too.
     ///
     /// `packed` gets the compressed layer, its digest and its length as soon as these are known, which may be before its tar is
     /// hashed: should that fail, there is no layer.
     pub fn finish<'a, T, E: From<EncodeError>>(
         self,
-        tar_size: u64,
+        tar_sizes: &[u64],
         sources: impl Iterator<Item = Result<Source<'a>, E>>,
         packed: impl FnOnce(W, Digest, u64) -> Result<T, E>,
-    ) -> Result<(T, LayerDigests), E> {
-        let LayerWriter { out, mut uncompressed, recoder, lend } = self;
+    ) -> Result<(T, LayerDigests, Prefixes), E> {
+        let LayerWriter { out, mut uncompressed, recoder, lend, known } = self;
+        let mut prefixes = Prefixes::default();
+        if recoder.is_none()
+            && known.len() <= tar_sizes.len()
+            && let Some(hasher) = known.last()
+        {
+            (uncompressed, prefixes) = (hasher, known);
+        }
+        let hashed = prefixes.len();
+        let rest = &tar_sizes[hashed..];
         // The fragments' bytes are the layer's, or else the recoder writes those.
         let (mut plain, mut recoded) = match recoder {
             None => (Some(out), None),
@@ -118,7 +136,7 @@ impl<W: Write + Send> LayerWriter<W> {
             Ok::<_, E>((packed(out.inner, digest, size)?, digest, size))
         };
         let recoding = recoded.as_mut().map(|(recoder, out)| (recoder, out));
-        let ahead = Ahead::new(Tar { uncompressed: &mut uncompressed, recoded: recoding });
+        let ahead = Ahead::new(Tar::new(&mut uncompressed, recoding, rest, &mut prefixes));
         let early = std::thread::scope(|scope| {
             let help = || {
                 let Some(core) = lend.as_ref().and_then(|lend| lend()) else { return false };
@@ -128,9 +146,14 @@ impl<W: Write + Send> LayerWriter<W> {
                 };
                 std::thread::Builder::new().spawn_scoped(scope, helper).is_ok()
             };
-            let mut appender = Packed { out: plain.as_mut(), ahead: &ahead, order: ahead.order(), left: tar_size };
-            for source in sources {
-                if let Err(error) = source.and_then(|source| Ok(appender.fragment(source, &help)?)) {
+            let mut appender =
+                Packed { out: plain.as_mut(), ahead: &ahead, order: ahead.order(), left: rest.iter().sum() };
+            for (at, source) in sources.enumerate() {
+                let mut append = |source| match at < hashed {
+                    true => appender.hashed_fragment(source),
+                    false => appender.fragment(source, &help),
+                };
+                if let Err(error) = source.and_then(|source| Ok(append(source)?)) {
                     // What was begun before comes first.
                     appender.order.finish()?;
                     return Err(error);
@@ -162,7 +185,7 @@ impl<W: Write + Send> LayerWriter<W> {
             (None, None) => unreachable!("what is not recoded is complete by now"),
         };
         let diff_id = DiffId(Digest::from_bytes(uncompressed.finalize().into()));
-        Ok((out, LayerDigests { digest, diff_id, size }))
+        Ok((out, LayerDigests { digest, diff_id, size }, prefixes))
     }
 
     /// Writes what is in no fragment.
@@ -180,11 +203,32 @@ impl<W: Write + Send> LayerWriter<W> {
 struct Tar<'a, W> {
     uncompressed: &'a mut Sha256,
     recoded: Option<(&'a mut Recoder, &'a mut Hashed<W>)>,
+    /// The tar of each fragment that is not complete yet, but of the last: how much of it is left, bytes.
+    left: VecDeque<u64>,
+    prefixes: &'a mut Prefixes,
 }
 
-impl<W: Write> Tar<'_, W> {
+impl<'a, W: Write> Tar<'a, W> {
+    fn new(
+        uncompressed: &'a mut Sha256,
+        recoded: Option<(&'a mut Recoder, &'a mut Hashed<W>)>,
+        tar_sizes: &[u64],
+        prefixes: &'a mut Prefixes,
+    ) -> Tar<'a, W> {
+        let left = tar_sizes.iter().rev().skip(1).rev().copied().collect();
+        Tar { uncompressed, recoded, left, prefixes }
+    }
+
     fn piece(&mut self, tar: &[u8]) -> Result<(), EncodeError> {
+        // One that holds nothing is complete as it begins.
+        while self.left.front() == Some(&0) {
+            self.left.pop_front();
+            self.prefixes.push(self.uncompressed);
+        }
         self.uncompressed.update(tar);
+        if let Some(left) = self.left.front_mut() {
+            *left = left.saturating_sub(tar.len() as u64);
+        }
         if let Some((recoder, out)) = &mut self.recoded {
             recoder.push(tar, &mut |bytes| out.put(bytes))?;
         }
@@ -248,14 +292,31 @@ impl<W: Write> Packed<'_, '_, '_, W> {
                 }
             }
         }
-        if Digest::from_bytes(own.finalize().into()) != digest {
-            return Err(EncodeError::Damaged("its bytes are not what its digest says"));
-        }
-        if bytes.read(&mut [0])? != 0 {
-            return Err(EncodeError::Damaged("it is longer than its index says"));
-        }
-        Ok(())
+        is_whole(own, digest, &mut bytes)
     }
+
+    /// Appends one fragment whose tar is hashed already.
+    fn hashed_fragment(&mut self, source: Source<'_>) -> Result<(), EncodeError> {
+        let Source { layout, digest, mut bytes, .. } = source;
+        let mut own = Sha256::new();
+        let raw = Raw { bytes: &mut *bytes, own: &mut own, out: self.out.as_deref_mut() };
+        let copied = io::copy(&mut raw.take(layout.size), &mut io::sink())?;
+        if copied != layout.size {
+            return Err(unreadable(io::ErrorKind::UnexpectedEof.into()));
+        }
+        is_whole(own, digest, &mut bytes)
+    }
+}
+
+/// Whether the bytes of a fragment were what its digest says, and nothing comes behind them.
+fn is_whole(own: Sha256, digest: Digest, bytes: &mut dyn Read) -> Result<(), EncodeError> {
+    if Digest::from_bytes(own.finalize().into()) != digest {
+        return Err(EncodeError::Damaged("its bytes are not what its digest says"));
+    }
+    if bytes.read(&mut [0])? != 0 {
+        return Err(EncodeError::Damaged("it is longer than its index says"));
+    }
+    Ok(())
 }
 
 /// Passes a fragment's bytes on as they are read: to its own hash, and to the layer where they are the layer's too.
@@ -372,10 +433,11 @@ mod tests {
 
     fn finish<'a, W: Write + Send>(
         layer: LayerWriter<W>,
-        tar_size: u64,
+        tar_sizes: &[u64],
         sources: impl IntoIterator<Item = Source<'a>>,
     ) -> Result<(W, LayerDigests), EncodeError> {
-        layer.finish(tar_size, sources.into_iter().map(Ok), |out, _, _| Ok::<_, EncodeError>(out))
+        let done = layer.finish(tar_sizes, sources.into_iter().map(Ok), |out, _, _| Ok::<_, EncodeError>(out));
+        done.map(|(out, digests, _)| (out, digests))
     }
 
     fn with<W: Write + Send>(
@@ -384,7 +446,7 @@ mod tests {
         digest: Digest,
         bytes: &[u8],
     ) -> Result<(W, LayerDigests), EncodeError> {
-        finish(layer, layout.tar_size, [Source { layout, digest, bytes: Box::new(bytes), held: HashMap::new() }])
+        finish(layer, &[layout.tar_size], [Source { layout, digest, bytes: Box::new(bytes), held: HashMap::new() }])
     }
 
     fn helped<W: Write + Send>(layer: LayerWriter<W>) -> LayerWriter<W> {
@@ -523,7 +585,7 @@ mod tests {
         let try_it = |bytes: &[u8], held: HashMap<usize, Held>| {
             let layer = LayerWriter::new(Vec::new(), Compression::Gzip, &[]).expect("starts");
             let source = Source { layout: &layout, digest: Digest::of(&good), bytes: Box::new(bytes), held };
-            finish(layer, layout.tar_size, [source])
+            finish(layer, &[layout.tar_size], [source])
         };
         let (bytes, digests) = try_it(&good, HashMap::new()).expect("is good");
         assert!(try_it(&good, held(&good, &layout, 1)).expect("is good") == (bytes, digests));
@@ -548,7 +610,7 @@ mod tests {
             huge.transplant(&entry, stream, &mut bytes.as_slice()).expect("adds");
         }
         fragments.insert(3, huge.finish().expect("finishes"));
-        let total = fragments.iter().map(|(_, layout)| layout.tar_size).sum();
+        let sizes: Vec<u64> = fragments.iter().map(|(_, layout)| layout.tar_size).collect();
         for compression in [Compression::Gzip, Compression::GzipSingle, Compression::Zstd] {
             let write = |lend: Option<Lend>, every: Option<usize>| {
                 let mut layer = LayerWriter::new(Vec::new(), compression, &[]).expect("starts");
@@ -560,7 +622,7 @@ mod tests {
                     let held = every.map_or_else(HashMap::new, |every| held(bytes, layout, every));
                     Source { layout, digest: Digest::of(bytes), bytes: Box::new(bytes), held }
                 });
-                finish(layer, total, sources).expect("finishes")
+                finish(layer, &sizes, sources).expect("finishes")
             };
             let alone = write(None, None);
             for every in [None, Some(1), Some(2), Some(5)] {
@@ -568,6 +630,56 @@ mod tests {
                 assert!(write(Some(Box::new(|| None)), every) == alone, "{compression}, {every:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_layer_that_begins_as_another_is_hashed_from_where_it_goes_on() {
+        let mut fragments: Vec<_> = [100, 3 * MEMBER_SIZE + 77, 5, 70_000].map(fragment).into();
+        fragments.insert(2, FragmentWriter::new(Vec::new()).finish().expect("holds nothing"));
+        let write = |compression, fragments: &[(Vec<u8>, FragmentLayout)], digests: &[Digest], known: &Prefixes| {
+            let dirs = [Entry::new(path("/d"), Kind::Dir, 0o755, EPOCH)];
+            let layer = LayerWriter::new(Vec::new(), compression, &dirs).expect("starts").behind(known.clone());
+            let sizes: Vec<u64> = fragments.iter().map(|(_, layout)| layout.tar_size).collect();
+            let sources = fragments.iter().zip(digests).map(|((bytes, layout), digest)| {
+                Ok(Source { layout, digest: *digest, bytes: Box::new(bytes.as_slice()), held: HashMap::new() })
+            });
+            layer.finish(&sizes, sources, |out, _, _| Ok::<_, EncodeError>(out))
+        };
+        let digests = |fragments: &[(Vec<u8>, FragmentLayout)]| -> Vec<Digest> {
+            fragments.iter().map(|(bytes, _)| Digest::of(bytes)).collect()
+        };
+        for compression in [Compression::Gzip, Compression::GzipSingle, Compression::Zstd] {
+            let (_, _, prefixes) =
+                write(compression, &fragments, &digests(&fragments), &Prefixes::default()).expect("is good");
+            assert_eq!(prefixes.len(), fragments.len() - 1);
+            for place in 0..fragments.len() {
+                let mut others = fragments.clone();
+                others[place] = fragment(200_000 + place);
+                let mut known = prefixes.clone();
+                known.truncate(place);
+                let anew = write(compression, &others, &digests(&others), &Prefixes::default()).expect("is good");
+                assert!(write(compression, &others, &digests(&others), &known).expect("is good") == anew, "{place}");
+            }
+        }
+        // What is not inflated is compared all the same; and what nothing is known behind is hashed from its beginning.
+        let good = digests(&fragments);
+        let (layer, names, prefixes) =
+            write(Compression::Gzip, &fragments, &good, &Prefixes::default()).expect("is good");
+        for damage in [
+            |bytes: &mut Vec<u8>| bytes[20] ^= 1,
+            |bytes: &mut Vec<u8>| bytes.truncate(99),
+            |bytes: &mut Vec<u8>| bytes.push(0),
+        ] {
+            let mut damaged = fragments.clone();
+            damage(&mut damaged[1].0);
+            let told = write(Compression::Gzip, &damaged, &good, &prefixes);
+            assert!(matches!(told, Err(EncodeError::Damaged(_))));
+        }
+        let too_many = write(Compression::Gzip, &fragments[..2], &good[..2], &prefixes).expect("is good");
+        let none = write(Compression::Gzip, &fragments[..2], &good[..2], &Prefixes::default()).expect("is good");
+        assert!(too_many == none);
+        let all = write(Compression::Gzip, &fragments, &good, &prefixes).expect("is good");
+        assert!(all == (layer, names, prefixes));
     }
 
     #[test]
@@ -582,11 +694,11 @@ mod tests {
         };
         let sources = [Ok(good()), Err(EncodeError::Damaged("it is gone"))];
         let never = |_, _, _| -> Result<(), EncodeError> { panic!("it is not complete") };
-        let told = layer().finish(2 * layout.tar_size, sources.into_iter(), never);
+        let told = layer().finish(&[layout.tar_size; 2], sources.into_iter(), never);
         assert!(matches!(told, Err(EncodeError::Damaged("it is gone"))));
         // Who takes the packed layer may fail, too.
         let fails = |_, _, _| -> Result<(), EncodeError> { Err(EncodeError::Damaged("the disk is full")) };
-        let told = layer().finish(layout.tar_size, [Ok(good())].into_iter(), fails);
+        let told = layer().finish(&[layout.tar_size], [Ok(good())].into_iter(), fails);
         assert!(matches!(told, Err(EncodeError::Damaged("the disk is full"))));
     }
 
@@ -601,7 +713,8 @@ mod tests {
                 assert_eq!((Digest::of(&out), out.len() as u64), (digest, size));
                 Ok::<_, EncodeError>((digest, size))
             };
-            let (said, digests) = layer.finish(layout.tar_size, [Ok(source)].into_iter(), packed).expect("finishes");
+            let (said, digests, _) =
+                layer.finish(&[layout.tar_size], [Ok(source)].into_iter(), packed).expect("finishes");
             assert_eq!(said, (digests.digest, digests.size));
         }
     }

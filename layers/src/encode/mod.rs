@@ -22,6 +22,7 @@ mod entry;
 mod fragment;
 mod gzip;
 mod layer;
+mod prefix;
 mod tar;
 
 pub use ahead::{Held, Hold};
@@ -31,6 +32,7 @@ pub use fragment::{DeflateStream, FragmentLayout, FragmentWriter, Keep, Lend, Me
 pub(crate) use gzip::{BEFORE, TRAILER, inflate_stream};
 pub use gzip::{MEMBER_SIZE, TRANSPLANT_SIZE, TarReader, gzip};
 pub use layer::{LayerDigests, LayerWriter, Source};
+pub use prefix::Prefixes;
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.
 /// It is part of every fragment's and layer's key and of the lock; golden digests guard it.
