@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use cache::{CacheError, Store};
 use layers::encode::{Entry, Kind, Prefixes};
 use layers::lower::Resolved;
 use layers::op::{Archive, Conversion, Op};
@@ -254,6 +255,21 @@ impl Exchanged {
         };
         self.pairs.iter().all(|(old, new)| !new.elf.are_awaited() && facts(old) == facts(new))
     }
+
+    /// Remembers the paths of the stage as it is now; see [`Local::footprint`].
+    pub fn footprint(self, store: &Store, cut: Option<&Cut>) -> Result<Option<Footprint>, CacheError> {
+        let Exchanged { jobs, paths, footprint: old, .. } = self;
+        let key = cut.map(|cut| cut.key);
+        let is_below = jobs.iter().all(|(at, _)| cut.is_none_or(|cut| *at < cut.at));
+        if !is_below || key.is_some() != old.cut.is_some() {
+            return Ok(None);
+        }
+        let head = match paths {
+            Some(paths) => store.put(&paths.with_exchanged(old.tail.clone(), Vec::new()).encode())?.digest,
+            None => old.head,
+        };
+        Ok(Some(Footprint { cut: key, head, tail: old.tail }))
+    }
 }
 
 impl Local<'_> {
@@ -384,24 +400,6 @@ impl Local<'_> {
             Some(self.store.put(&Paths::new(all.collect()).encode())?.digest)
         };
         Ok(head.map(|head| Footprint { cut: key, head, tail }))
-    }
-
-    /// The same after an exchange.
-    pub fn footprint_after(
-        &self,
-        Exchanged { jobs, paths, footprint: old, .. }: Exchanged,
-        cut: Option<&Cut>,
-    ) -> Result<Option<Footprint>, EngineError> {
-        let key = cut.map(|cut| cut.key);
-        let is_below = jobs.iter().all(|(at, _)| cut.is_none_or(|cut| *at < cut.at));
-        if !is_below || key.is_some() != old.cut.is_some() {
-            return Ok(None);
-        }
-        let head = match paths {
-            Some(paths) => self.store.put(&paths.with_exchanged(old.tail.clone(), Vec::new()).encode())?.digest,
-            None => old.head,
-        };
-        Ok(Some(Footprint { cut: key, head, tail: old.tail }))
     }
 }
 

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use cache::{CacheError, Store};
 use layers::encode::{Entry, Prefixes};
 use layers::lower::Resolved;
 use layers::op::Op;
@@ -241,28 +242,28 @@ impl Local<'_> {
         };
         Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
     }
+}
 
-    /// Remembers under another cut what is remembered under `from`, with other layers at some places: unless somebody above has
-    /// asked about one of the paths that `changed`.
-    pub fn carry_foundation<'l>(
-        &self,
-        from: &Key,
-        cut: &Cut,
-        layers: impl Iterator<Item = (usize, &'l (Key, LayerRecord))>,
-        changed: &[ImagePath],
-    ) -> Result<(), EngineError> {
-        let known = self.store.find(from)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
-        let Some(mut foundation) = known.filter(|it| it.layers.len() == cut.at) else { return Ok(()) };
-        let is_asked = |path: &ImagePath| foundation.below.answers.of(path).is_some();
-        if changed.iter().any(is_asked) {
-            return Ok(());
-        }
-        for (at, layer) in layers {
-            let Some(laid) = foundation.layers.get_mut(at) else { return Ok(()) };
-            (laid.key, laid.record) = layer.clone();
-        }
-        Ok(self.store.keep(&cut.key, &cut.text, &foundation)?)
+/// Remembers under another cut what is remembered under `from`, with other layers at some places: unless somebody above has asked
+/// about one of the paths that `changed`.
+pub fn carry_foundation<'l>(
+    store: &Store,
+    from: &Key,
+    cut: &Cut,
+    layers: impl Iterator<Item = (usize, &'l (Key, LayerRecord))>,
+    changed: &[ImagePath],
+) -> Result<(), CacheError> {
+    let known = store.find(from)?.and_then(|bytes| serde_json::from_slice::<Foundation>(&bytes).ok());
+    let Some(mut foundation) = known.filter(|it| it.layers.len() == cut.at) else { return Ok(()) };
+    let is_asked = |path: &ImagePath| foundation.below.answers.of(path).is_some();
+    if changed.iter().any(is_asked) {
+        return Ok(());
     }
+    for (at, layer) in layers {
+        let Some(laid) = foundation.layers.get_mut(at) else { return Ok(()) };
+        (laid.key, laid.record) = layer.clone();
+    }
+    store.keep(&cut.key, &cut.text, &foundation)
 }
 
 #[cfg(test)]

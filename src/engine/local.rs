@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::{Blob, Store};
-use layers::encode::{Compression, EncodeError, Entry, LayerWriter, Prefixes, Source};
+use layers::encode::{Compression, EncodeError, Entry, LayerWriter, Member, Prefixes, Source};
 use layers::lock::Lock;
 use layers::lower::{PinnedBase, Resolved};
 use layers::oci::Descriptor;
@@ -559,7 +559,8 @@ impl Local<'_> {
             }),
             None => Err(EngineError::from(EncodeError::Damaged("it is gone"))),
         });
-        let tar_sizes: Vec<u64> = job.fragments.iter().map(|fragment| fragment.layout.tar_size).collect();
+        let tar_size = |members: &[Member]| members.iter().map(|member| u64::from(member.tar)).sum();
+        let tar_sizes: Vec<u64> = job.fragments.iter().map(|fragment| tar_size(&fragment.layout.members)).collect();
         let ((), digests, prefixes) =
             writer.behind(job.prefixes.clone()).finish(&tar_sizes, sources, |out, digest, _| {
                 ready(out.finish_as(&digest)?);

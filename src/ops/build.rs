@@ -111,7 +111,11 @@ pub fn build(bench: &Bench<'_>, request: &Request) -> Result<Vec<Built>, Failure
 }
 
 /// As [`build`], with somebody beside it.
-pub fn build_beside(bench: &Bench<'_>, request: &Request, beside: &dyn Beside) -> Result<Vec<Built>, Failure> {
+pub fn build_beside<'b>(
+    bench: &'b Bench<'_>,
+    request: &Request,
+    beside: &dyn Beside<'b>,
+) -> Result<Vec<Built>, Failure> {
     let mut locked = bench.project.lock()?;
     loop {
         match build_once(bench, request, locked.clone(), beside) {
@@ -125,19 +129,27 @@ pub fn build_beside(bench: &Bench<'_>, request: &Request, beside: &dyn Beside) -
     }
 }
 
+/// Work that nobody waits for before all is delivered.
+pub type Work<'b> = Box<dyn FnOnce() -> Result<(), Failure> + Send + 'b>;
+
 /// Who works beside a build.
-pub trait Beside: Sync {
+pub trait Beside<'b>: Sync {
     /// Asked first where something has to be made, with the names of the images that have to be made, once for each platform.
     fn check(&self, made: &[&str]) -> Result<(), Failure>;
 
     /// Hears of a layer of an image that was made and lies in the store. That image may still fail.
     fn made(&self, image: &str, layer: Blob);
+
+    /// Is given what the next build is quicker with, to be done before the command ends: at once, or beside what follows.
+    fn later(&self, work: Work<'b>) -> Result<(), Failure> {
+        work()
+    }
 }
 
 /// Nobody.
 struct Alone;
 
-impl Beside for Alone {
+impl Beside<'_> for Alone {
     fn check(&self, _made: &[&str]) -> Result<(), Failure> {
         Ok(())
     }
@@ -216,11 +228,11 @@ pub fn deliver(
     Ok(built)
 }
 
-fn build_once(
-    bench: &Bench<'_>,
+fn build_once<'b>(
+    bench: &'b Bench<'_>,
     request: &Request,
     mut locked: Lock,
-    beside: &dyn Beside,
+    beside: &dyn Beside<'b>,
 ) -> Result<Vec<Built>, Trouble> {
     let images = bench.project.images(&request.images)?;
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
@@ -282,13 +294,13 @@ fn build_once(
 /// Makes the layers of everything that has no record yet.
 ///
 /// `checked` is asked before work that may take long, and at the end.
-fn make(
-    bench: &Bench<'_>,
+fn make<'b>(
+    bench: &'b Bench<'_>,
     lock: &Lock,
     wanted: &mut [Wanted<'_>],
     keys: &mut Keys<'_>,
     checked: &mut Check<'_>,
-    beside: &dyn Beside,
+    beside: &dyn Beside<'b>,
 ) -> Result<(), Trouble> {
     let mut missing: Vec<Missing> = Vec::new();
     for (at, it) in wanted.iter().enumerate().filter(|(_, it)| it.record.is_none()) {
@@ -351,14 +363,14 @@ pub(super) fn engine<'a>(bench: &'a Bench<'_>, supply: &'a Mirrors<'_>) -> Local
     })
 }
 
-fn make_layers(
-    bench: &Bench<'_>,
+fn make_layers<'b>(
+    bench: &'b Bench<'_>,
     lock: &Lock,
     wanted: &mut [Wanted<'_>],
     missing: &[Missing],
     engine: &Local<'_>,
     checked: &mut Check<'_>,
-    beside: &dyn Beside,
+    beside: &dyn Beside<'b>,
 ) -> Result<(), Trouble> {
     engine.begin(&[]);
     let mut walked: HashMap<usize, Walked> = HashMap::new();

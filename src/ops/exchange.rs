@@ -9,20 +9,20 @@ use super::build::{Beside, Check, Trouble, Wanted};
 use super::explain::{Left, left_by_last, remember_latest};
 use super::key::{ImageRecord, kept_text};
 use crate::engine::exchange::{Exchange, exchanged};
-use crate::engine::foundation::Cut;
+use crate::engine::foundation::{Cut, carry_foundation};
 use crate::engine::local::{LayerJob, Local};
 use crate::engine::run::Repeat;
 use crate::error::Failure;
 use crate::parallel::at_once;
 
 /// Makes such an image. `false` where it is none, or that cannot be said without a walk.
-pub(super) fn make(
-    bench: &Bench<'_>,
+pub(super) fn make<'b>(
+    bench: &'b Bench<'_>,
     it: &mut Wanted<'_>,
     cut: Option<&Cut>,
     engine: &Local<'_>,
     checked: &mut Check<'_>,
-    beside: &dyn Beside,
+    beside: &dyn Beside<'b>,
 ) -> Result<bool, Trouble> {
     let Some(Found { left, record, exchange, from }) = find(bench, it, cut, engine)? else { return Ok(false) };
     let made = std::thread::scope(|scope| {
@@ -59,18 +59,23 @@ pub(super) fn make(
         layers[*at] = (job.key, assembled[&job.key].clone());
     }
     let record = ImageRecord { layers: layers.iter().map(|(_, layer)| layer.clone()).collect(), ..record };
-    // What the next build is quicker with.
-    let remember = || -> Result<(), Failure> {
-        if let (Some(from), Some(cut)) = (from, cut) {
-            let new = made.jobs.iter().map(|(at, _)| (*at, &layers[*at]));
-            engine.carry_foundation(&from, cut, new, &made.changed)?;
-        }
-        let footprint = engine.footprint_after(made, cut)?;
-        remember_latest(bench, it.name, it.platform, &it.key.key, |_| Ok(Left { layers, footprint }))
-    };
-    let (kept, remembered) = at_once(|| it.key.keep(bench.store, &record), remember);
-    kept?;
-    remembered?;
+    // What the next build finds, and is quicker with.
+    let (name, platform, key, cut, kept) =
+        (it.name.to_owned(), it.platform, it.key.clone(), cut.cloned(), record.clone());
+    beside.later(Box::new(move || {
+        let cut = cut.as_ref();
+        let remember = || -> Result<(), Failure> {
+            if let (Some(from), Some(cut)) = (from, cut) {
+                let new = made.jobs.iter().map(|(at, _)| (*at, &layers[*at]));
+                carry_foundation(bench.store, &from, cut, new, &made.changed)?;
+            }
+            let footprint = made.footprint(bench.store, cut)?;
+            remember_latest(bench, &name, platform, &key.key, |_| Ok(Left { layers, footprint }))
+        };
+        let (kept, remembered) = at_once(|| key.keep(bench.store, &kept), remember);
+        kept?;
+        remembered
+    }))?;
     it.record = Some(record);
     Ok(true)
 }

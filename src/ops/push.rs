@@ -1,8 +1,8 @@
 //! `push`: from names to images in registries.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Scope;
 
 use cache::Blob;
@@ -10,10 +10,11 @@ use layers::Digest;
 use layers::oci::{self, Document};
 
 use super::Bench;
-use super::build::{Beside, Built, Request, build_beside};
+use super::build::{Beside, Built, Request, Work, build_beside};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
+use crate::parallel::at_once;
 use crate::registry::{
     self, Ahead, Bundle, Delivery, Planned, Pushed, Reference, Registries, Repository, Supply, TagRequest,
 };
@@ -83,11 +84,19 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
     let (built, deliveries, pushed) = std::thread::scope(|scope| {
         // Nothing goes on for longer than the push, whatever ends it.
         let _stops = Stops(registries);
-        let beside = Sends { bench, registries, places: &places, scope, one: AtomicBool::new(false) };
+        let (one, later) = (AtomicBool::new(false), Mutex::default());
+        let beside = Sends { bench, registries, places: &places, scope, one, later };
         let ready = prepare(bench, request, &places, &beside);
-        let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
-        let pushed = registries.push(&deliveries, &supply, bench.observer)?;
-        Ok::<_, Failure>((built, deliveries, pushed))
+        let push = || {
+            let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
+            let pushed = registries.push(&deliveries, &supply, bench.observer)?;
+            Ok::<_, Failure>((built, deliveries, pushed))
+        };
+        let later = beside.later.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Some(later) = later else { return push() };
+        let (pushed, done) = at_once(push, later);
+        let pushed = pushed?;
+        done.map(|()| pushed)
     })?;
     let mut pushed = pushed.into_iter().zip(&deliveries).peekable();
     let mut done = Vec::new();
@@ -119,7 +128,7 @@ struct Asks<'a> {
     places: &'a BTreeMap<String, Vec<Reference>>,
 }
 
-impl Beside for Asks<'_> {
+impl Beside<'_> for Asks<'_> {
     fn check(&self, _made: &[&str]) -> Result<(), Failure> {
         let repositories = self.places.values().flatten().map(|place| &place.repository);
         Ok(self.registries.may_push(&repositories.map(|it| (it, Ahead::default())).collect())?)
@@ -136,6 +145,8 @@ struct Sends<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     /// Whether one may push, and one image alone is made: what several have in common is sent once, and mounted.
     one: AtomicBool,
+    /// What is done beside the push.
+    later: Mutex<Option<Work<'env>>>,
 }
 
 /// Ends what is sent ahead when it is dropped.
@@ -147,7 +158,7 @@ impl Drop for Stops<'_> {
     }
 }
 
-impl Beside for Sends<'_, '_> {
+impl<'env> Beside<'env> for Sends<'_, 'env> {
     fn check(&self, made: &[&str]) -> Result<(), Failure> {
         self.one.store(false, Ordering::Relaxed);
         let mut ahead: BTreeMap<&Repository, Ahead> = BTreeMap::new();
@@ -180,13 +191,18 @@ impl Beside for Sends<'_, '_> {
             }
         }
     }
+
+    fn later(&self, work: Work<'env>) -> Result<(), Failure> {
+        let before = self.later.lock().unwrap_or_else(PoisonError::into_inner).replace(work);
+        before.map_or(Ok(()), |work| work())
+    }
 }
 
-fn prepare(
-    bench: &Bench<'_>,
+fn prepare<'b>(
+    bench: &'b Bench<'_>,
     request: &PushRequest,
     places: &BTreeMap<String, Vec<Reference>>,
-    beside: &dyn Beside,
+    beside: &dyn Beside<'b>,
 ) -> Result<(Vec<Built>, Vec<Delivery>, Supply), Failure> {
     let mut built = build_beside(bench, &request.build, beside)?;
     if !request.annotations.is_empty() {

@@ -227,7 +227,11 @@ impl<'a, W: Write> Tar<'a, W> {
         }
         self.uncompressed.update(tar);
         if let Some(left) = self.left.front_mut() {
-            *left = left.saturating_sub(tar.len() as u64);
+            match left.checked_sub(tar.len() as u64) {
+                Some(rest) => *left = rest,
+                // Not what was said: nothing is known of where fragments end.
+                None => self.left.clear(),
+            }
         }
         if let Some((recoder, out)) = &mut self.recoded {
             recoder.push(tar, &mut |bytes| out.put(bytes))?;
