@@ -71,8 +71,8 @@ pub struct LayerRecord {
 pub(super) struct KeptLayer {
     #[serde(flatten)]
     pub record: LayerRecord,
-    /// What its tar came to on the way.
-    #[serde(default)]
+    /// What its tar came to on the way. Another name for states of another form, which a new release of the hash may have.
+    #[serde(default, rename = "prefixes1")]
     pub prefixes: Prefixes,
 }
 

@@ -223,6 +223,10 @@ fn changed_wheels_come_to_what_a_build_from_nothing_comes_to() {
         Change { two: "two/__init__.py=4\n", ..change("two wheels", "2.0", &["one.py=4\n", plain], true) },
         Change { two: "two/__init__.py=5\n", ..change("the other wheel", "2.0", &["one.py=4\n", plain], false) },
         Change {
+            two: "two/more/deep.py=1\n",
+            ..change("a folder in the other wheel", "2.0", &["one.py=4\n", plain], false)
+        },
+        Change {
             two: "two/__init__.py=6\n",
             ..change("both wheels", "2.1", &["one.py=5\n", "a/b.py=1\n", plain], false)
         },

@@ -121,17 +121,20 @@ pub struct Sandbox {
     cache: PathBuf,
 }
 
-/// Where sandboxes are. Those of processes that have ended are removed first: one in a static is never dropped, and one of a
-/// test that was killed has a gigabyte. Cargo would also take a catalogue that was compiled there for a new one.
+/// Where sandboxes are. Those of processes that have ended are removed first, as far as that goes: one in a static is never
+/// dropped, and one of a test that was killed has a gigabyte. Cargo would also take a catalogue that was compiled there for a new
+/// one.
 fn sandboxes() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = shared::folder("sandboxes");
-        for old in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
-            let name = old.file_name().into_string().unwrap();
-            let process = name.split('.').next().unwrap();
-            if !Path::new("/proc").join(process).exists() {
-                tool("rm", ["-rf".as_ref(), old.path().as_os_str()]);
+        for old in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let name = old.file_name().to_string_lossy().into_owned();
+            let process = name.split('.').next().and_then(|process| process.parse::<u32>().ok());
+            if process.is_none_or(|process| !Path::new("/proc").join(process.to_string()).exists()) {
+                // Another one may be at it, something be mounted there, or it be somebody else's.
+                let mut remove = Command::new("rm");
+                let _ = remove.args(["-rf", "--one-file-system"]).arg(old.path()).stderr(Stdio::null()).status();
             }
         }
         folder
