@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -57,10 +58,28 @@ def free_port() -> int:
         return it.getsockname()[1]
 
 
+# What tests/tools unpacks of Debian's current release, and what the machine's own has: the same program, built by different releases
+# of Go. The newer one hashes with the processor's instructions for SHA-256, as the images of Docker Hub do.
+CURRENT_REGISTRY = Path(os.environ.get("IMGBUILD_TEST_CACHE", TARGET / "tests")) / "trixie/root/usr/bin/docker-registry"
+OWN_REGISTRY = "docker-registry"
+
+
+def registry_program() -> str:
+    """The docker-registry of Debian's current release, or the machine's own where that is not there."""
+    return str(CURRENT_REGISTRY) if CURRENT_REGISTRY.exists() else OWN_REGISTRY
+
+
+def registry_version(program: str) -> str:
+    """What a docker-registry is, and what built it."""
+    go = re.search(rb"go1\.\d+(\.\d+)?", Path(shutil.which(program) or program).read_bytes())
+    return f"{run(program, '--version').split()[-1]}, {go.group().decode() if go else 'unknown Go'}"
+
+
 class Registry:
     """An empty docker-registry."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str | None = None) -> None:
+        program = program or registry_program()
         self.port = free_port()
         self.folder = clean(folder)
         config = self.folder / "config.yml"
@@ -69,7 +88,7 @@ class Registry:
             f"storage: {{filesystem: {{rootdirectory: {self.folder}/data}}}}\nhttp: {{addr: 127.0.0.1:{self.port}}}\n"
         )
         log = (self.folder / "log").open("w")
-        self.server = subprocess.Popen(["docker-registry", "serve", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.server = subprocess.Popen([program, "serve", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for _ in range(200):
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
@@ -77,7 +96,7 @@ class Registry:
             except OSError:
                 time.sleep(0.05)
         self.stop()
-        sys.exit("docker-registry did not start: " + (self.folder / "log").read_text()[-2000:])
+        sys.exit(f"{program} did not start: " + (self.folder / "log").read_text()[-2000:])
 
     def host(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -244,6 +263,7 @@ def head(load_before: tuple[float, float, float]) -> dict:
         "commit": os.environ.get("IMGBUILD_COMMIT") or run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),
+        "registry": registry_version(registry_program()),
         "load_before": [round(it, 2) for it in load_before],
         "load_after": [round(it, 2) for it in os.getloadavg()],
     }
