@@ -303,11 +303,13 @@ pub(crate) fn inflate_stream(
     let end = trailer(crc32, size);
     member[..BEFORE].copy_from_slice(&HEADER);
     member.extend_from_slice(&end);
-    // The decompressor compares what follows the last block with the content, wherever that is, and ignores what comes then. So
-    // what follows is `end`, if that is the content's, and it must stand nowhere but at the end.
-    memchr::memmem::find(member, &end) == Some(member.len() - TRAILER)
-        && decompressor.gzip_decompress(member, out).is_ok_and(|length| length == out.len())
-        && trailer(libdeflater::crc32(out), out.len() as u32) == end
+    let is_only_at_the_end = |what: &[u8]| memchr::memmem::find(member, what) == Some(member.len() - what.len());
+    // The decompressor compares what follows the last block with the content, wherever that is, and ignores what comes then. It
+    // follows at the end if the content's length stands nowhere else.
+    if !decompressor.gzip_decompress(member, out).is_ok_and(|length| length == out.len()) {
+        return false;
+    }
+    is_only_at_the_end(&size.to_le_bytes()) || is_only_at_the_end(&end) && trailer(libdeflater::crc32(out), size) == end
 }
 
 /// Inflates a whole member with the decoder that also reads large ones.

@@ -274,6 +274,22 @@ fn the_raw_stream_can_become_a_gzip_member() {
 }
 
 #[test]
+fn a_stream_that_holds_the_length_of_its_content_is_inflated_as_a_whole() {
+    // The content's length in a stored block, which holds the content as it is.
+    let mut with_length = vec![b'x'; 300];
+    with_length[7..11].copy_from_slice(&300u32.to_le_bytes());
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::none());
+    encoder.write_all(&with_length).expect("a vector takes everything");
+    let packed = encoder.finish().expect("a vector takes everything");
+    assert!(memchr::memmem::find(&packed, &300u32.to_le_bytes()).is_some());
+    let bytes = archive(&[Item { packed, ..Item::deflated("x", &with_length) }]);
+    let mut archive = Archive::open(Cursor::new(&bytes), &Limits::default()).expect("good");
+    let (mut packed, mut content) = (Vec::new(), vec![0; 300]);
+    assert!(archive.inflate(0, &mut packed, &mut content).expect("good").is_some());
+    assert_eq!(content, with_length);
+}
+
+#[test]
 fn zip64_fields_are_read_and_must_fit() {
     let wide = |count: usize| [&1u16.to_le_bytes()[..], &(8 * count as u16).to_le_bytes()].concat();
     let five = 5u64.to_le_bytes();
