@@ -1,203 +1,18 @@
-//! The sandbox of commands, on each level that the machine offers: the same outcome everywhere, and escapes tried and refused.
-//!
-//! Tests named `here_*` run as whoever runs them; `slow_another_user` and `real_*` run them again as an ordinary user and in containers.
+//! What holds for whoever runs it: as this process, as another user and in containers.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use imgbuild::sandbox::{self, Access, Bind, ID, Level, Limits, Network, Outcome, SandboxError, Secret, Step};
+use imgbuild::sandbox::{self, Access, Bind, ID, Level, Network, SandboxError, Secret, Step};
 
-use crate::support::docker;
+use super::{Place, helper, levels, listing, run};
 use crate::support::processes::{alive, child_of, wait_until};
-use crate::support::run::{binary, outcome, tool};
-
-/// A folder that any user of the machine can reach, removed at the end.
-struct Place {
-    folder: PathBuf,
-    root: PathBuf,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        sandbox::remove(&self.folder).unwrap();
-    }
-}
-
-impl Place {
-    fn new() -> Place {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("imgbuild-sandbox-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        let root = folder.join("root");
-        fs::create_dir(&folder).unwrap();
-        make_root(&root);
-        Place { folder, root }
-    }
-
-    /// A step with nothing but a command.
-    fn step<'a>(&'a self, work: &'a Path, argv: &[&str]) -> Step<'a> {
-        fs::create_dir(work).unwrap();
-        Step {
-            root: &self.root,
-            work,
-            binds: Vec::new(),
-            secrets: Vec::new(),
-            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
-            env: vec![("PATH".into(), "/bin".into())],
-            workdir: "/".into(),
-            uid: ID,
-            gid: ID,
-            network: Network::None,
-            timeout: Some(Duration::from_secs(60)),
-            limits: Limits { memory: 1 << 30, processes: 64, disk: 256 << 20 },
-            helper: Some(helper()),
-        }
-    }
-
-    /// Runs a script by busybox's shell on a level: what it wrote, and how it ended.
-    fn shell(
-        &self,
-        level: Level,
-        script: &str,
-        change: impl FnOnce(&mut Step<'_>),
-    ) -> (String, Result<Seen, SandboxError>) {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let work = self.folder.join(format!("work-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let mut step = self.step(&work, &["/bin/sh", "-c", script]);
-        change(&mut step);
-        let (log, ended) = run(&step, level);
-        let seen = ended.map(|outcome| Seen { changed: listing(&outcome.changed), removed: outcome.removed });
-        sandbox::remove(&work).unwrap();
-        (log, seen)
-    }
-
-    /// A script that must succeed; gives what it wrote.
-    #[track_caller]
-    fn says(&self, level: Level, script: &str) -> String {
-        let (log, ended) = self.shell(level, script, |_| {});
-        assert!(ended.is_ok(), "{level}: {ended:?}\n{log}");
-        log
-    }
-}
-
-/// An outcome that can be compared.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    changed: BTreeMap<String, String>,
-    removed: Vec<PathBuf>,
-}
-
-fn run(step: &Step<'_>, level: Level) -> (String, Result<Outcome, SandboxError>) {
-    let mut log = Vec::new();
-    let ended = sandbox::run(step, level, &mut |piece| log.extend_from_slice(piece), &|| false);
-    (String::from_utf8_lossy(&log).into_owned(), ended)
-}
-
-fn helper() -> &'static Path {
-    static HELPER: OnceLock<PathBuf> = OnceLock::new();
-    HELPER.get_or_init(binary)
-}
-
-/// What the machine offers to whoever runs the tests: at least something, else they prove nothing.
-fn levels() -> &'static [Level] {
-    static LEVELS: OnceLock<Vec<Level>> = OnceLock::new();
-    LEVELS.get_or_init(|| {
-        let offers = sandbox::offers(&std::env::temp_dir(), Some(helper()));
-        let levels = offers.iter().filter(|(_, offer)| offer.is_ok()).map(|(level, _)| *level).collect::<Vec<_>>();
-        let expected = std::env::var("IMGBUILD_TEST_LEVELS");
-        let names = levels.iter().map(Level::to_string).collect::<Vec<_>>().join(" ");
-        match expected {
-            Ok(expected) => assert_eq!(names, expected, "{offers:?}"),
-            Err(_) => assert!(levels.contains(&Level::Namespaces) && levels.contains(&Level::Proot), "{offers:?}"),
-        }
-        levels
-    })
-}
-
-/// A root with busybox and perl, which makes any system call, from this machine's own files.
-fn make_root(root: &Path) {
-    if let Some(made) = std::env::var_os("IMGBUILD_TEST_ROOT") {
-        tool("cp", ["-R".as_ref(), made.as_os_str(), root.as_os_str()]);
-        fs::set_permissions(root.join("opt/old/deep/b"), fs::Permissions::from_mode(0o600)).unwrap();
-        return;
-    }
-    for folder in ["bin", "etc", "opt/old/deep", "opt/kept", "usr/share", "lib64", "tmp", "var"] {
-        fs::create_dir_all(root.join(folder)).unwrap();
-    }
-    add_program(root, Path::new("/usr/bin/perl"), "bin/perl");
-    add_program(root, Path::new("/bin/busybox"), "bin/busybox");
-    for name in [
-        "sh", "cat", "chmod", "cp", "dd", "env", "hostname", "id", "kill", "ln", "ls", "mkdir", "mount", "mv", "nc",
-        "nproc", "pwd", "rm", "seq", "setsid", "sleep", "stat", "sync", "touch", "true", "umount", "unshare", "chroot",
-        "mknod", "head", "grep",
-    ] {
-        symlink("busybox", root.join("bin").join(name)).unwrap();
-    }
-    for (file, content, mode) in [
-        ("etc/motd", "hello\n", 0o644),
-        ("opt/old/a", "a", 0o644),
-        ("opt/old/deep/b", "b", 0o600),
-        ("opt/kept/c", "c", 0o444),
-        ("opt/kept/d", "d", 0o755),
-    ] {
-        fs::write(root.join(file), content).unwrap();
-        fs::set_permissions(root.join(file), fs::Permissions::from_mode(mode)).unwrap();
-    }
-    for folder in ["", "bin", "etc", "opt", "opt/old", "opt/old/deep", "opt/kept", "usr", "usr/share", "lib64", "var"] {
-        fs::set_permissions(root.join(folder), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    symlink("motd", root.join("etc/link")).unwrap();
-    symlink("/opt/kept", root.join("var/elsewhere")).unwrap();
-}
-
-/// A program with the libraries that it is linked to, where its loader looks for them.
-fn add_program(root: &Path, program: &Path, name: &str) {
-    fs::copy(program, root.join(name))
-        .unwrap_or_else(|error| panic!("{}: {error}; run `tests/tools`", program.display()));
-    let linked = Command::new("ldd").arg(program).output().unwrap();
-    for word in String::from_utf8(linked.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/')) {
-        let target = root.join(word.trim_start_matches('/'));
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        if !target.exists() {
-            fs::copy(word, target).unwrap();
-        }
-    }
-}
-
-/// Kind, mode and content, a line a path.
-fn listing(folder: &Path) -> BTreeMap<String, String> {
-    fn walk(top: &Path, folder: &Path, lines: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let metadata = fs::symlink_metadata(&path).unwrap();
-            let mode = metadata.mode() & 0o7777;
-            let what = if metadata.is_dir() {
-                walk(top, &path, lines);
-                format!("dir {mode:04o}")
-            } else if metadata.is_symlink() {
-                format!("-> {}", fs::read_link(&path).unwrap().display())
-            } else if metadata.is_file() {
-                let links = if metadata.nlink() > 1 { " linked" } else { "" };
-                format!("file {mode:04o} {}{links}", String::from_utf8_lossy(&fs::read(&path).unwrap()).trim_end())
-            } else {
-                format!("special {mode:04o}")
-            };
-            lines.insert(path.strip_prefix(top).unwrap().display().to_string(), what);
-        }
-    }
-    let mut lines = BTreeMap::new();
-    walk(folder, folder, &mut lines);
-    lines
-}
 
 const CHANGES: &str = r"
 set -e
@@ -219,7 +34,7 @@ cp /etc/motd /etc/copy; cp /etc/copy /etc/motd
 ";
 
 #[test]
-fn here_the_outcome_is_the_same_on_each_level() {
+fn the_outcome_is_the_same_on_each_level() {
     let place = Place::new();
     let before = listing(&place.root);
     let text = "
@@ -257,7 +72,7 @@ var: file 0644 file";
 }
 
 #[test]
-fn here_inputs_are_read_only_and_caches_stay() {
+fn inputs_are_read_only_and_caches_stay() {
     let place = Place::new();
     let (input, cache) = (place.folder.join("input"), place.folder.join("cache"));
     fs::create_dir(&input).unwrap();
@@ -298,7 +113,7 @@ fn here_inputs_are_read_only_and_caches_stay() {
 }
 
 #[test]
-fn here_what_a_step_sees_is_fixed() {
+fn what_a_step_sees_is_fixed() {
     let place = Place::new();
     for level in levels() {
         let (log, ended) = place.shell(*level, "", |step| {
@@ -336,7 +151,7 @@ fn here_what_a_step_sees_is_fixed() {
 }
 
 #[test]
-fn here_secrets_are_in_memory_alone() {
+fn secrets_are_in_memory_alone() {
     let place = Place::new();
     let canary = format!("canary-{}-{}", std::process::id(), 271_828);
     let secret = Secret { name: "token".into(), bytes: canary.clone().into_bytes() };
@@ -385,7 +200,7 @@ fn here_secrets_are_in_memory_alone() {
 }
 
 #[test]
-fn here_there_is_no_network_unless_opened() {
+fn there_is_no_network_unless_opened() {
     let place = Place::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -416,7 +231,7 @@ fn perl(place: &Place, level: Level, script: &str, change: impl FnOnce(&mut Step
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn here_system_calls_that_lead_out_are_refused() {
+fn system_calls_that_lead_out_are_refused() {
     let place = Place::new();
     const EPERM: &str = "error 1";
     const ENOSYS: &str = "error 38";
@@ -464,7 +279,7 @@ fn here_system_calls_that_lead_out_are_refused() {
 }
 
 #[test]
-fn here_the_host_cannot_be_reached() {
+fn the_host_cannot_be_reached() {
     let place = Place::new();
     let outside = place.folder.join("outside");
     fs::write(&outside, "untouched").unwrap();
@@ -510,7 +325,7 @@ fn here_the_host_cannot_be_reached() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn here_sockets_of_the_host_are_out_of_reach() {
+fn sockets_of_the_host_are_out_of_reach() {
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::net::{SocketAddr, UnixListener};
     let place = Place::new();
@@ -530,7 +345,7 @@ fn here_sockets_of_the_host_are_out_of_reach() {
 }
 
 #[test]
-fn here_links_that_a_step_leaves_are_not_followed() {
+fn links_that_a_step_leaves_are_not_followed() {
     let place = Place::new();
     let (host, cache) = (place.folder.join("host"), place.folder.join("cache"));
     for folder in [&host.join("in"), &cache] {
@@ -553,7 +368,7 @@ fn here_links_that_a_step_leaves_are_not_followed() {
 }
 
 #[test]
-fn here_descriptors_are_not_inherited() {
+fn descriptors_are_not_inherited() {
     use rustix::io::{FdFlags, fcntl_setfd};
     let place = Place::new();
     // As a shell's `exec 7<file` would leave it to everything below.
@@ -569,7 +384,7 @@ fn here_descriptors_are_not_inherited() {
 }
 
 #[test]
-fn here_setuid_gives_nothing() {
+fn setuid_gives_nothing() {
     let place = Place::new();
     let program = place.root.join("opt/suid/busybox");
     fs::create_dir(program.parent().unwrap()).unwrap();
@@ -585,7 +400,7 @@ fn here_setuid_gives_nothing() {
 }
 
 #[test]
-fn here_slow_bombs_are_bounded() {
+fn slow_bombs_are_bounded() {
     let place = Place::new();
     for level in levels() {
         let marker = format!("{}{}", 700_000 + std::process::id(), *level as u8);
@@ -633,7 +448,7 @@ fn here_slow_bombs_are_bounded() {
 }
 
 #[test]
-fn here_background_processes_end_with_the_step() {
+fn background_processes_end_with_the_step() {
     let place = Place::new();
     for level in levels() {
         let marker = format!("{}{}", 800_000 + std::process::id(), *level as u8);
@@ -650,7 +465,7 @@ fn here_background_processes_end_with_the_step() {
 }
 
 #[test]
-fn here_a_step_that_fails_says_how() {
+fn a_step_that_fails_says_how() {
     let place = Place::new();
     for level in levels() {
         let marker = format!("{}{}", 900_000 + std::process::id(), *level as u8);
@@ -697,7 +512,7 @@ fn driver() {
 }
 
 #[test]
-fn here_nothing_is_left_when_any_process_is_killed() {
+fn nothing_is_left_when_any_process_is_killed() {
     // What it kills is this test once more, with a step to run.
     if std::env::var_os("SANDBOX_LEVEL").is_some() {
         return driver();
@@ -713,7 +528,7 @@ fn here_nothing_is_left_when_any_process_is_killed() {
             }
             let marker = format!("{}{}{victim}", 600_000 + std::process::id(), *level as u8);
             let mut driver = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "sandbox::here_nothing_is_left_when_any_process_is_killed", "--nocapture"])
+                .args(["--exact", "sandbox::here::nothing_is_left_when_any_process_is_killed", "--nocapture"])
                 .env("SANDBOX_LEVEL", level.to_string())
                 .env("SANDBOX_PLACE", &place.folder)
                 .env("SANDBOX_MARKER", &marker)
@@ -738,7 +553,7 @@ fn here_nothing_is_left_when_any_process_is_killed() {
 }
 
 #[test]
-fn here_a_level_that_is_demanded_is_not_lowered() {
+fn a_level_that_is_demanded_is_not_lowered() {
     levels();
     let offers = sandbox::offers(&std::env::temp_dir(), Some(helper()));
     let refused = sandbox::choose(&[(Level::Namespaces, Err("EPERM".into())), offers[2].clone()], Some(Level::Chroot));
@@ -749,147 +564,4 @@ fn here_a_level_that_is_demanded_is_not_lowered() {
             assert!(lacks.contains('(') || lacks.contains("PATH"), "{level} says no switch: {lacks}");
         }
     }
-}
-
-/// On a file system that is nearly full.
-fn full_disk() {
-    let place = Place::new();
-    for level in levels() {
-        let script = "i=0; while dd if=/dev/zero of=/big$i bs=1M count=1 2>/dev/null; do i=$((i+1)); done; exit 3";
-        let (log, ended) = place.shell(*level, script, |step| step.limits.disk = 16 << 30);
-        assert!(
-            matches!(ended, Err(SandboxError::Limit { .. } | SandboxError::Status { .. })),
-            "{level}: {ended:?} {log}"
-        );
-        place.says(*level, "true");
-    }
-}
-
-#[test]
-fn a_full_disk_ends_the_step() {
-    // It starts itself once more where a small disk is mounted.
-    if std::env::var_os("SANDBOX_SMALL_DISK").is_some() {
-        return full_disk();
-    }
-    assert!(rustix::process::geteuid().is_root(), "only root can mount a small disk; run the tests as root");
-    let disk = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o size=400m,mode=1777 disk \"$1\" && TMPDIR=$1 SANDBOX_SMALL_DISK=1 exec \"$2\" --exact sandbox::a_full_disk_ends_the_step --nocapture";
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script, "sh"]).arg(disk.path()).arg(std::env::current_exe().unwrap());
-    let said = outcome(&mut command).success();
-    assert!(said.contains("1 passed"), "{said}");
-}
-
-#[test]
-fn a_program_that_cannot_become_a_guard_is_not_started() {
-    let place = Place::new();
-    let work = place.folder.join("work");
-    let step = Step { helper: None, ..place.step(&work, &["true"]) };
-    let refused = run(&step, Level::Namespaces).1.unwrap_err().to_string();
-    assert!(refused.contains("does not call `enter_if_asked`"), "{refused}");
-}
-
-/// This binary's tests that run anywhere, as arguments.
-const HERE: [&str; 2] = ["sandbox::here_", "--test-threads=2"];
-
-#[test]
-fn slow_another_user() {
-    assert!(rustix::process::geteuid().is_root(), "only root can become another user; run the tests as root");
-    let folder = tempfile::tempdir().unwrap();
-    let readable = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(folder.path(), readable.clone()).unwrap();
-    let (tests, program) = (folder.path().join("it"), folder.path().join("imgbuild"));
-    fs::copy(std::env::current_exe().unwrap(), &tests).unwrap();
-    fs::copy(helper(), &program).unwrap();
-    for file in [&tests, &program] {
-        fs::set_permissions(file, readable.clone()).unwrap();
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65533", "--regid=65533", "--clear-groups"]).arg(&tests).args(HERE);
-    command.env("IMGBUILD_TEST_BINARY", &program).env("IMGBUILD_TEST_LEVELS", "namespaces proot").current_dir("/");
-    command.env("HOME", "/nonexistent").env_remove("TMPDIR");
-    let said = outcome(&mut command).success();
-    assert!(said.contains("test sandbox::here_slow_bombs_are_bounded ... ok"), "{said}");
-}
-
-/// An image made of this machine's own files, with these tests, `/bin/imgbuild` and proot; gives its name in the tests' engine.
-pub fn image() -> &'static str {
-    static IMAGE: OnceLock<()> = OnceLock::new();
-    let name = "imgbuild-sandbox-tests";
-    IMAGE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("image");
-        make_root(&root);
-        // What the tests start, beside what a step needs.
-        for program in ["/bin/cp", "/bin/sleep", "/bin/grep", "/usr/bin/ldd", "/bin/bash", "/usr/bin/proot"] {
-            let name = format!("bin/{}", Path::new(program).file_name().unwrap().to_str().unwrap());
-            let _ = fs::remove_file(root.join(&name));
-            add_program(&root, Path::new(program), &name);
-        }
-        add_program(&root, &std::env::current_exe().unwrap(), "bin/it");
-        add_program(&root, helper(), "bin/imgbuild");
-        make_root(&root.join("fixture"));
-        // Whoever the container runs as copies it.
-        fs::set_permissions(root.join("fixture/opt/old/deep/b"), fs::Permissions::from_mode(0o644)).unwrap();
-        fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").unwrap();
-        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
-        let tar = folder.path().join("image.tar");
-        tool("tar", [OsStr::new("-C"), root.as_os_str(), OsStr::new("-cf"), tar.as_os_str(), OsStr::new(".")]);
-        docker::engine().docker([OsStr::new("import"), tar.as_os_str(), OsStr::new(name)]);
-    });
-    name
-}
-
-/// The tests in a container, without a network.
-fn in_container(levels: &str, arguments: &[&str]) {
-    let variables = [
-        "IMGBUILD_TEST_BINARY=/bin/imgbuild".to_owned(),
-        "IMGBUILD_TEST_ROOT=/fixture".to_owned(),
-        format!("IMGBUILD_TEST_LEVELS={levels}"),
-        "PATH=/bin".to_owned(),
-    ];
-    let mut command = vec!["run", "--rm", "--network", "none", "--init"];
-    for variable in &variables {
-        command.extend(["--env", variable]);
-    }
-    command.extend(arguments);
-    command.extend([image(), "/bin/it"]);
-    command.extend(HERE);
-    let said = docker::engine().docker(command);
-    assert!(said.contains("test sandbox::here_slow_bombs_are_bounded ... ok"), "{said}");
-}
-
-#[test]
-fn real_docker_as_root() {
-    in_container("chroot proot", &[]);
-}
-
-#[test]
-fn real_docker_as_a_user() {
-    in_container("proot", &["--user", "10001:10001"]);
-}
-
-#[test]
-fn real_docker_without_its_filter() {
-    let masked = ["--security-opt", "seccomp=unconfined", "--env", "IMGBUILD_TEST_MASKED=1"];
-    in_container("namespaces chroot proot", &masked);
-    let open =
-        ["--security-opt", "seccomp=unconfined", "--security-opt", "systempaths=unconfined", "--user", "10001:10001"];
-    in_container("namespaces proot", &open);
-}
-
-#[test]
-fn real_docker_like_a_pod() {
-    let arguments = [
-        "--cap-drop",
-        "ALL",
-        "--security-opt",
-        "no-new-privileges",
-        "--read-only",
-        "--tmpfs",
-        "/tmp:exec",
-        "--user",
-        "10001:10001",
-    ];
-    in_container("proot", &arguments);
 }
