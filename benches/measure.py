@@ -58,9 +58,9 @@ def free_port() -> int:
         return it.getsockname()[1]
 
 
-# What tests/tools unpacks of Debian's current release, and what the machine's own has: the same program, built by different releases
-# of Go. The newer one hashes with the processor's instructions for SHA-256, as the images of Docker Hub do.
-CURRENT_REGISTRY = Path(os.environ.get("IMGBUILD_TEST_CACHE", TARGET / "tests")) / "trixie/root/usr/bin/docker-registry"
+# What tests/tools unpacks of Debian's current release, and what the machine's own has: nearly the same program, built by different
+# releases of Go. The newer one hashes with the processor's instructions for SHA-256.
+CURRENT_REGISTRY = Path(os.environ.get("IMGBUILD_TEST_CACHE") or TARGET / "tests") / "trixie/root/usr/bin/docker-registry"
 OWN_REGISTRY = "docker-registry"
 
 
@@ -69,10 +69,13 @@ def registry_program() -> str:
     return str(CURRENT_REGISTRY) if CURRENT_REGISTRY.exists() else OWN_REGISTRY
 
 
-def registry_version(program: str) -> str:
-    """What a docker-registry is, and what built it."""
-    go = re.search(rb"go1\.\d+(\.\d+)?", Path(shutil.which(program) or program).read_bytes())
-    return f"{run(program, '--version').split()[-1]}, {go.group().decode() if go else 'unknown Go'}"
+def registry_version(program: str) -> str | None:
+    """What a docker-registry is, and what built it; `None` where it is not there."""
+    found = shutil.which(program)
+    if found is None:
+        return None
+    go = re.search(rb"go1\.\d+(\.\d+)?", Path(found).read_bytes())
+    return f"{run(found, '--version').split()[-1]}, {go.group().decode() if go else 'unknown Go'}"
 
 
 class Registry:
@@ -255,15 +258,15 @@ def debian(below: int, *packages: str) -> dict:
     return {"step": "layer", "below": below, "source": source}
 
 
-def head(load_before: tuple[float, float, float]) -> dict:
-    """When, of what and where something was measured."""
+def head(load_before: tuple[float, float, float], *, registry: bool = False) -> dict:
+    """When, of what and where something was measured, and with which registry where there was one."""
     return {
+        **({"registry": registry_version(registry_program())} if registry else {}),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         # What was built elsewhere says itself of what.
         "commit": os.environ.get("IMGBUILD_COMMIT") or run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),
-        "registry": registry_version(registry_program()),
         "load_before": [round(it, 2) for it in load_before],
         "load_after": [round(it, 2) for it in os.getloadavg()],
     }
