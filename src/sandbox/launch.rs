@@ -18,7 +18,10 @@ use super::{CAN_ENTER, Level, SandboxError, processes};
 
 /// How long things are left alone between two looks.
 const BEAT: Duration = Duration::from_millis(50);
-/// How long a guard may take to end what it started.
+/// How long a guard may take to end what it started. Killed before, it leaves processes that end a little later: those of a step are
+/// ended by the kernel once the first of them has closed its files, for which it may wait for a busy disk.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long pipes are listened to that somebody holds behind the end of the guard.
 const GRACE: Duration = Duration::from_secs(5);
 /// What is left free on the file system of the work folder, in bytes.
 const FLOOR: u64 = 64 << 20;
@@ -243,7 +246,7 @@ impl Running {
 
     /// Ends a guard that does not end by itself.
     fn hurry(&mut self) {
-        if self.ending.is_some_and(|since| since.elapsed() > GRACE) {
+        if self.ending.is_some_and(|since| since.elapsed() > PATIENCE) {
             let _ = self.child.kill();
         }
     }
