@@ -141,6 +141,10 @@ fn slow_damage_of_any_entry_is_noticed_and_mended() {
     }
 }
 
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 #[test]
 fn damage_below_a_changed_layer_is_noticed_and_mended() {
     let project = Project::new();
@@ -155,12 +159,18 @@ fn damage_below_a_changed_layer_is_noticed_and_mended() {
         let at = bytes.len() * 2 / 3;
         bytes[at] ^= 1;
         overwrite(&entry, &bytes);
+        let mut removed = (0, 0);
         for record in project.bucket("ledger-v1") {
             let text = String::from_utf8_lossy(&fs::read(&record).unwrap()).into_owned();
-            if text.contains("\nlayer 1\n") || text.contains("\nimage 1\n") {
+            // A key's text begins with what it is of and its version.
+            let is_of = |kind: &str| text.lines().any(|line| line.strip_prefix(kind).is_some_and(is_number));
+            let (is_layer, is_image) = (is_of("layer "), is_of("image "));
+            if is_layer || is_image {
+                removed = (removed.0 + usize::from(is_layer), removed.1 + usize::from(is_image));
                 fs::remove_file(record).unwrap();
             }
         }
+        assert!(removed.0 > 0 && removed.1 > 0, "{removed:?} records of layers and images were there");
         assert_eq!(project.rebuilt(), right, "{}", entry.display());
     }
 }
