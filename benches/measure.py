@@ -46,6 +46,14 @@ def measured(name: str, command: list[str], **options) -> tuple[str, str]:
     return said, told
 
 
+def imgbuild_binary() -> Path:
+    """The program that is measured: `IMGBUILD`, or this repository's release build."""
+    binary = Path(os.environ.get("IMGBUILD", TARGET / "release/imgbuild")).resolve()
+    if not binary.exists():
+        sys.exit(f"there is no {binary}: run `cargo build --release` first")
+    return binary
+
+
 def clean(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
