@@ -1,7 +1,11 @@
 """What the benchmarks of registries share: programs that are measured, an empty registry, a line with a delay."""
 
 import asyncio
+import base64
+import csv
 import datetime
+import hashlib
+import io
 import json
 import os
 import platform
@@ -14,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,22 +33,37 @@ def run(*command: str, **options) -> str:
     return done.stdout
 
 
+# Runs a command and tells of it: a process that is small itself, since the largest resident set that the kernel tells of a child
+# begins with that of who started it.
+RUNNER = """
+import os, sys, time
+began = time.perf_counter()
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(child, 0)
+told = time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, os.waitstatus_to_exitcode(status)
+os.write(int(sys.argv[1]), " ".join(map(str, told)).encode())
+"""
+
+
 def measured(name: str, command: list[str], **options) -> tuple[str, str]:
     """Runs a command; keeps wall clock, processor time and the largest resident set of it. Gives stdout and stderr."""
+    told, tell = os.pipe()
     with tempfile.TemporaryFile() as complaints:
-        began = time.perf_counter()
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, **options)
+        words = [sys.executable, "-I", "-S", "-c", RUNNER, str(tell), *command]
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": complaints, "pass_fds": [tell]}
+        child = subprocess.Popen(words, **streams, **options)
+        os.close(tell)
         said = child.stdout.read().decode()
-        _, status, usage = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
+        child.wait()
         complaints.seek(0)
-        told = complaints.read().decode(errors="replace")
-    if child.returncode != 0:
-        sys.exit(f"{name}: {' '.join(command)} failed\n{told}")
-    record = {"seconds": round(wall, 4), "cpu": round(usage.ru_utime + usage.ru_stime, 3), "peak_kib": usage.ru_maxrss}
+        complained = complaints.read().decode(errors="replace")
+    with open(told) as it:
+        record = it.read().split()
+    if len(record) != 4 or record[3] != "0":
+        sys.exit(f"{name}: {' '.join(command)} failed\n{complained}")
+    record = {"seconds": round(float(record[0]), 4), "cpu": round(float(record[1]), 3), "peak_kib": int(record[2])}
     results.setdefault(name, []).append(record)
-    return said, told
+    return said, complained
 
 
 def imgbuild_binary() -> Path:
@@ -242,6 +262,39 @@ def with_bytecode(binary: Path, project: Path) -> list[str]:
             source["bytecode"] = "all"
     (project / "bytecode.json").write_text(json.dumps(catalogue))
     return ["--catalogue", "bytecode.json", "--context", "images/obelisk", "--lock-file", "images/images.lock"]
+
+
+def variant(wheel: Path, number: int) -> tuple[bytes, int]:
+    """The wheel with a line more in its METADATA, and its bytes unpacked."""
+    out = io.BytesIO()
+    unpacked = 0
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(out, "w") as new:
+        names = [it.filename for it in old.infolist()]
+        record = next(name for name in names if name.endswith(".dist-info/RECORD"))
+        metadata = record.removesuffix("RECORD") + "METADATA"
+        text = old.read(metadata) + f"\nVariant {number}.\n".encode()
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b"=").decode()
+        rows = list(csv.reader(io.StringIO(old.read(record).decode())))
+        rows = [[name, f"sha256={digest}", str(len(text))] if name == metadata else [name, *rest] for name, *rest in rows]
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        for it in old.infolist():
+            data = {metadata: text, record: lines.getvalue().encode()}.get(it.filename) or old.read(it)
+            unpacked += len(data)
+            new.writestr(it, data, it.compress_type)
+    return out.getvalue(), unpacked
+
+
+def replaced(locked: str, wheel: dict, changed: bytes, blobs: Path, **more: str) -> str:
+    """The lock with these bytes in the place of a wheel of rag; they are put into a cache's blobs as if they had just been downloaded."""
+    digest = hashlib.sha256(changed).hexdigest()
+    (blobs / digest[:2]).mkdir(exist_ok=True)
+    (blobs / digest[:2] / digest).write_bytes(changed)
+    # Other images have some of the wheels in their own parts of the lock.
+    place = locked.index(wheel["sha256"], locked.index('["rag"]', locked.index('"python"')))
+    start, end = locked.rindex("{", 0, place), locked.index("}", place) + 1
+    entry = json.loads(locked[start:end]) | {"sha256": f"sha256:{digest}", "size": len(changed)} | more
+    return locked[:start] + json.dumps(entry, separators=(",", ":")) + locked[end:]
 
 
 OWNER = {"uid": 0, "gid": 0}

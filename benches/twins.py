@@ -2,13 +2,14 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from measure import ROOT, TARGET, Engine, clean, debian, measured, plan, run, stop
+from measure import ROOT, TARGET, Engine, Registry, clean, debian, measured, plan, replaced, run, stop, variant
 
 WORK = TARGET / "benches"
 IMAGES = ["base", "core", "init", "rag"]
@@ -63,6 +64,20 @@ class Imgbuild:
         with (self.project / "images/obelisk/vault/index.md").open("a") as page:
             page.write(f"\nEdit {at}.\n")
         measured("imgbuild: one page edited", self.command(self.cache), cwd=self.project)
+
+    def push(self, name: str, registry: Registry, tag: str) -> None:
+        """rag alone."""
+        words = [str(self.binary), "push", "rag", "--platform", "linux/amd64", "--cache-dir", str(self.cache), "--progress", "quiet"]
+        words += ["--locked", "--registry", f"{registry.host()}/imgbuild", "--tag", tag]
+        measured(f"imgbuild: {name}", words, cwd=self.project)
+
+    def replace(self, wheel: dict, number: int, locked: str) -> bytes:
+        """Puts a variant of a wheel of rag into its place in this lock, and into the cache as if it had just been downloaded; its bytes."""
+        digest = wheel["sha256"].removeprefix("sha256:")
+        changed, _ = variant(self.full / "blobs-v1" / digest[:2] / digest, number)
+        text = replaced(locked, wheel, changed, self.cache / "blobs-v1")
+        (self.project / "images/images.lock").write_text(text)
+        return changed
 
 
 def venv(image: str, build: str = "bench-trixie-build", base: str = "bench-base") -> str:
@@ -151,18 +166,24 @@ def wheels(imgbuild: Imgbuild, image: str, folder: Path) -> None:
     (folder / "pins.txt").write_text(pins)
 
 
+def twins_context(imgbuild: Imgbuild) -> Path:
+    """A context with the Dockerfiles of all four images."""
+    context = clean(WORK / "context")
+    shutil.copytree(imgbuild.project / "images", context, dirs_exist_ok=True)
+    for image in ["core", "rag"]:
+        wheels(imgbuild, image, clean(context / f"wheels-{image}"))
+    for image, text in DOCKERFILES.items():
+        (context / f"{image}.Dockerfile").write_text(text.lstrip())
+        (context / f"{image}.bytecode.Dockerfile").write_text(bytecode(image, text).lstrip())
+    return context
+
+
 class Twins(Engine):
     """An engine with base trees from mmdebstrap imported, and a context for the Dockerfiles."""
 
     def __init__(self, imgbuild: Imgbuild) -> None:
         super().__init__(WORK / "docker")
-        self.context = clean(WORK / "context")
-        shutil.copytree(imgbuild.project / "images", self.context, dirs_exist_ok=True)
-        for image in ["core", "rag"]:
-            wheels(imgbuild, image, clean(self.context / f"wheels-{image}"))
-        for image, text in DOCKERFILES.items():
-            (self.context / f"{image}.Dockerfile").write_text(text.lstrip())
-            (self.context / f"{image}.bytecode.Dockerfile").write_text(bytecode(image, text).lstrip())
+        self.context = twins_context(imgbuild)
         for name in TREES:
             run(*self.client(), "import", str(tree(name)), f"{name}:latest")
 
@@ -171,12 +192,12 @@ class Twins(Engine):
             " ".join([*self.client(), "build", "--network", "none", "-q", *more, "-t", f"bench-{image}"])
             + f" -f {image}{kind}.Dockerfile ." for image in IMAGES
         )
-        measured(name, ["sh", "-c", script], cwd=self.context, env={**os.environ, "DOCKER_BUILDKIT": "1"})
+        measured(f"docker build: {name}", ["sh", "-c", script], cwd=self.context, env={**os.environ, "DOCKER_BUILDKIT": "1"})
 
     def edited(self, at: int) -> None:
         with (self.context / "obelisk/vault/index.md").open("a") as page:
             page.write(f"\nEdit {at}.\n")
-        self.build("docker build: one page edited")
+        self.build("one page edited")
 
 
 # In a mount namespace of its own: the root becomes a mount, as engines expect, and gets what a kernel offers, a storage and the context.
@@ -234,3 +255,40 @@ class Current:
 
     def stop(self) -> None:
         stop(self.server)
+
+
+class CurrentTwins(Current):
+    """The same as [`Twins`] by the BuildKit of a current Docker, and rag alone built and pushed. Its bases lie in this registry."""
+
+    def __init__(self, imgbuild: Imgbuild, registry: Registry) -> None:
+        context = twins_context(imgbuild)
+        super().__init__(current_root(imgbuild.binary), WORK / "current-storage", context)
+        self.context, self.registry = context, registry
+        for name in TREES:
+            copy = context / f"{name}.tar"
+            shutil.copy(tree(name), copy)
+            run(*self.client("import", f"/context/{copy.name}", f"{registry.host()}/{name}:latest"))
+            run(*self.client("push", "--quiet", f"{registry.host()}/{name}:latest"))
+            copy.unlink()
+        # Each image on its own: the stages below come from its own file, as layers that do not depend on them.
+        for image in IMAGES:
+            for file in [f"{image}.Dockerfile", f"{image}.bytecode.Dockerfile"]:
+                text = (context / file).read_text().replace("COPY ", "COPY --link ")
+                for name in TREES:
+                    text = text.replace(f"FROM {name}\n", f"FROM {registry.host()}/{name}\n").replace(f"FROM {name} ", f"FROM {registry.host()}/{name} ")
+                (context / file).write_text(text.replace("FROM bench-base", f"FROM {registry.host()}/bench-base"))
+
+    def words(self, image: str, kind: str, *more: str) -> list[str]:
+        file = f"/context/{image}{kind}.Dockerfile"
+        return self.client("buildx", "build", "--quiet", "--network", "none", *more, "--file", file, "/context")
+
+    def build(self, name: str, *more: str, kind: str = "") -> None:
+        """All four, one after the other; others stand on the base that was pushed."""
+        script = " && ".join(
+            shlex.join(self.words(image, kind, *more, "--push", "--tag", f"{self.registry.host()}/bench-{image}")) for image in IMAGES
+        )
+        measured(f"BuildKit: {name}", ["sh", "-c", script])
+
+    def push(self, name: str, tag: str) -> None:
+        """rag alone."""
+        measured(f"BuildKit: {name}", self.words("rag", "", "--push", "--tag", f"{self.registry.host()}/rag:{tag}"))

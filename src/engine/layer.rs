@@ -1,12 +1,12 @@
 //! What a layer is made of: each operation of its plan as a fragment, made from what the view below says or found in the store.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, Prefixes};
 use layers::op::{Configure, Conversion, LayerPlan, Op};
-use layers::source::{Dir, Files, Inline, Link, Owner, TakeFrom, User};
+use layers::source::{Dir, Inline, Link, Owner, TakeFrom, User};
 use layers::{Digest, ImagePath, KeyHasher, Platform, StageId};
 
 use super::EngineError;
@@ -19,7 +19,6 @@ use super::skeleton::skeleton;
 use super::tree::Tree as _;
 use super::view::View;
 use crate::debian::effects;
-use crate::pin::SelectedKind;
 
 impl Local<'_> {
     pub(super) fn layer(
@@ -53,7 +52,7 @@ impl Local<'_> {
                     let (entry, content) = inline_entry(inline, view)?;
                     plain.push(entry, content);
                 }
-                Op::Copy(files) => fragments.push(self.copy(files, view)?),
+                Op::Copy(files) => fragments.extend(self.copy(files, view)?),
                 Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
                 Op::Take(take) => {
                     let (fragment, commands) = self.take(subject, take, view)?;
@@ -119,51 +118,6 @@ impl Local<'_> {
         let (key, text) = hasher.finish();
         let (ran, prefixes) = (Vec::new(), Prefixes::default());
         LayerJob { key, text, label: label.to_owned(), skeleton, fragments, ran, prefixes, made: None }
-    }
-
-    fn copy(&self, files: &Files, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
-        let selection = self.context.select(files)?;
-        // One file goes to the path itself, a folder's content goes below it.
-        let to = view.through_links(&files.to)?;
-        let mut hasher = KeyHasher::new("copy", LAYER_FORMAT);
-        hasher.field("index", INDEX_FORMAT);
-        hasher.field("selection", selection.digest);
-        hasher.field("to", &to);
-        hasher.field("mode", files.mode.map_or("kept".into(), |mode| format!("{mode:o}")));
-        hasher.field("dir-mode", format!("{:o}", files.dir_mode));
-        hasher.field("owner", format!("{}:{}", files.owner.uid, files.owner.gid));
-        let (key, text) = hasher.finish();
-        self.kept(key, &text, || {
-            let mut made = Made::default();
-            for selected in &selection.entries {
-                let path = match to.join(&selected.path) {
-                    Ok(path) => path,
-                    Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidInput, error.to_string()).into()),
-                };
-                let entry = |kind, mode| Entry {
-                    uid: files.owner.uid,
-                    gid: files.owner.gid,
-                    ..Entry::new(path.clone(), kind, mode, EPOCH)
-                };
-                match &selected.kind {
-                    SelectedKind::Dir => made.push(entry(Kind::Dir, files.dir_mode), Content::None),
-                    SelectedKind::Symlink { target } => {
-                        made.push(entry(Kind::Symlink { target: target.clone() }, 0o777), Content::None);
-                    }
-                    SelectedKind::File { size, executable, digest } => {
-                        let mode = files.mode.unwrap_or(if *executable { 0o755 } else { 0o644 });
-                        let (source, digest) = (selected.source.clone(), *digest);
-                        let context = self.context;
-                        let open = move || -> Result<Box<dyn Read>, EngineError> {
-                            let file = context.open_file(&source)?;
-                            Ok(Box::new(Verified::new(file, source, digest)))
-                        };
-                        made.push(entry(Kind::File { size: *size }, mode), Content::Open(Box::new(open)));
-                    }
-                }
-            }
-            Ok(made)
-        })
     }
 
     fn add_user(&self, user: &User, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
@@ -351,34 +305,4 @@ fn taken<'v>(
         }
     }
     if found { Ok(made) } else { Err(EngineError::NothingToTake { path: from.clone() }) }
-}
-
-/// Reads a file of the context and compares it with what was pinned.
-struct Verified<R> {
-    inner: R,
-    path: String,
-    expected: Digest,
-    hasher: sha2::Sha256,
-}
-
-impl<R: Read> Verified<R> {
-    fn new(inner: R, path: String, expected: Digest) -> Verified<R> {
-        Verified { inner, path, expected, hasher: sha2::Digest::new() }
-    }
-}
-
-impl<R: Read> Read for Verified<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(out)?;
-        if count > 0 {
-            sha2::Digest::update(&mut self.hasher, &out[..count]);
-        } else if !out.is_empty() {
-            let found: [u8; 32] = sha2::Digest::finalize(self.hasher.clone()).into();
-            if Digest::from_bytes(found) != self.expected {
-                let error = EngineError::Changed { path: self.path.clone() };
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string()));
-            }
-        }
-        Ok(count)
-    }
 }

@@ -4,6 +4,7 @@ pub mod base;
 pub mod bytecode;
 pub mod checks;
 pub mod convert;
+mod copy;
 pub mod dpkg;
 pub mod earlier;
 pub mod early;

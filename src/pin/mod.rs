@@ -3,15 +3,16 @@
 //! Time stamps are never trusted as truth: they only save re-hashing, and only where they cannot lie (see [`stat`]).
 
 mod ignore;
+mod parts;
 mod stat;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use layers::source::{Files, LockFormat, Python};
 use layers::{Digest, KeyHasher};
@@ -19,6 +20,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use sha2::{Digest as _, Sha256};
 
 use ignore::Patterns;
+pub use parts::Part;
 pub use stat::StatCache;
 
 /// Why a selection of the context could not be pinned.
@@ -125,11 +127,30 @@ pub struct Selected {
 pub struct Selection {
     /// Sorted by path.
     pub entries: Vec<Selected>,
+    /// Everything but the folders.
+    pub parts: Vec<Part>,
     /// Names all of it: paths, kinds, execute bits and contents.
     pub digest: Digest,
 }
 
 impl Selection {
+    fn of(entries: Vec<Selected>) -> Selection {
+        let parts = parts::parts(&entries);
+        let mut hasher = KeyHasher::new("selection", 2);
+        let mut selection = Selection { entries, parts, digest: Digest::of(&[]) };
+        for dir in selection.dirs() {
+            hasher.field("dir", &dir.path);
+        }
+        hasher.list("part", selection.parts.iter().map(|part| part.digest));
+        selection.digest = hasher.finish().0.0;
+        selection
+    }
+
+    /// Its folders.
+    pub fn dirs(&self) -> impl Iterator<Item = &Selected> {
+        self.entries.iter().filter(|entry| matches!(entry.kind, SelectedKind::Dir))
+    }
+
     /// The length of all files, bytes.
     pub fn size(&self) -> u64 {
         let size = |entry: &Selected| if let SelectedKind::File { size, .. } = entry.kind { size } else { 0 };
@@ -143,6 +164,8 @@ pub struct Context {
     folder: File,
     ignored: Patterns,
     stats: Mutex<StatCache>,
+    /// What was selected: each is asked for when its key is worked out, and again when it is copied.
+    selected: Mutex<HashMap<(String, Vec<String>, Vec<String>), Arc<Selection>>>,
     jobs: usize,
 }
 
@@ -159,7 +182,14 @@ impl Context {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Patterns::default(),
             Err(source) => return Err(PinError::Read { path: ".dockerignore".into(), source }),
         };
-        Ok(Context { root: root.into(), folder, ignored, stats: Mutex::new(stats), jobs: jobs.max(1) })
+        Ok(Context {
+            root: root.into(),
+            folder,
+            ignored,
+            stats: Mutex::new(stats),
+            selected: Mutex::default(),
+            jobs: jobs.max(1),
+        })
     }
 
     /// The folder.
@@ -167,8 +197,19 @@ impl Context {
         &self.root
     }
 
-    /// Pins what `files` selects.
-    pub fn select(&self, files: &Files) -> Result<Selection, PinError> {
+    /// Pins what `files` selects: what is found at first counts from then on.
+    pub fn select(&self, files: &Files) -> Result<Arc<Selection>, PinError> {
+        let what = (files.from.clone(), files.include.clone(), files.exclude.clone());
+        let known = || self.selected.lock().expect("no thread panics while it holds this");
+        if let Some(selection) = known().get(&what) {
+            return Ok(selection.clone());
+        }
+        let selection = Arc::new(self.find(files)?);
+        known().insert(what, selection.clone());
+        Ok(selection)
+    }
+
+    fn find(&self, files: &Files) -> Result<Selection, PinError> {
         let from = normal(&files.from)?;
         let top = self.root.join(&from);
         let metadata = match fs::symlink_metadata(&top) {
@@ -200,18 +241,7 @@ impl Context {
             keep_used_folders(&mut found);
         }
         let entries = self.pin(found)?;
-        let mut hasher = KeyHasher::new("selection", 1);
-        for entry in &entries {
-            hasher.field("path", &entry.path);
-            match &entry.kind {
-                SelectedKind::Dir => hasher.field("dir", ""),
-                SelectedKind::Symlink { target } => hasher.field("link", target),
-                SelectedKind::File { executable, digest, .. } => {
-                    hasher.field("executable", executable).field("content", digest)
-                }
-            };
-        }
-        Ok(Selection { entries, digest: hasher.finish().0.0 })
+        Ok(Selection::of(entries))
     }
 
     /// The digest of the lock files that a Python source reads; `None` where the context lacks its lock file.

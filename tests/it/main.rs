@@ -58,6 +58,7 @@ mod remote;
 mod remote_real;
 mod robustness;
 mod sandbox;
+mod scale;
 mod sdists_real;
 mod server;
 mod support_real;

@@ -52,6 +52,22 @@ pub(super) fn trailer(crc32: u32, size: u32) -> [u8; TRAILER] {
     bytes
 }
 
+/// Members of fewer bytes are always compressed.
+const WORTH_A_LOOK: usize = MEMBER_SIZE / 4;
+/// How much of a member tells whether compressing it is worth the time, bytes, at its start, in its middle and at its end.
+const SAMPLE: usize = 16 << 10;
+/// The most bytes that a stored block holds (RFC 1951, section 3.2.4).
+const BLOCK: usize = u16::MAX as usize;
+
+/// Whether some bytes occur so much more often than others that a code of variable length would save a twentieth or so.
+fn is_uneven(sample: &[u8]) -> bool {
+    let mut counts = [0u64; 256];
+    sample.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
+    // Noise comes to one 256th of this, and for a sample of this length 2 % more.
+    let squares: u64 = counts.iter().map(|count| count * count).sum();
+    10 * 256 * squares > 11 * (sample.len() as u64).pow(2)
+}
+
 /// What somebody was done with, for whoever needs such a thing next: memory that is used for the first time costs as much as what
 /// is done with it.
 struct Pool<T>(Mutex<Vec<T>>);
@@ -104,11 +120,48 @@ impl MemberEncoder {
 
     /// One whole gzip member that holds `data`.
     pub(super) fn encode(&mut self, data: &[u8]) -> &[u8] {
+        if self.is_noise(data) {
+            return self.store(data);
+        }
         let compressor = self.compressor.as_mut().expect("it is there until this is dropped");
         let buffer = first(&mut self.buffer, compressor.gzip_compress_bound(data.len()));
         let length =
             compressor.gzip_compress(data, buffer).expect("the buffer has the size that the compressor asked for");
         &self.buffer[..length]
+    }
+
+    /// Whether compressing `data` would take long and save next to nothing, as where it is compressed or encrypted already: no byte
+    /// of its samples is much more frequent than others, and none of them becomes a sixty-fourth shorter.
+    fn is_noise(&mut self, data: &[u8]) -> bool {
+        if data.len() < WORTH_A_LOOK {
+            return false;
+        }
+        let starts = [0, (data.len() - SAMPLE) / 2, data.len() - SAMPLE];
+        let samples = starts.map(|start| &data[start..start + SAMPLE]);
+        if samples.iter().any(|sample| is_uneven(sample)) {
+            return false;
+        }
+        let compressor = self.compressor.as_mut().expect("it is there until this is dropped");
+        // What does not fit is no shorter.
+        let out = first(&mut self.buffer, SAMPLE - SAMPLE / 64);
+        samples.iter().all(|sample| compressor.deflate_compress(sample, out).is_err())
+    }
+
+    /// One whole gzip member that holds `data` as it is.
+    fn store(&mut self, data: &[u8]) -> &[u8] {
+        let out = &mut self.buffer;
+        out.clear();
+        out.extend(HEADER);
+        let mut blocks = data.chunks(BLOCK).peekable();
+        while let Some(block) = blocks.next() {
+            let length = block.len() as u16;
+            out.push(u8::from(blocks.peek().is_none()));
+            out.extend(length.to_le_bytes());
+            out.extend((!length).to_le_bytes());
+            out.extend_from_slice(block);
+        }
+        out.extend(trailer(libdeflater::crc32(data), data.len() as u32));
+        out
     }
 }
 
@@ -360,5 +413,83 @@ impl<R: Read, M: Iterator<Item = Member>> Read for TarReader<R, M> {
         out[..count].copy_from_slice(&held[..count]);
         self.consume(count);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that no code makes shorter: a xorshift generator's.
+    fn noise(seed: u64, length: usize) -> Vec<u8> {
+        let mut state = seed;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        (0..length.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(length).collect()
+    }
+
+    fn encoded(data: &[u8]) -> Vec<u8> {
+        let member = gzip(data);
+        let mut found = Vec::new();
+        flate2::bufread::GzDecoder::new(member.as_slice()).read_to_end(&mut found).expect("inflates");
+        assert!(found == data);
+        let mut tar = vec![0; data.len()];
+        inflate(&mut Decompressor::new(), &member, &mut tar).expect("inflates");
+        assert!(tar == data);
+        member
+    }
+
+    fn is_stored(data: &[u8]) -> bool {
+        let member = encoded(data);
+        let blocks = data.len().div_ceil(BLOCK);
+        // RFC 1951, section 3.2.3: two bits of zeros.
+        member[HEADER.len()] & 0b110 == 0 && member.len() == data.len() + 5 * blocks + AROUND as usize
+    }
+
+    #[test]
+    fn noise_is_stored_and_all_else_is_compressed() {
+        for length in [WORTH_A_LOOK, 300_000, 5 * BLOCK, 5 * BLOCK + 1, MEMBER_SIZE - 1, MEMBER_SIZE] {
+            assert!(is_stored(&noise(7, length)), "{length}");
+        }
+        // What a compressor wrote is noise, too.
+        let text: Vec<u8> = noise(5, 2 * MEMBER_SIZE).iter().map(|byte| b'0' + byte % 64).collect();
+        let mut packed = Compressor::new(CompressionLvl::best());
+        let mut out = vec![0; packed.deflate_compress_bound(text.len())];
+        let length = packed.deflate_compress(&text, &mut out).expect("fits");
+        assert!(length > MEMBER_SIZE && is_stored(&out[..MEMBER_SIZE]));
+
+        let is_noise = |data: &[u8]| MemberEncoder::new().is_noise(data);
+        assert!(is_noise(&noise(7, WORTH_A_LOOK)) && !is_noise(&noise(7, WORTH_A_LOOK - 1)));
+        assert!(!is_stored(&text[..MEMBER_SIZE]));
+        assert!(!is_stored(&vec![0; MEMBER_SIZE]));
+        // All bytes as often as others, and yet it repeats.
+        let counted: Vec<u8> = (0..MEMBER_SIZE).map(|at| at as u8).collect();
+        assert!(!is_uneven(&counted[..SAMPLE]) && !is_stored(&counted));
+        // One sample that can be compressed is enough, wherever it is.
+        for at in [0, MEMBER_SIZE / 2 - SAMPLE / 2, MEMBER_SIZE - SAMPLE] {
+            let mut mixed = noise(9, MEMBER_SIZE);
+            mixed[at..at + SAMPLE].copy_from_slice(&text[..SAMPLE]);
+            assert!(!is_stored(&mixed), "{at}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_never_changes() {
+        // A change here means: raise LAYER_FORMAT.
+        let golden = "sha256:30134aac0f46a1ba2c51f45a824078fc697c87e26bb9cb2ea015f72afc208744";
+        assert_eq!(crate::Digest::of(&gzip(&noise(1, MEMBER_SIZE - 7))).to_string(), golden);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_was_encoded_before() {
+        let (text, noise) = (vec![b'x'; MEMBER_SIZE], noise(3, MEMBER_SIZE));
+        let mut encoder = MemberEncoder::new();
+        let first = [encoder.encode(&text).to_vec(), encoder.encode(&noise).to_vec()];
+        let again = [encoder.encode(&text).to_vec(), encoder.encode(&noise).to_vec()];
+        assert!(first == again);
     }
 }

@@ -4,7 +4,7 @@
 //! fragment  = batch*  transplanted*    files, links and devices of one archive
 //!             batch:        one gzip member of at most 1 MiB of tar, compressed here; sorted by path. It ends when it is full, and
 //!                           before an entry whose path has a CRC-32 divisible by 64 once it has 256 KiB: so a file that grew
-//!                           mostly changes the batches around it and no others
+//!                           mostly changes the batches around it and no others. One of noise is stored, not deflated
 //!             transplanted: a file of 16 KiB or more that lies deflated in its archive (wheels, zip files): a member of its
 //!                           header, and a member that is its deflate stream as it was; sorted by path
 //! layer     = skeleton  fragment*  end
@@ -36,7 +36,7 @@ pub use prefix::Prefixes;
 
 /// The version of the bytes that entries become: header rules, times, compressor and its level.
 /// It is part of every fragment's and layer's key and of the lock; golden digests guard it.
-pub const LAYER_FORMAT: u32 = 3;
+pub const LAYER_FORMAT: u32 = 4;
 
 /// How much content makes a second thread worth its start, bytes.
 pub const WORTHWHILE: u64 = 512 << 10;

@@ -118,7 +118,7 @@ fn layer(compression: Compression) -> (Vec<u8>, LayerDigests) {
 }
 
 #[test]
-fn the_bytes_of_format_3_never_change() {
+fn the_bytes_of_format_4_never_change() {
     // A change here means: raise LAYER_FORMAT, and every user's layers are built and sent anew.
     let (_, digests) = layer(Compression::Gzip);
     assert_eq!(

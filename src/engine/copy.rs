@@ -1,0 +1,132 @@
+//! Files of the context: a fragment for each part of what is selected, so that what did not change is not read again.
+
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT};
+use layers::source::Files;
+use layers::{Digest, ImagePath, Key, KeyHasher};
+
+use super::EngineError;
+use super::index::{Fragment, INDEX_FORMAT};
+use super::local::Local;
+use super::made::{Content, Made};
+use super::view::View;
+use crate::pin::{Selected, SelectedKind};
+
+impl Local<'_> {
+    /// What `files` selects, as fragments: where it is more than one part, its folders are one of their own, before all others.
+    pub(super) fn copy(&self, files: &Files, view: &View<'_>) -> Result<Vec<Arc<Fragment>>, EngineError> {
+        let selection = self.context.select(files)?;
+        // One file goes to the path itself, a folder's content goes below it.
+        let to = view.through_links(&files.to)?;
+        let copy = Copy { local: self, files, to };
+        let dirs = || selection.dirs();
+        let [part] = selection.parts.as_slice() else {
+            let mut hasher = KeyHasher::new("folders", 1);
+            hasher.list("dir", dirs().map(|dir| &dir.path).collect::<Vec<_>>().into_iter());
+            let folders = copy.key(hasher.finish().0.0);
+            let mut fragments = vec![self.kept(folders.0, &folders.1, || copy.made(dirs()))?];
+            let keys: Vec<(Key, String)> = selection.parts.iter().map(|part| copy.key(part.digest)).collect();
+            let mut found = keys.iter().map(|(key, _)| self.find_fragment(key)).collect::<Result<Vec<_>, _>>()?;
+            let missing: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_none()).collect();
+            let made = Mutex::new(&mut found);
+            self.cores.spread(self.jobs, &missing, |&at| {
+                let ((key, text), part) = (&keys[at], &selection.parts[at]);
+                let fragment = self.kept(*key, text, || copy.made(part.of(&selection.entries)))?;
+                made.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(fragment);
+                Ok::<_, EngineError>(())
+            })?;
+            fragments.extend(found.into_iter().flatten());
+            return Ok(fragments);
+        };
+        let (key, text) = copy.key(selection.digest);
+        let fragment = self.kept(key, &text, || copy.made(dirs().chain(part.of(&selection.entries))))?;
+        Ok(vec![fragment])
+    }
+}
+
+/// Some files and where they go.
+struct Copy<'a> {
+    local: &'a Local<'a>,
+    files: &'a Files,
+    to: ImagePath,
+}
+
+impl<'a> Copy<'a> {
+    /// The key of what `selection` names.
+    fn key(&self, selection: Digest) -> (Key, String) {
+        let files = self.files;
+        let mut hasher = KeyHasher::new("copy", LAYER_FORMAT);
+        hasher.field("index", INDEX_FORMAT);
+        hasher.field("selection", selection);
+        hasher.field("to", &self.to);
+        hasher.field("mode", files.mode.map_or("kept".into(), |mode| format!("{mode:o}")));
+        hasher.field("dir-mode", format!("{:o}", files.dir_mode));
+        hasher.field("owner", format!("{}:{}", files.owner.uid, files.owner.gid));
+        hasher.finish()
+    }
+
+    fn made<'s>(&self, entries: impl Iterator<Item = &'s Selected>) -> Result<Made<'a>, EngineError> {
+        let files = self.files;
+        let mut made = Made::default();
+        for selected in entries {
+            let path = match self.to.join(&selected.path) {
+                Ok(path) => path,
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidInput, error.to_string()).into()),
+            };
+            let entry = |kind, mode| Entry {
+                uid: files.owner.uid,
+                gid: files.owner.gid,
+                ..Entry::new(path.clone(), kind, mode, EPOCH)
+            };
+            match &selected.kind {
+                SelectedKind::Dir => made.push(entry(Kind::Dir, files.dir_mode), Content::None),
+                SelectedKind::Symlink { target } => {
+                    made.push(entry(Kind::Symlink { target: target.clone() }, 0o777), Content::None);
+                }
+                SelectedKind::File { size, executable, digest } => {
+                    let mode = files.mode.unwrap_or(if *executable { 0o755 } else { 0o644 });
+                    let (source, digest) = (selected.source.clone(), *digest);
+                    let context = self.local.context;
+                    let open = move || -> Result<Box<dyn Read>, EngineError> {
+                        let file = context.open_file(&source)?;
+                        Ok(Box::new(Verified::new(file, source, digest)))
+                    };
+                    made.push(entry(Kind::File { size: *size }, mode), Content::Open(Box::new(open)));
+                }
+            }
+        }
+        Ok(made)
+    }
+}
+
+/// Reads a file of the context and compares it with what was pinned.
+struct Verified<R> {
+    inner: R,
+    path: String,
+    expected: Digest,
+    hasher: sha2::Sha256,
+}
+
+impl<R: Read> Verified<R> {
+    fn new(inner: R, path: String, expected: Digest) -> Verified<R> {
+        Verified { inner, path, expected, hasher: sha2::Digest::new() }
+    }
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(out)?;
+        if count > 0 {
+            sha2::Digest::update(&mut self.hasher, &out[..count]);
+        } else if !out.is_empty() {
+            let found: [u8; 32] = sha2::Digest::finalize(self.hasher.clone()).into();
+            if Digest::from_bytes(found) != self.expected {
+                let error = EngineError::Changed { path: self.path.clone() };
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string()));
+            }
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,213 @@
+//! Large contexts, locks and layers. A copy is divided into parts, and a change is one of its own part.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use layers::lock::Lock;
+use layers::source::{files, python};
+use layers::{Catalogue, Stage, path};
+
+use crate::support::layout::{Layout, Member};
+use crate::support::random::Random;
+use crate::support::run::{Sandbox, outcome};
+use crate::support::wheels::Index;
+
+const SMALL: usize = 3_000;
+const LARGE: usize = 9 << 20;
+
+/// A project that copies 3,000 small files, a large one that cannot be compressed, links and an empty folder.
+fn project() -> Sandbox {
+    let sandbox = Sandbox::new();
+    for at in 0..SMALL {
+        sandbox.write(&format!("src/{:02}/{at:04}.txt", at / 100), format!("{at}\n").repeat(at % 40));
+    }
+    let mut random = Random::of(1);
+    sandbox.write("src/10/large", (0..LARGE).map(|_| random.below(256) as u8).collect::<Vec<u8>>());
+    fs::create_dir_all(sandbox.work().join("src/empty/inside")).unwrap();
+    std::os::unix::fs::symlink("0000.txt", sandbox.work().join("src/00/link")).unwrap();
+    let all = layers::source::Files { dir_mode: 0o750, ..files("src", path!("/data")).owner(7, 8) };
+    let app = Stage::scratch().layer(all);
+    sandbox.write("plan.json", Catalogue::new("test").with("app", app.image()).plan().to_json());
+    sandbox.write("images.lock", Lock::default().to_text());
+    sandbox
+}
+
+/// Builds with so many threads and a cache of this name; the digest of the image, and all that it holds.
+fn build(sandbox: &Sandbox, cache: &str, jobs: &str) -> (String, BTreeMap<String, Member>) {
+    let _ = fs::remove_dir_all(sandbox.work().join("dist"));
+    let cache = sandbox.path().join(cache);
+    let words = ["build", "--catalogue", "plan.json", "--platform", "linux/amd64", "-j", jobs, "--cache-dir"];
+    sandbox.imgbuild(&[&words[..], &[cache.to_str().unwrap()]].concat()).success();
+    let image = Layout::open(&sandbox.work().join("dist")).image("app").remove(0);
+    assert_eq!(image.faults(), [""; 0]);
+    let members = image.layers[0].members().into_iter();
+    (image.digest, members.map(|it| (it.path.trim_end_matches('/').to_owned(), it)).collect())
+}
+
+/// The blobs of a cache with their lengths.
+fn blobs(cache: &Path) -> BTreeMap<PathBuf, u64> {
+    let folders = fs::read_dir(cache.join("blobs-v1")).unwrap();
+    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+    files.map(|file| file.unwrap()).map(|file| (file.path(), file.metadata().unwrap().len())).collect()
+}
+
+/// What was made between two looks at a cache.
+fn made(before: &BTreeMap<PathBuf, u64>, after: &BTreeMap<PathBuf, u64>) -> Vec<u64> {
+    let mut lengths: Vec<u64> =
+        after.iter().filter(|(path, _)| !before.contains_key(*path)).map(|(_, length)| *length).collect();
+    lengths.sort_unstable();
+    lengths
+}
+
+#[test]
+fn what_is_copied_in_parts_is_whole_and_the_same_for_any_number_of_threads() {
+    let sandbox = project();
+    let (digest, members) = build(&sandbox, "one", "1");
+    assert_eq!(build(&sandbox, "four", "4"), (digest, members.clone()));
+    let mut found = 0;
+    for (path, member) in &members {
+        assert!(path == "data" || member.owner == (7, 8), "{path}");
+        let source = sandbox.work().join(path.replacen("data", "src", 1));
+        match member.kind {
+            tar::EntryType::Directory => assert!(path == "data" || member.mode == 0o750, "{path}: {:o}", member.mode),
+            tar::EntryType::Symlink => assert_eq!(member.link.as_deref(), Some("0000.txt")),
+            _ => assert_eq!(member.sha256, crate::support::layout::sha256(&fs::read(source).unwrap()), "{path}"),
+        }
+        found += 1;
+    }
+    // The folders, one of each hundred files, the two empty ones, and the target; and the link and the large file.
+    assert_eq!(found, SMALL + SMALL / 100 + 3 + 2);
+}
+
+#[test]
+fn an_edit_reads_and_compresses_its_own_part() {
+    let sandbox = project();
+    let cache = sandbox.path().join("cache-of-edits");
+    build(&sandbox, "cache-of-edits", "2");
+    let mut before = blobs(&cache);
+    assert!(before.values().filter(|length| **length > LARGE as u64).count() >= 2, "the large file and the layer");
+    let edits: [(&str, &[u8]); 4] = [
+        ("src/07/0777.txt", b"edited\n"),
+        ("src/10/1000a.txt", b"new\n"),
+        ("src/10/.hidden", b""),
+        ("src/29/zz", b"the last\n"),
+    ];
+    for (path, content) in edits {
+        sandbox.write(path, content);
+        let (digest, members) = build(&sandbox, "cache-of-edits", "2");
+        let after = blobs(&cache);
+        let lengths = made(&before, &after);
+        // A part or two with their indexes, the layer, and documents of the image.
+        let (layer, others) = lengths.split_last().unwrap();
+        assert!(*layer > LARGE as u64 && others.iter().all(|length| *length < 100_000), "{path}: {lengths:?}");
+        assert!(lengths.len() <= 8, "{path}: {lengths:?}");
+        assert_eq!(build(&sandbox, "from nothing", "2"), (digest, members), "{path}");
+        fs::remove_dir_all(sandbox.path().join("from nothing")).unwrap();
+        before = after;
+    }
+    // A folder more is one of the folders alone.
+    fs::create_dir(sandbox.work().join("src/one-more")).unwrap();
+    let (_, members) = build(&sandbox, "cache-of-edits", "2");
+    assert_eq!(members["data/one-more"].mode, 0o750);
+    let lengths = made(&before, &blobs(&cache));
+    assert!(lengths.iter().filter(|length| **length > 20_000).count() == 1, "{lengths:?}");
+}
+
+/// Sizes of 8 GiB and more need a header more (POSIX.1-2017, pax, "ustar Interchange Format"), and a gzip member's length has 32 bits.
+#[test]
+fn slow_a_file_beyond_eight_gibibytes_is_whole() {
+    const SIZE: u64 = (8 << 30) + 1;
+    let sandbox = Sandbox::new();
+    let large = fs::File::create(sandbox.write("src/large", "")).unwrap();
+    large.set_len(SIZE).unwrap();
+    sandbox.write("src/small", "small\n");
+    let app = Stage::scratch().layer(files("src", path!("/data")));
+    sandbox.write("plan.json", Catalogue::new("test").with("app", app.image()).plan().to_json());
+    sandbox.write("images.lock", Lock::default().to_text());
+    let words = ["build", "--catalogue", "plan.json", "--platform", "linux/amd64"];
+    sandbox.imgbuild(words).success();
+    // gzip and GNU tar read all of it. The layer is the largest blob of the layout.
+    let blobs = fs::read_dir(sandbox.work().join("dist/blobs/sha256")).unwrap();
+    let layer = blobs.map(|blob| blob.unwrap()).max_by_key(|blob| blob.metadata().unwrap().len()).unwrap().path();
+    let read = "set -o pipefail; gzip --decompress --stdout \"$1\" | tee >(openssl dgst -sha256 -r >&2) | tar --list --verbose";
+    let read = outcome(Command::new("bash").args(["-c", read, "bash"]).arg(&layer));
+    // Standard error is read to the end of both.
+    let diff_id = format!("sha256:{}", read.stderr.split_whitespace().next().unwrap());
+    let listing = read.success();
+    let sizes: Vec<(&str, &str)> = listing
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<&str>>())
+        .map(|words| (*words.last().unwrap(), words[2]))
+        .collect();
+    assert_eq!(sizes, [("data/", "0"), ("data/large", &*SIZE.to_string()), ("data/small", "6")], "{listing}");
+    let configs = fs::read_dir(sandbox.work().join("dist/blobs/sha256")).unwrap();
+    let small = configs.map(|blob| blob.unwrap()).filter(|blob| blob.metadata().unwrap().len() < 100_000);
+    let texts: Vec<String> = small.map(|blob| fs::read_to_string(blob.path()).unwrap_or_default()).collect();
+    assert!(texts.iter().any(|text| text.contains("diff_ids") && text.contains(&diff_id)), "{diff_id}: {texts:#?}");
+}
+
+/// Writes so many wheels into folders of an index, and prints the poetry.lock that names them.
+const WHEELS: &str = r#"
+import base64, hashlib, os, sys, zipfile
+folder, count, changed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for at in range(count):
+    name, version = f"package{at:04}", "1.1" if at == changed else "1.0"
+    info, file = f"{name}-{version}.dist-info", f"{name}-{version}-py3-none-any.whl"
+    held = {
+        f"{name}/__init__.py": f"NAME = '{name}'\n" * (at % 9),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digest = lambda text: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+    held[f"{info}/RECORD"] = "".join(f"{path},sha256={digest(text)},{len(text)}\n" for path, text in held.items()) + f"{info}/RECORD,,\n"
+    os.makedirs(f"{folder}/{name}", exist_ok=True)
+    with zipfile.ZipFile(f"{folder}/{name}/{file}", "w", zipfile.ZIP_DEFLATED) as wheel:
+        for path, text in held.items():
+            wheel.writestr(zipfile.ZipInfo(path), text, zipfile.ZIP_DEFLATED)
+    sha256 = hashlib.sha256(open(f"{folder}/{name}/{file}", "rb").read()).hexdigest()
+    open(f"{folder}/{name}/index.html", "w").write(f'<a href="{file}#sha256={sha256}">{file}</a>')
+    print(f'[[package]]\nname = "{name}"\nversion = "{version}"\ndescription = ""\noptional = false\npython-versions = ">=3.8"')
+    print(f'groups = ["main"]\nfiles = [{{file = "{file}", hash = "sha256:{sha256}"}}]\n')
+print('[metadata]\nlock-version = "2.1"\npython-versions = ">=3.8"\ncontent-hash = "0"')
+"#;
+
+#[test]
+fn slow_a_lock_of_two_thousand_packages_is_built_and_one_of_them_replaced() {
+    const COUNT: usize = 2_000;
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path().join("index");
+    let index = Index::new(&folder);
+    let write = |changed: &str| {
+        let mut python = Command::new("python3");
+        let lock = outcome(python.args(["-c", WHEELS]).arg(&folder).args([&COUNT.to_string(), changed])).success();
+        sandbox.write("poetry.lock", lock);
+    };
+    let stage = Stage::scratch().layer(python(layers::poetry_lock("poetry.lock")));
+    sandbox.write("plan.json", Catalogue::new("many").with("app", stage.image()).plan().to_json());
+    let run = |words: &[&str]| {
+        let mut command = sandbox.command(["--catalogue", "plan.json"]);
+        index.configure(command.args(words));
+        outcome(&mut command).success();
+    };
+    let built = || {
+        let _ = fs::remove_dir_all(sandbox.work().join("dist"));
+        run(&["lock"]);
+        run(&["build", "--platform", "linux/amd64"]);
+        let image = Layout::open(&sandbox.work().join("dist")).image("app").remove(0);
+        assert_eq!(image.faults(), [""; 0]);
+        let named = |it: &Member| it.path.ends_with(".dist-info/METADATA");
+        let versions = image.layers.iter().flat_map(|layer| layer.members()).filter(named).map(|it| it.path);
+        let layers: Vec<String> = image.layers.iter().map(|layer| layer.digest.clone()).collect();
+        (versions.collect::<Vec<String>>(), layers)
+    };
+    write("-1");
+    let (before, layers) = built();
+    assert_eq!(before.len(), COUNT);
+    write("1000");
+    let (after, others) = built();
+    let new: Vec<&String> = after.iter().filter(|path| !before.contains(path)).collect();
+    assert!(after.len() == COUNT && new.len() == 1 && new[0].contains("package1000-1.1."), "{new:?}");
+    assert_eq!(others.iter().filter(|layer| !layers.contains(layer)).count(), 1, "{layers:?} {others:?}");
+}
