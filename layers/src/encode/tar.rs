@@ -211,6 +211,17 @@ mod tests {
     }
 
     #[test]
+    fn sizes_read_back_whether_octal_digits_suffice_or_not() {
+        for size in [7, (8 << 30) - 1, 8 << 30, (8 << 30) + 1, 10 << 40] {
+            let mut bytes = Vec::new();
+            write_header(&mut bytes, &entry("/large", Kind::File { size }));
+            let mut archive = ::tar::Archive::new(bytes.as_slice());
+            let found = archive.entries().expect("readable").next().expect("one").expect("readable");
+            assert_eq!((found.size(), bytes.len() == 512), (size, size < 8 << 30));
+        }
+    }
+
+    #[test]
     fn plain_entries_need_no_pax_header() {
         let mut bytes = Vec::new();
         write_header(&mut bytes, &entry("/usr/bin/x", Kind::File { size: 7 }));
