@@ -7,7 +7,7 @@ use std::sync::Arc;
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, Prefixes};
 use layers::op::{Configure, Conversion, LayerPlan, Op};
 use layers::source::{Dir, Inline, Link, Owner, TakeFrom, User};
-use layers::{Digest, ImagePath, KeyHasher, Platform, StageId};
+use layers::{Digest, ImagePath, Key, KeyHasher, Platform, StageId};
 
 use super::EngineError;
 use super::convert::Drops;
@@ -120,6 +120,23 @@ impl Local<'_> {
         LayerJob { key, text, label: label.to_owned(), skeleton, fragments, ran, prefixes, made: None }
     }
 
+    /// What the tar of a layer's large fragments comes to, where another layer of this skeleton began with them.
+    pub(super) fn known_beginning(&self, job: &LayerJob) -> Result<Prefixes, EngineError> {
+        if job.prefixes != Prefixes::default() {
+            return Ok(job.prefixes.clone());
+        }
+        let Some((key, _)) = beginning(job) else { return Ok(Prefixes::default()) };
+        Ok(self.store.find(&key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default())
+    }
+
+    /// Lets other layers know what the tar of this one's large fragments came to.
+    pub(super) fn keep_beginning(&self, job: &LayerJob, prefixes: &Prefixes) -> Result<(), EngineError> {
+        let Some((key, text)) = beginning(job) else { return Ok(()) };
+        let mut prefixes = prefixes.clone();
+        prefixes.truncate(large_first(job));
+        Ok(self.store.keep(&key, &text, &prefixes)?)
+    }
+
     fn add_user(&self, user: &User, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
         let mut hasher = KeyHasher::new("user", LAYER_FORMAT);
         hasher.field("index", INDEX_FORMAT);
@@ -211,6 +228,29 @@ impl Local<'_> {
         let fragment = self.kept(key, &text, || taken(&other, &from, &to, take.owner))?;
         Ok((fragment, walked.jobs.into_iter().flat_map(|job| job.ran).collect()))
     }
+}
+
+/// A fragment of so much tar is large, bytes.
+const LARGE: u64 = 8 << 20;
+
+/// How many fragments a layer begins with that are large, and are not hashed again where only others changed; 0 where it has no others.
+fn large_first(job: &LayerJob) -> usize {
+    // Folders that are copied hold no tar of their own.
+    let is_first = |fragment: &&Arc<Fragment>| fragment.layout.tar_size >= LARGE || fragment.layout.tar_size == 0;
+    let first = job.fragments.iter().take_while(is_first).count().min(Prefixes::MOST);
+    let has_tar = job.fragments[..first].iter().any(|fragment| fragment.layout.tar_size > 0);
+    if has_tar && first < job.fragments.len() { first } else { 0 }
+}
+
+/// Names the tar of a skeleton and of the large fragments behind it, where there are some.
+fn beginning(job: &LayerJob) -> Option<(Key, String)> {
+    let large = Some(large_first(job)).filter(|large| *large > 0)?;
+    let mut hasher = KeyHasher::new("beginning", LAYER_FORMAT);
+    for dir in &job.skeleton {
+        hasher.field(DIR, entry_text(dir));
+    }
+    hasher.list(FRAGMENT, job.fragments[..large].iter().map(|fragment| fragment.blob));
+    Some(hasher.finish())
 }
 
 /// The directories and the fragments that the text of a layer's key names.

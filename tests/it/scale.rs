@@ -53,6 +53,14 @@ fn blobs(cache: &Path) -> BTreeMap<PathBuf, u64> {
     files.map(|file| file.unwrap()).map(|file| (file.path(), file.metadata().unwrap().len())).collect()
 }
 
+/// How many records of this kind a cache has.
+fn records(cache: &Path, kind: &str) -> usize {
+    let folders = fs::read_dir(cache.join("ledger-v1")).unwrap();
+    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+    let texts = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    texts.filter(|text| text.contains(&format!("\n{kind} {}\n", layers::encode::LAYER_FORMAT))).count()
+}
+
 /// What was made between two looks at a cache.
 fn made(before: &BTreeMap<PathBuf, u64>, after: &BTreeMap<PathBuf, u64>) -> Vec<u64> {
     let mut lengths: Vec<u64> =
@@ -107,12 +115,15 @@ fn an_edit_reads_and_compresses_its_own_part() {
         fs::remove_dir_all(sandbox.path().join("from nothing")).unwrap();
         before = after;
     }
+    // What lies behind the large file is hashed on from there, whatever it is.
+    assert_eq!(records(&cache, "beginning"), 1);
     // A folder more is one of the folders alone.
     fs::create_dir(sandbox.work().join("src/one-more")).unwrap();
     let (_, members) = build(&sandbox, "cache-of-edits", "2");
     assert_eq!(members["data/one-more"].mode, 0o750);
     let lengths = made(&before, &blobs(&cache));
     assert!(lengths.iter().filter(|length| **length > 20_000).count() == 1, "{lengths:?}");
+    assert_eq!(records(&cache, "beginning"), 2, "another folder, another beginning");
 }
 
 /// Lengths and places in it need more than 32 bits.

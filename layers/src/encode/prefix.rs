@@ -9,10 +9,10 @@ use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prefixes(Vec<String>);
 
-/// More are not kept.
-const MOST: usize = 64;
-
 impl Prefixes {
+    /// More are not kept.
+    pub const MOST: usize = 64;
+
     /// Keeps those behind the first `count` fragments.
     pub fn truncate(&mut self, count: usize) {
         self.0.truncate(count);
@@ -24,7 +24,7 @@ impl Prefixes {
     }
 
     pub(super) fn push(&mut self, hasher: &Sha256) {
-        if self.0.len() < MOST {
+        if self.0.len() < Prefixes::MOST {
             self.0.push(hex(&hasher.serialize()));
         }
     }
@@ -62,10 +62,10 @@ mod tests {
         let mut prefixes = Prefixes::default();
         assert!(prefixes.last().is_none());
         let hasher = Sha256::new().chain_update([7; 1000]);
-        for _ in 0..MOST + 1 {
+        for _ in 0..Prefixes::MOST + 1 {
             prefixes.push(&hasher);
         }
-        assert_eq!(prefixes.len(), MOST);
+        assert_eq!(prefixes.len(), Prefixes::MOST);
         let gone_on = prefixes.last().expect("is one").chain_update(b"more").finalize();
         assert_eq!(gone_on, hasher.chain_update(b"more").finalize());
         let text = prefixes.0[0].clone();
