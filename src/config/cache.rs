@@ -205,6 +205,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn patience_is_a_span_of_time_that_is_not_nothing() {
+        let with = |text: &str| {
+            let variables = [("IMGBUILD_CACHE_PATIENCE".into(), text.into()), ("HOME".into(), "/nowhere".into())];
+            let environment = crate::config::Environment::new(variables, "/nowhere");
+            Config::load(&environment, None).expect("there is no file").cache_patience()
+        };
+        assert_eq!(with("2m").expect("two minutes"), Duration::from_secs(120));
+        for wrong in ["0s", "soon", "30"] {
+            let error = with(wrong).expect_err(wrong).to_string();
+            assert!(error.contains("IMGBUILD_CACHE_PATIENCE"), "{error}");
+        }
+    }
+
+    #[test]
     fn sizes_and_ages_are_read_with_their_units_and_nothing_else() {
         for (text, bytes) in
             [("0", 0), ("7", 7), ("500MB", 500_000_000), ("20 GB", 20_000_000_000), ("4GiB", 4 << 30), ("1k", 1000)]

@@ -56,6 +56,7 @@ mod registry_referrers;
 mod registry_trips;
 mod remote;
 mod remote_faults;
+mod remote_poison;
 mod remote_real;
 mod robustness;
 mod sandbox;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::remote::{Project, STORES};
-use crate::support::registry::{Act, Kind, Registry, Response, s3_error};
+use crate::remote::{Project, STORES, files_below};
+use crate::support::registry::{Act, Kind, Mounting, Registry, Response, s3_error};
 
 /// A cache on a server of its own.
 pub(crate) struct Elsewhere {
@@ -93,7 +93,9 @@ fn answers(is_bucket: bool) -> Vec<Fault> {
             ("a token that ended", act, Says(&["401"]))
         }
     };
+    let Act::Answer(busy) = refusal(is_bucket, 503, "SlowDown") else { unreachable!() };
     vec![
+        ("an hour to wait", Act::Answer(busy.with("Retry-After", "3600")), Says(&["503", "asks to wait"])),
         ("403", refusal(is_bucket, 403, "AccessDenied"), Says(&["403"])),
         ("500", refusal(is_bucket, 500, "InternalError"), Says(&["500"])),
         ended,
@@ -165,7 +167,7 @@ fn each(kinds: &BTreeSet<String>, work: impl Fn(&str) + Sync) {
     });
 }
 
-const PATIENCE: (&str, &str) = ("IMGBUILD_CACHE_PATIENCE", "2s");
+pub(crate) const PATIENCE: (&str, &str) = ("IMGBUILD_CACHE_PATIENCE", "2s");
 
 fn fails_when_read(new: fn() -> Elsewhere, is_bucket: bool) {
     let start = || {
@@ -282,4 +284,36 @@ fn slow_a_registry_that_fails_when_a_cache_is_written_costs_a_warning() {
 fn slow_a_bucket_that_fails_when_a_cache_is_written_costs_a_warning() {
     let expected = ["HEAD blobs", "PUT blobs", "PUT image", "PUT latest"];
     fails_when_written(Elsewhere::bucket, true, &expected);
+}
+
+#[test]
+fn an_image_is_pushed_where_its_layers_cannot_be_had_from_the_cache_that_knew_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let in_folder = Elsewhere { store: format!("dir:{}", folder.path().display()), ..Elsewhere::repository() };
+    for elsewhere in [Elsewhere::repository(), Elsewhere::bucket(), in_folder] {
+        let project = Project::new();
+        let (first, second, third) = (project.machine(), project.machine(), project.machine());
+        let right = first.build(&["--cache-to", &elsewhere.store], &elsewhere.settings(&[])).0;
+        // Documents stay, layers are others.
+        elsewhere.server.fail_if(|request| kind(&request.line()) == "GET blobs", 0, usize::MAX, Act::Garble);
+        for blob in files_below(folder.path()).iter().filter(|file| file.to_string_lossy().contains("/blobs/")) {
+            let mut bytes = std::fs::read(blob).unwrap();
+            bytes[0] ^= 1;
+            std::fs::write(blob, bytes).unwrap();
+        }
+        // A registry that the cache is in, too, and would mount from it; and one that knows nothing of it.
+        for (machine, to) in [(&second, &elsewhere.server), (&third, &Registry::start(Kind::default()))] {
+            to.state().kind.mounting = Mounting::Never;
+            let tag = format!("{}/team/{{image}}:v1", to.host());
+            let words = ["push", "--tag", &tag, "--cache-from", &elsewhere.store];
+            let done = machine.run(&words, &elsewhere.trusting());
+            let said = done.stderr.clone();
+            done.success();
+            to.assert_whole();
+            for name in ["one", "two"] {
+                assert_eq!(to.tag(&format!("team/{name}"), "v1").as_ref(), right.get(name), "{said}");
+            }
+            assert!(said.contains("warning") && said.contains("made here"), "{said}");
+        }
+    }
 }
