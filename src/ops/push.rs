@@ -108,13 +108,10 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
     Ok(done)
 }
 
-/// Whether bytes were not where they should be, or were others: a cache elsewhere may be to blame.
-fn lost(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Lost(_) | RegistryError::Damaged(_) | RegistryError::File { .. })
-}
-
+/// Images as they were built, where they go, and what came of it.
 type Done = (Vec<Built>, Vec<Delivery>, Vec<Pushed>);
 
+/// `is_lost` says after a failure whether a layer was not where it should be, or was another: a cache elsewhere may be to blame.
 fn build_and_push(
     bench: &Bench<'_>,
     registries: &Registries,
@@ -134,15 +131,14 @@ fn build_and_push(
             for trouble in bench.elsewhere.troubles() {
                 bench.observer.on(Event::Warning(&trouble));
             }
-            if let Err(error) = &pushed
-                && lost(error)
-            {
-                is_lost.store(true, Ordering::Relaxed);
-                if !bench.elsewhere.is_empty() {
-                    bench
-                        .observer
-                        .on(Event::Warning(&format!("not all that a cache elsewhere promised is there: {error}")));
+            match &pushed {
+                // Who should have brought it has said why.
+                Err(RegistryError::Lost(_)) => is_lost.store(true, Ordering::Relaxed),
+                Err(error @ RegistryError::File { .. }) if !bench.elsewhere.is_empty() => {
+                    is_lost.store(true, Ordering::Relaxed);
+                    bench.observer.on(Event::Warning(&format!("a cache elsewhere is passed over: {error}")));
                 }
+                _ => {}
             }
             let pushed = pushed?;
             Ok::<_, Failure>((built, deliveries, pushed))

@@ -113,9 +113,11 @@ impl Client {
             self.end_uploads(None).await;
         }
         self.forget_ahead();
-        if let (Err(RegistryError::Damaged(digest)), Some(store)) = (&pushed, &supply.store)
-            && let Some(sha256) = digest.sha256()
-        {
+        let Err(RegistryError::Damaged(digest)) = pushed else { return pushed };
+        if supply.files.contains_key(&digest) {
+            return Err(supply.damaged(digest));
+        }
+        if let (Some(store), Some(sha256)) = (&supply.store, digest.sha256()) {
             store.remove(&sha256)?;
         }
         pushed

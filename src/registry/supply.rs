@@ -128,7 +128,7 @@ impl Supply {
         }
     }
 
-    fn damaged(&self, digest: AnyDigest) -> RegistryError {
+    pub(super) fn damaged(&self, digest: AnyDigest) -> RegistryError {
         match self.files.get(&digest) {
             Some(path) => RegistryError::File {
                 path: path.clone(),

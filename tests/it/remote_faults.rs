@@ -1,6 +1,7 @@
 //! Caches elsewhere that fail: each kind of request in turn, read from and written to. No fault ends a build or changes an image.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::remote::{Project, STORES, files_below};
@@ -290,13 +291,23 @@ fn slow_a_bucket_that_fails_when_a_cache_is_written_costs_a_warning() {
 fn an_image_is_pushed_where_its_layers_cannot_be_had_from_the_cache_that_knew_it() {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = Elsewhere { store: format!("dir:{}", folder.path().display()), ..Elsewhere::repository() };
-    for elsewhere in [Elsewhere::repository(), Elsewhere::bucket(), in_folder] {
+    is_pushed_without([Elsewhere::repository(), Elsewhere::bucket(), in_folder], folder.path(), &Act::Garble);
+}
+
+#[test]
+fn slow_an_image_is_pushed_where_the_cache_that_knew_it_is_silent_about_its_layers() {
+    let none = tempfile::tempdir().unwrap();
+    is_pushed_without([Elsewhere::repository(), Elsewhere::bucket()], none.path(), &Act::Stall(HOUR));
+}
+
+fn is_pushed_without(caches: impl IntoIterator<Item = Elsewhere>, folder: &Path, act: &Act) {
+    for elsewhere in caches {
         let project = Project::new();
         let (first, second, third) = (project.machine(), project.machine(), project.machine());
         let right = first.build(&["--cache-to", &elsewhere.store], &elsewhere.settings(&[])).0;
         // Documents stay, layers are others.
-        elsewhere.server.fail_if(|request| kind(&request.line()) == "GET blobs", 0, usize::MAX, Act::Garble);
-        for blob in files_below(folder.path()).iter().filter(|file| file.to_string_lossy().contains("/blobs/")) {
+        elsewhere.server.fail_if(|request| kind(&request.line()) == "GET blobs", 0, usize::MAX, act.clone());
+        for blob in files_below(folder).iter().filter(|file| file.to_string_lossy().contains("/blobs/")) {
             let mut bytes = std::fs::read(blob).unwrap();
             bytes[0] ^= 1;
             std::fs::write(blob, bytes).unwrap();
@@ -306,14 +317,15 @@ fn an_image_is_pushed_where_its_layers_cannot_be_had_from_the_cache_that_knew_it
             to.state().kind.mounting = Mounting::Never;
             let tag = format!("{}/team/{{image}}:v1", to.host());
             let words = ["push", "--tag", &tag, "--cache-from", &elsewhere.store];
-            let done = machine.run(&words, &elsewhere.trusting());
+            let done = machine.run(&words, &[&elsewhere.trusting()[..], &[PATIENCE]].concat());
             let said = done.stderr.clone();
             done.success();
             to.assert_whole();
             for name in ["one", "two"] {
                 assert_eq!(to.tag(&format!("team/{name}"), "v1").as_ref(), right.get(name), "{said}");
             }
-            assert!(said.contains("warning") && said.contains("made here"), "{said}");
+            let place = elsewhere.store.trim_start_matches("dir:");
+            assert!(said.contains("warning") && said.contains(place) && said.contains("made here"), "{said}");
         }
     }
 }
