@@ -22,7 +22,7 @@ use crate::ops::project::Project;
 use crate::ops::remote::Targets;
 use crate::pin::{Context, StatCache};
 use crate::places::{Docker, Reach};
-use crate::registry::{ClientConfig, Registries};
+use crate::registry::{ClientConfig, Patience, Registries};
 use crate::remote::{Artifacts, Folder, Objects, Publisher, Remote, RemoteSpec, Source, Sources};
 use crate::report::{self, Progress, Screen};
 use crate::sandbox::Level;
@@ -209,13 +209,18 @@ impl Invocation {
 
     /// Opens a cache elsewhere.
     fn remote(&self, config: &Config, spec: &RemoteSpec) -> Result<Arc<dyn Remote>, Stop> {
+        let patience = config.cache_patience()?;
         Ok(match spec {
             RemoteSpec::Dir(path) => Arc::new(Folder::new(&config.environment().directory().join(path))),
             RemoteSpec::Registry(repository) => {
-                Arc::new(Artifacts::new(self.registries(config, &[], None)?, repository.clone()))
+                let client = config.registries(&[], None)?;
+                let offline = self.globals.offline;
+                let client = ClientConfig { offline, patience: Patience::within(patience), ..client };
+                Arc::new(Artifacts::new(Registries::new(client), repository.clone(), patience))
             }
             RemoteSpec::Bucket(place) => {
-                let http = Http::new(HttpConfig { offline: self.globals.offline, ..config.http()? });
+                let (offline, patience) = (self.globals.offline, Some(patience));
+                let http = Http::new(HttpConfig { offline, patience, ..config.http()? });
                 let wrong = |why: String| Failure::usage(format!("`{spec}` is no cache: {why}"));
                 Arc::new(Objects::new(http, place, config.s3()?).map_err(wrong)?)
             }

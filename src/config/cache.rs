@@ -1,5 +1,7 @@
 //! How large the cache may become, and how layers are compressed.
 
+use std::time::Duration;
+
 use layers::encode::Compression;
 
 use super::{Config, ConfigError, Found, ini};
@@ -18,6 +20,12 @@ pub struct CacheLimits {
 
 /// The ceiling where nobody sets one, bytes.
 pub const DEFAULT_MAX_SIZE: u64 = 20_000_000_000;
+
+/// How long a cache elsewhere may be silent where nobody says it: longer than a hiccup, and no more than a build bears.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A day: whatever is longer has no end.
+const LONGEST_PATIENCE: u64 = 86_400;
 
 impl Config {
     /// How layers are compressed: `flag`, IMGBUILD_COMPRESSION, `compression`, else gzip.
@@ -49,6 +57,22 @@ impl Config {
             max_age: read("IMGBUILD_CACHE_MAX_AGE", "max-age", parse_age)?.flatten(),
             min_free: read("IMGBUILD_CACHE_MIN_FREE", "min-free", parse_size)?.flatten(),
         })
+    }
+
+    /// How long a cache elsewhere may be silent before it is passed over: IMGBUILD_CACHE_PATIENCE, `cache.patience`, else half a
+    /// minute.
+    ///
+    /// # Errors
+    /// If it is no span of time, or none at all.
+    pub fn cache_patience(&self) -> Result<Duration, ConfigError> {
+        let Some(found) = self.first("IMGBUILD_CACHE_PATIENCE", &["cache", "patience"])? else {
+            return Ok(DEFAULT_PATIENCE);
+        };
+        match parse_age(found.text.trim()) {
+            Ok(0) => Err(found.wrong("nothing can be had in no time")),
+            Ok(seconds) => Ok(Duration::from_secs(seconds.min(LONGEST_PATIENCE))),
+            Err(why) => Err(found.wrong(why)),
+        }
     }
 
     /// The file with the key that records are signed with before they go to a cache elsewhere: IMGBUILD_CACHE_SIGNING_KEY,
@@ -179,6 +203,20 @@ fn measure(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patience_is_a_span_of_time_that_is_not_nothing() {
+        let with = |text: &str| {
+            let variables = [("IMGBUILD_CACHE_PATIENCE".into(), text.into()), ("HOME".into(), "/nowhere".into())];
+            let environment = crate::config::Environment::new(variables, "/nowhere");
+            Config::load(&environment, None).expect("there is no file").cache_patience()
+        };
+        assert_eq!(with("2m").expect("two minutes"), Duration::from_secs(120));
+        for wrong in ["0s", "soon", "30"] {
+            let error = with(wrong).expect_err(wrong).to_string();
+            assert!(error.contains("IMGBUILD_CACHE_PATIENCE"), "{error}");
+        }
+    }
 
     #[test]
     fn sizes_and_ages_are_read_with_their_units_and_nothing_else() {

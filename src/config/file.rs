@@ -28,6 +28,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("cache.max-size", Kind::Text),
     ("cache.max-age", Kind::Text),
     ("cache.min-free", Kind::Text),
+    ("cache.patience", Kind::Text),
     ("cache.signing-key", Kind::Text),
     ("cache.trusted-keys", Kind::Texts),
     ("cache.trusted-stores", Kind::Texts),

@@ -23,6 +23,7 @@ impl Config {
             extra_ca: self.extra_ca()?,
             credentials: self.credentials()?,
             proxies: self.proxies()?,
+            patience: None,
         };
         Ok(self.network.get_or_init(|| found).clone())
     }

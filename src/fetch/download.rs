@@ -8,7 +8,7 @@ use cache::Store;
 use layers::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::{ATTEMPTS, Failure, FetchError, Http, Started, Url, again, check_status, pause, shown};
+use super::{Failure, FetchError, Http, Started, Url, again, check_status, shown};
 use crate::observe::{Event, Observer};
 
 /// A file that is wanted.
@@ -42,39 +42,25 @@ impl Http {
         if is_there(wanted, store)? {
             return Ok(path);
         }
-        let started = self.start()?;
         observer.on(Event::DownloadStarted { name: &wanted.name, size: wanted.size });
         let mut tried = Vec::new();
         let mut gone = true;
         for url in &wanted.urls {
-            let mut attempt = 0;
-            loop {
-                attempt += 1;
-                match started.runtime.block_on(self.attempt(started, wanted, url, store, observer)) {
-                    Ok(()) => {
-                        observer.on(Event::DownloadFinished { name: &wanted.name });
-                        return Ok(path);
-                    }
-                    Err(Failure::Again { after, .. }) if attempt < ATTEMPTS => {
-                        std::thread::sleep(pause(attempt, after));
-                    }
-                    Err(Failure::Again { why, .. }) => {
-                        gone = false;
-                        tried.push(format!("{}: {why}", shown(url)));
-                        break;
-                    }
-                    Err(Failure::Final(FetchError::Request { url, why })) => {
-                        gone &= why.contains("404") || why.contains("410");
-                        tried.push(format!("{url}: {why}"));
-                        break;
-                    }
-                    Err(Failure::Final(FetchError::TooLarge { url, limit })) => {
-                        gone = false;
-                        tried.push(format!("{url}: it is longer than the expected {limit} bytes"));
-                        break;
-                    }
-                    Err(Failure::Final(other)) => return Err(other),
+            let attempt = async |started: &Started| self.attempt(started, wanted, url, store, observer).await;
+            match self.patiently(url, wanted.size.unwrap_or(0), attempt) {
+                Ok(()) => {
+                    observer.on(Event::DownloadFinished { name: &wanted.name });
+                    return Ok(path);
                 }
+                Err(FetchError::Request { url, why }) => {
+                    gone &= why.contains("answered 404") || why.contains("answered 410");
+                    tried.push(format!("{url}: {why}"));
+                }
+                Err(FetchError::TooLarge { url, limit }) => {
+                    gone = false;
+                    tried.push(format!("{url}: it is longer than the expected {limit} bytes"));
+                }
+                Err(other) => return Err(other),
             }
         }
         Err(FetchError::Mirrors { name: wanted.name.clone(), tried, gone })
@@ -107,7 +93,7 @@ impl Http {
                 restart(&partial).map_err(file_error)?;
                 return Err(Failure::Again { why: "the server cannot resume the file".into(), after: None });
             }
-            check_status(url, &response)?;
+            check_status(url, &mut response).await?;
             let resumed = response.status().as_u16() == 206
                 && response
                     .headers()
@@ -126,6 +112,7 @@ impl Http {
                 hasher.update(&chunk);
                 file.write_all(&chunk).map_err(file_error)?;
                 observer.on(Event::DownloadAdvanced { name: &wanted.name, bytes: chunk.len() as u64 });
+                self.watch().inspect(|watch| watch.advance(chunk.len() as u64));
             }
         }
         drop(file);

@@ -4,14 +4,17 @@
 //! needs nothing from outside never pays for it.
 
 mod download;
+mod watch;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use reqwest::Url;
 
 pub use download::Download;
+pub use watch::Watch;
 
 /// Why nothing came.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +86,8 @@ pub struct HttpConfig {
     pub credentials: Vec<Credential>,
     /// What stands between.
     pub proxies: Proxies,
+    /// How long next to nothing may move, whatever is tried again meanwhile; `None`: every attempt may take its time.
+    pub patience: Option<Duration>,
 }
 
 /// Proxies, each a URL or `host:port`. May hold passwords, so they are not shown.
@@ -177,6 +182,7 @@ pub struct Document {
 #[derive(Debug)]
 pub struct Http {
     config: HttpConfig,
+    watch: Option<Arc<Watch>>,
     started: OnceLock<Result<Started, String>>,
 }
 
@@ -205,7 +211,13 @@ const ATTEMPTS: u32 = 4;
 impl Http {
     /// A client that has not started yet.
     pub fn new(config: HttpConfig) -> Http {
-        Http { config, started: OnceLock::new() }
+        let watch = config.patience.map(|patience| Arc::new(Watch::new(patience)));
+        Http { config, watch, started: OnceLock::new() }
+    }
+
+    /// What counts the bytes that move, where patience is limited.
+    pub(crate) fn watch(&self) -> Option<&Arc<Watch>> {
+        self.watch.as_ref()
     }
 
     /// Whether requests are refused.
@@ -215,7 +227,7 @@ impl Http {
 
     /// Gets a document of at most `limit` bytes; `None` where the server says that there is none (404, 410).
     pub fn get(&self, url: &Url, accept: Option<&str>, limit: u64) -> Result<Option<Document>, FetchError> {
-        self.patiently(url, async |started| self.get_once(started, url, accept, limit).await)
+        self.patiently(url, 0, async |started| self.get_once(started, url, accept, limit).await)
     }
 
     async fn get_once(
@@ -233,7 +245,7 @@ impl Http {
         if matches!(response.status().as_u16(), 404 | 410) {
             return Ok(None);
         }
-        check_status(url, &response)?;
+        check_status(url, &mut response).await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| again(&error, None))? {
             if bytes.len() as u64 + chunk.len() as u64 > limit {
@@ -250,29 +262,56 @@ impl Http {
         Ok(Some(Document { bytes, media_type, url: response.url().clone() }))
     }
 
-    /// Tries several times; `url` is what an error names.
+    /// Tries several times; `url` is what an error names, `bytes` is what is to be moved.
     pub(crate) fn patiently<T>(
         &self,
         url: &Url,
+        bytes: u64,
         work: impl AsyncFn(&Started) -> Result<T, Failure>,
     ) -> Result<T, FetchError> {
         if self.config.offline {
             return Err(FetchError::Offline { name: shown(url) });
         }
         let started = self.start()?;
-        started.runtime.block_on(async {
+        let last = RefCell::new(None);
+        let tries = async {
             let mut attempt = 0;
             loop {
                 attempt += 1;
                 match work(started).await {
                     Ok(done) => return Ok(done),
                     Err(Failure::Final(error)) => return Err(error),
-                    Err(Failure::Again { after, .. }) if attempt < ATTEMPTS => {
-                        tokio::time::sleep(pause(attempt, after)).await;
-                    }
-                    Err(Failure::Again { why, .. }) => return Err(FetchError::Request { url: shown(url), why }),
+                    Err(Failure::Again { why, after }) => match self.pause(attempt, after) {
+                        Some(pause) => {
+                            last.replace(Some(why));
+                            tokio::time::sleep(pause).await;
+                        }
+                        None => return Err(FetchError::Request { url: shown(url), why }),
+                    },
                 }
             }
+        };
+        match started.runtime.block_on(self.watched(bytes, tries)) {
+            Ok(done) => done,
+            Err(why) => Err(FetchError::Request { url: shown(url), why: with_last(why, last.take()) }),
+        }
+    }
+
+    /// Does work as long as there is patience for it; an error says that it ended.
+    async fn watched<T>(&self, bytes: u64, work: impl Future<Output = T>) -> Result<T, String> {
+        match &self.watch {
+            Some(watch) => watch.over(bytes, work).await.ok_or_else(|| watch.said()),
+            None => Ok(work.await),
+        }
+    }
+
+    /// The pause after a failed attempt; `None` where it was the last one.
+    fn pause(&self, attempt: u32, after: Option<Duration>) -> Option<Duration> {
+        let watch = self.watch.as_ref();
+        let waits = after.is_none_or(|asked| watch.is_none_or(|watch| watch.waits(asked)));
+        (attempt < ATTEMPTS && waits).then(|| match (after, watch) {
+            (None, Some(watch)) => pause(attempt, after).min(watch.longest_pause()),
+            _ => pause(attempt, after),
         })
     }
 
@@ -336,6 +375,11 @@ fn client(config: &HttpConfig, idle: Option<Duration>) -> Result<reqwest::Client
     builder.build().map_err(|error| chain(&error))
 }
 
+/// Why it ended, and what had failed before that.
+fn with_last(why: String, last: Option<String>) -> String {
+    last.map_or(why.clone(), |last| format!("{why}; before that: {last}"))
+}
+
 /// How one attempt ended.
 pub(crate) enum Failure {
     Final(FetchError),
@@ -347,7 +391,7 @@ pub(crate) fn again(error: &reqwest::Error, after: Option<Duration>) -> Failure 
 }
 
 /// Turns an error answer into a failure; the server's wish to wait is kept.
-pub(crate) fn check_status(url: &Url, response: &reqwest::Response) -> Result<(), Failure> {
+pub(crate) async fn check_status(url: &Url, response: &mut reqwest::Response) -> Result<(), Failure> {
     let status = response.status();
     if status.is_success() {
         return Ok(());
@@ -358,11 +402,35 @@ pub(crate) fn check_status(url: &Url, response: &reqwest::Response) -> Result<()
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.trim().parse().ok())
         .map(Duration::from_secs);
-    let why = format!("the server answered {status}");
+    let mut why = format!("the server answered {status}");
+    if let Ok(Some(code)) = tokio::time::timeout(REASON, s3_code(response)).await {
+        why += &format!(" ({code})");
+    }
     if status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429) {
         return Err(Failure::Again { why, after });
     }
     Err(Failure::Final(FetchError::Request { url: shown(url), why }))
+}
+
+/// How long a server may take to say why, and how much it may say, bytes.
+const REASON: Duration = Duration::from_secs(5);
+const REASONS: usize = 16 << 10;
+
+/// The code in an error of an S3 service (API reference, "Error responses"): it tells a session that ended from a wrong key, which
+/// have one status.
+async fn s3_code(response: &mut reqwest::Response) -> Option<String> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > REASONS {
+            return None;
+        }
+    }
+    let text = String::from_utf8(body).ok()?;
+    let (_, error) = text.split_once("<Error")?;
+    let (code, _) = error.split_once("<Code>")?.1.split_once("</Code>")?;
+    let is_code = (1..=64).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_code.then(|| code.to_owned())
 }
 
 /// The pause before another attempt: what the server asks for (at most a minute), else growing and jittered.

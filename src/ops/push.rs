@@ -16,7 +16,8 @@ use crate::observe::Event;
 use crate::output::NamedImage;
 use crate::parallel::at_once;
 use crate::registry::{
-    self, Ahead, Bundle, Delivery, Planned, Pushed, Reference, Registries, Repository, Supply, TagRequest,
+    self, Ahead, Bundle, Delivery, Planned, Pushed, Reference, Registries, RegistryError, Repository, Supply,
+    TagRequest,
 };
 
 /// What is to be pushed.
@@ -81,27 +82,15 @@ pub fn places(
 /// Builds what is stale and pushes everything.
 pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<PushedImage>, Failure> {
     let places = places(bench, registries, request)?;
-    let (built, deliveries, pushed) = std::thread::scope(|scope| {
-        // Nothing goes on for longer than the push, whatever ends it.
-        let _stops = Stops(registries);
-        let (one, later) = (AtomicBool::new(false), Mutex::default());
-        let beside = Sends { bench, registries, places: &places, scope, one, later };
-        let ready = prepare(bench, request, &places, &beside);
-        let push = || {
-            let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
-            let pushed = registries.push(&deliveries, &supply, bench.observer)?;
-            Ok::<_, Failure>((built, deliveries, pushed))
-        };
-        let later = beside.later.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let Some(later) = later else { return push() };
-        let (pushed, done) = at_once(push, later);
-        if let Err(failure) = done {
-            let why =
-                format!("the cache does not know what was pushed, and the next build is slower: {}", failure.message);
-            bench.observer.on(Event::Warning(&why));
+    let is_lost = AtomicBool::new(false);
+    let once = || build_and_push(bench, registries, request, &places, &is_lost);
+    let (built, deliveries, pushed) = match once() {
+        Err(_) if is_lost.load(Ordering::Relaxed) && !bench.elsewhere.is_empty() => {
+            super::remote::give_up(bench);
+            once()?
         }
-        pushed
-    })?;
+        done => done?,
+    };
     let mut pushed = pushed.into_iter().zip(&deliveries).peekable();
     let mut done = Vec::new();
     for built in built {
@@ -117,6 +106,53 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
         done.push(PushedImage { built, pushed: mine });
     }
     Ok(done)
+}
+
+/// Images as they were built, where they go, and what came of it.
+type Done = (Vec<Built>, Vec<Delivery>, Vec<Pushed>);
+
+/// `is_lost` says after a failure whether a layer was not where it should be, or was another: a cache elsewhere may be to blame.
+fn build_and_push(
+    bench: &Bench<'_>,
+    registries: &Registries,
+    request: &PushRequest,
+    places: &BTreeMap<String, Vec<Reference>>,
+    is_lost: &AtomicBool,
+) -> Result<Done, Failure> {
+    std::thread::scope(|scope| {
+        // Nothing goes on for longer than the push, whatever ends it.
+        let _stops = Stops(registries);
+        let (one, later) = (AtomicBool::new(false), Mutex::default());
+        let beside = Sends { bench, registries, places, scope, one, later };
+        let ready = prepare(bench, request, places, &beside);
+        let push = || {
+            let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
+            let pushed = registries.push(&deliveries, &supply, bench.observer);
+            for trouble in bench.elsewhere.troubles() {
+                bench.observer.on(Event::Warning(&trouble));
+            }
+            match &pushed {
+                // Who should have brought it has said why.
+                Err(RegistryError::Lost(_)) => is_lost.store(true, Ordering::Relaxed),
+                Err(error @ RegistryError::File { .. }) if !bench.elsewhere.is_empty() => {
+                    is_lost.store(true, Ordering::Relaxed);
+                    bench.observer.on(Event::Warning(&format!("a cache elsewhere is passed over: {error}")));
+                }
+                _ => {}
+            }
+            let pushed = pushed?;
+            Ok::<_, Failure>((built, deliveries, pushed))
+        };
+        let later = beside.later.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Some(later) = later else { return push() };
+        let (pushed, done) = at_once(push, later);
+        if let Err(failure) = done {
+            let why =
+                format!("the cache does not know what was pushed, and the next build is slower: {}", failure.message);
+            bench.observer.on(Event::Warning(&why));
+        }
+        pushed
+    })
 }
 
 /// Builds what is stale and says what a push would send.

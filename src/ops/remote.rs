@@ -15,7 +15,7 @@ use crate::engine::foundation::Cut;
 use crate::engine::index::{self, Fragment};
 use crate::engine::local::{Local, Walked};
 use crate::error::Failure;
-use crate::observe::{Event, Silent};
+use crate::observe::Event;
 use crate::parallel::in_parallel;
 use crate::registry::{Demand, Supply};
 use crate::remote::{
@@ -85,10 +85,15 @@ pub fn bring(bench: &Bench<'_>, built: &[Built]) -> Result<bool, Failure> {
         if bench.elsewhere.bring(digest, bench.store, bench.observer) { Ok(()) } else { Err(()) }
     });
     if whole.is_err() {
-        bench.observer.on(Event::Note("layers could not be had from the cache elsewhere and are made here"));
-        bench.elsewhere.forget();
+        give_up(bench);
     }
     Ok(whole.is_ok())
+}
+
+/// Believes no cache elsewhere any more.
+pub(super) fn give_up(bench: &Bench<'_>) {
+    bench.observer.on(Event::Note("layers could not be had from the cache elsewhere and are made here"));
+    bench.elsewhere.forget();
 }
 
 /// Layers of images that are not here.
@@ -107,20 +112,26 @@ fn missing(bench: &Bench<'_>, built: &[Built]) -> Result<Vec<Digest>, Failure> {
 
 /// Tells a push where layers lie that are not here: it takes over or copies those that their registry lacks.
 pub fn point_to(bench: &Bench<'_>, built: &[Built], supply: &mut Supply) -> Result<(), Failure> {
+    let mut blobs = BTreeSet::new();
     for digest in missing(bench, built)? {
         match bench.elsewhere.place(&digest) {
+            Some(Place::File(path)) => {
+                supply.files.insert(digest.into(), path);
+                continue;
+            }
+            // Its own registry mounts it; for others it is brought with the cache's patience, not the push's.
             Some(Place::Repository(repository)) => {
                 supply.origins.entry(digest.into()).or_default().push(repository);
             }
-            Some(Place::File(path)) => {
-                supply.files.insert(digest.into(), path);
-            }
-            Some(Place::Service) => {
-                let (elsewhere, store) = (bench.elsewhere.clone(), bench.store.clone());
-                supply.demand = Some(Demand(Arc::new(move |digest: &Digest| elsewhere.bring(digest, &store, &Silent))));
-            }
-            None => {}
+            Some(Place::Service) => {}
+            None => continue,
         }
+        blobs.insert(digest);
+    }
+    if !blobs.is_empty() {
+        let (elsewhere, store) = (bench.elsewhere.clone(), bench.store.clone());
+        let bring = move |digest: &Digest| elsewhere.bring_in_silence(digest, &store);
+        supply.demand = Some(Demand { blobs, bring: Arc::new(bring) });
     }
     Ok(())
 }

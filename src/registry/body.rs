@@ -13,6 +13,7 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
 
 use super::digest::AnyDigest;
+use crate::fetch::Watch;
 
 /// What a request carries.
 #[derive(Debug, Clone)]
@@ -51,22 +52,30 @@ pub struct Progress {
     sent: AtomicU64,
     finished: AtomicBool,
     damaged: AtomicBool,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Progress {
     /// Nothing sent.
     pub fn new() -> Arc<Progress> {
+        Progress::watched(None)
+    }
+
+    /// Nothing sent; what is, is told to who watches.
+    pub fn watched(watch: Option<Arc<Watch>>) -> Arc<Progress> {
         Arc::new(Progress {
             began: Instant::now(),
             moved: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             finished: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            watch,
         })
     }
 
     fn advance(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Ordering::Relaxed);
+        self.watch.iter().for_each(|watch| watch.advance(bytes));
         self.moved.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 

@@ -81,6 +81,15 @@ impl Default for Patience {
     }
 }
 
+impl Patience {
+    /// For what can be had or left: there is a whole span of patience, and several attempts fit into it.
+    pub fn within(span: Duration) -> Patience {
+        let longest_pause = span / 16;
+        let pause = Patience::default().pause.min(longest_pause);
+        Patience { failures: 4, pause, longest_pause, longest_wait: span, idle: span, ..Patience::default() }
+    }
+}
+
 impl Default for ClientConfig {
     fn default() -> ClientConfig {
         ClientConfig {

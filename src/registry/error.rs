@@ -73,6 +73,16 @@ pub enum RegistryError {
         /// How long.
         seconds: u64,
     },
+    /// One that there is no patience for.
+    #[error("{registry} does not let us {what}: {why}")]
+    Silent {
+        /// The registry.
+        registry: String,
+        /// What was asked.
+        what: String,
+        /// How long it was waited for.
+        why: String,
+    },
     /// A place that a registry may not send us to.
     #[error("{registry} points to {url}, which is refused: {why}")]
     Refused {

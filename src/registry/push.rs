@@ -113,9 +113,11 @@ impl Client {
             self.end_uploads(None).await;
         }
         self.forget_ahead();
-        if let (Err(RegistryError::Damaged(digest)), Some(store)) = (&pushed, &supply.store)
-            && let Some(sha256) = digest.sha256()
-        {
+        let Err(RegistryError::Damaged(digest)) = pushed else { return pushed };
+        if supply.files.contains_key(&digest) {
+            return Err(supply.damaged(digest));
+        }
+        if let (Some(store), Some(sha256)) = (&supply.store, digest.sha256()) {
             store.remove(&sha256)?;
         }
         pushed
@@ -620,11 +622,13 @@ impl<'a> Run<'a> {
     async fn fetch(&self, blob: &Descriptor) -> Result<Source, RegistryError> {
         let lost = || RegistryError::Lost(blob.digest);
         let store = self.supply.store.as_ref().ok_or_else(lost)?;
-        if let (Some(Demand(bring)), Some(digest)) = (self.supply.demand.clone(), blob.digest.sha256())
-            && tokio::task::spawn_blocking(move || bring(&digest)).await.unwrap_or(false)
-            && let Some(source) = self.supply.open(blob)?
+        if let (Some(Demand { blobs, bring }), Some(digest)) = (&self.supply.demand, blob.digest.sha256())
+            && blobs.contains(&digest)
         {
-            return Ok(source);
+            let bring = bring.clone();
+            let is_here = tokio::task::spawn_blocking(move || bring(&digest)).await.unwrap_or(false);
+            let found = if is_here { self.supply.open(blob)? } else { None };
+            return found.ok_or_else(lost);
         }
         let mut failed = None;
         for origin in self.supply.origins.get(&blob.digest).into_iter().flatten() {

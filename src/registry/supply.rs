@@ -1,6 +1,6 @@
 //! What is pushed, and where its bytes come from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -45,17 +45,22 @@ pub struct Supply {
     pub files: BTreeMap<AnyDigest, PathBuf>,
     /// Repositories that have a blob: the base's.
     pub origins: BTreeMap<AnyDigest, Vec<Repository>>,
-    /// Who brings a blob into the cache that is not there yet.
+    /// Who brings blobs into the cache that are not there yet.
     pub demand: Option<Demand>,
 }
 
-/// Brings a blob into the cache; `false` where it cannot.
+/// Blobs that are brought when they are needed, and by nobody else.
 #[derive(Clone)]
-pub struct Demand(pub Arc<dyn Fn(&layers::Digest) -> bool + Send + Sync>);
+pub struct Demand {
+    /// The blobs.
+    pub blobs: BTreeSet<layers::Digest>,
+    /// Brings one into the cache; `false` where it cannot.
+    pub bring: Arc<dyn Fn(&layers::Digest) -> bool + Send + Sync>,
+}
 
 impl std::fmt::Debug for Demand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Demand")
+        f.debug_struct("Demand").field("blobs", &self.blobs).finish_non_exhaustive()
     }
 }
 
@@ -123,7 +128,7 @@ impl Supply {
         }
     }
 
-    fn damaged(&self, digest: AnyDigest) -> RegistryError {
+    pub(super) fn damaged(&self, digest: AnyDigest) -> RegistryError {
         match self.files.get(&digest) {
             Some(path) => RegistryError::File {
                 path: path.clone(),

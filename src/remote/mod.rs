@@ -159,13 +159,27 @@ struct Found {
     remembered: Remembered,
     /// Caches that failed: they are not asked again.
     failed: Vec<bool>,
+    /// What is still to be said about them.
+    troubles: Vec<String>,
+}
+
+/// Keeps warnings.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Observer for Heard {
+    fn on(&self, event: Event<'_>) {
+        if let Event::Warning(text) = event {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(text.to_owned());
+        }
+    }
 }
 
 impl Sources {
     /// Caches, best first, and the keys whose signatures count.
     pub fn new(sources: Vec<Source>, keys: Vec<PublicKey>) -> Sources {
         let failed = vec![false; sources.len()];
-        Sources { sources, keys, found: Mutex::new(Found { remembered: Remembered::default(), failed }) }
+        Sources { sources, keys, found: Mutex::new(Found { failed, ..Found::default() }) }
     }
 
     /// Whether there is none.
@@ -277,6 +291,19 @@ impl Sources {
             }
         }
         false
+    }
+
+    /// As [`bring`](Sources::bring), where nobody hears what went wrong: [`Sources::troubles`] tells it later.
+    pub fn bring_in_silence(&self, digest: &layers::Digest, store: &Store) -> bool {
+        let heard = Heard::default();
+        let is_here = self.bring(digest, store, &heard);
+        self.found().troubles.append(&mut heard.0.into_inner().unwrap_or_else(PoisonError::into_inner));
+        is_here
+    }
+
+    /// What went wrong where nobody heard it; each is told once.
+    pub fn troubles(&self) -> Vec<String> {
+        std::mem::take(&mut self.found().troubles)
     }
 
     /// Where a blob lies that some cache has told of.

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +19,7 @@ use serde_json::json;
 
 use super::document::LARGEST;
 use super::{Place, Remote, RemoteError};
-use crate::observe::Silent;
+use crate::fetch::Watch;
 use crate::registry::document::{Descriptor, Document};
 use crate::registry::{Bundle, Delivery, Registries, RegistryError, Repository, Supply};
 
@@ -31,12 +32,25 @@ const ANNOTATION: &str = "org.imgbuild.cache";
 pub struct Artifacts {
     registries: Registries,
     repository: Repository,
+    watch: Watch,
 }
 
 impl Artifacts {
-    /// The cache in `repository`.
-    pub fn new(registries: Registries, repository: Repository) -> Artifacts {
-        Artifacts { registries, repository }
+    /// The cache in `repository`, given up where next to nothing moves for as long as `patience`.
+    pub fn new(registries: Registries, repository: Repository, patience: Duration) -> Artifacts {
+        Artifacts { registries, repository, watch: Watch::new(patience) }
+    }
+
+    /// Waits for something that moves so many bytes, as long as there is patience for it; `what` is it in words.
+    fn wait<T>(
+        &self,
+        what: &str,
+        bytes: u64,
+        work: impl Future<Output = Result<T, RegistryError>>,
+    ) -> Result<T, RegistryError> {
+        let registry = self.repository.registry.clone();
+        let silent = || RegistryError::Silent { registry, what: what.into(), why: self.watch.said() };
+        self.registries.wait(async { self.watch.over(bytes, work).await.unwrap_or_else(|| Err(silent())) })
     }
 
     fn manifest(document: &[u8], blobs: &[Blob]) -> Document {
@@ -60,7 +74,9 @@ impl Artifacts {
 
 impl Remote for Artifacts {
     fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
-        let document = match self.registries.manifest(&self.repository.tagged(name)) {
+        let reference = self.repository.tagged(name);
+        let read = self.registries.client().manifest(&reference);
+        let document = match self.wait(&format!("read {name}"), 0, read) {
             Err(RegistryError::NotFound { .. }) => return Ok(None),
             document => document?,
         };
@@ -79,8 +95,10 @@ impl Remote for Artifacts {
 
     fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
         let descriptor = Descriptor::of(BLOB, blob.digest.into(), blob.size);
-        let work = self.registries.client().blob_to_store(&self.repository, &descriptor, store, &Silent);
-        Ok(self.registries.wait(work)?)
+        // Another process may be at it: that is not the registry's silence.
+        drop(store.lock_download(&blob.digest)?);
+        let read = self.registries.client().blob_to_store(&self.repository, &descriptor, store, &self.watch);
+        Ok(self.wait(&format!("read blob {}", blob.digest), blob.size, read)?)
     }
 
     fn place(&self, _: &Digest) -> Place {
@@ -93,7 +111,10 @@ impl Remote for Artifacts {
         let empty = Document::empty();
         let bytes = BTreeMap::from([(empty.digest, empty.bytes)]);
         let supply = Supply { store: Some(store.clone()), bytes, ..Supply::default() };
-        self.registries.push(&[delivery], &supply, &Silent)?;
+        let deliveries = [delivery];
+        let push = self.registries.client().push(&deliveries, &supply, &self.watch);
+        let bytes = blobs.iter().map(|blob| blob.size).sum();
+        self.wait(&format!("write {}", names.join(" and ")), bytes, push)?;
         Ok(())
     }
 }

@@ -139,12 +139,12 @@ impl Objects {
 
     /// The length of what is at a URL, bytes; `None` where nothing is.
     fn length(&self, url: &Url) -> Result<Option<u64>, FetchError> {
-        self.http.patiently(url, async |started| {
-            let response = started.client.head(url.clone()).send().await.map_err(|error| again(&error, None))?;
+        self.http.patiently(url, 0, async |started| {
+            let mut response = started.client.head(url.clone()).send().await.map_err(|error| again(&error, None))?;
             if matches!(response.status().as_u16(), 404 | 410) {
                 return Ok(None);
             }
-            check_status(url, &response)?;
+            check_status(url, &mut response).await?;
             // The client counts a body, and here there is none.
             let length = response.headers().get(reqwest::header::CONTENT_LENGTH);
             Ok(length.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok()))
@@ -153,8 +153,12 @@ impl Objects {
 
     /// Puts something at a URL. It may take as long as bytes are moving.
     fn put_at(&self, url: &Url, header: (&str, &str), body: &Outgoing) -> Result<(), FetchError> {
-        self.http.patiently(url, async |started| {
-            let progress = Progress::new();
+        let bytes = match body {
+            Outgoing::Part(part) => part.size,
+            _ => 0,
+        };
+        self.http.patiently(url, bytes, async |started| {
+            let progress = Progress::watched(self.http.watch().cloned());
             let request = started.sender(&self.http)?.put(url.clone()).header(header.0, header.1);
             let request = match body {
                 Outgoing::Empty => request.header(reqwest::header::CONTENT_LENGTH, 0),
@@ -170,7 +174,7 @@ impl Objects {
                         let why = "the blob in the cache is damaged".into();
                         return Err(Failure::Final(FetchError::Request { url: shown(url), why }));
                     }
-                    check_status(url, &answer.map_err(|error| again(&error, None))?)
+                    check_status(url, &mut answer.map_err(|error| again(&error, None))?).await
                 }
                 () = progress.stalled(IDLE, 2 * IDLE) => {
                     Err(Failure::Again { why: "nothing moves any more".into(), after: None })
@@ -198,7 +202,13 @@ impl Objects {
 /// Services do not say which of these it was before somebody may list a bucket.
 fn explained(error: FetchError) -> FetchError {
     match error {
-        FetchError::Request { url, why } if why.contains("403") => {
+        // Where it asks for a length alone, a service has no room to say which.
+        FetchError::Request { url, why } if why.contains("ExpiredToken") || why.contains("answered 400") => {
+            let hint =
+                "the session whose keys these are may have ended: AWS_SESSION_TOKEN, or the profile, wants new ones";
+            FetchError::Request { url, why: format!("{why}: {hint}") }
+        }
+        FetchError::Request { url, why } if why.contains("answered 403") => {
             let hint = "whoever AWS_ACCESS_KEY_ID or AWS_PROFILE names may not do that, or may not list the bucket, which \
                         services want from who asks for an object that is not there";
             FetchError::Request { url, why: format!("{why}: {hint}") }

@@ -55,6 +55,8 @@ mod registry_real;
 mod registry_referrers;
 mod registry_trips;
 mod remote;
+mod remote_faults;
+mod remote_poison;
 mod remote_real;
 mod robustness;
 mod sandbox;

@@ -1,8 +1,9 @@
 //! Caches elsewhere: an empty machine builds what another has built, and no store makes it deliver something else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use layers::lock::Lock;
 use layers::source::{Unpack, fetch, files};
@@ -11,6 +12,7 @@ use layers::{Catalogue, Digest, Stage, path};
 use crate::registry::registry;
 use crate::server::{Answer, Server};
 use crate::support::layout::Layout;
+use crate::support::random::Random;
 use crate::support::run::{Outcome, Sandbox, outcome};
 
 /// A project that several machines have: an archive from a server that counts, and files of the context.
@@ -30,6 +32,18 @@ impl Project {
         let two = Stage::scratch().layer(base.take(path!("/opt/data")).to(path!("/data")));
         let catalogue = Catalogue::new("elsewhere").with("one", one.image()).with("two", two.image());
         Project { server, plan: catalogue.plan().to_json() }
+    }
+
+    /// A machine with an empty cache and the files of another.
+    fn machine_like(&self, other: &Machine<'_>) -> Machine<'_> {
+        let machine = self.machine();
+        let from = other.sandbox.work();
+        for folder in ["src", "more"] {
+            for file in files_below(&from.join(folder)) {
+                machine.sandbox.write(file.strip_prefix(&from).unwrap().to_str().unwrap(), fs::read(&file).unwrap());
+            }
+        }
+        machine
     }
 
     /// A machine with an empty cache.
@@ -86,12 +100,24 @@ fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-const KEYS: &str = "IMGBUILD_CACHE_TRUSTED_KEYS";
+/// The files below a folder.
+pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files
+}
+
+pub(crate) const KEYS: &str = "IMGBUILD_CACHE_TRUSTED_KEYS";
 pub(crate) const STORES: &str = "IMGBUILD_CACHE_TRUSTED_STORES";
-const SIGNING: &str = "IMGBUILD_CACHE_SIGNING_KEY";
+pub(crate) const SIGNING: &str = "IMGBUILD_CACHE_SIGNING_KEY";
 
 /// A key on disk, and what others trust.
-fn key(machine: &Machine<'_>, name: &str) -> (String, String) {
+pub(crate) fn key(machine: &Machine<'_>, name: &str) -> (String, String) {
     let public = machine.run(&["cache", "key", name], &[]).success().trim().to_owned();
     (machine.sandbox.work().join(name).display().to_string(), public)
 }
@@ -157,14 +183,7 @@ fn no_damage_of_a_store_fails_a_build_or_changes_an_image() {
     let shared = tempfile::tempdir().unwrap();
     let store = format!("dir:{}", shared.path().display());
     let right = first.build(&["--cache-to", &store], &[]).0;
-    let mut files: Vec<PathBuf> = Vec::new();
-    let mut folders = vec![shared.path().to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
-        }
-    }
+    let files = files_below(shared.path());
     assert!(files.len() > 8, "{files:?}");
     type Damage = fn(&[u8]) -> Option<Vec<u8>>;
     let damages: [Damage; 4] = [
@@ -286,6 +305,61 @@ fn an_edit_on_an_empty_machine_moves_records_and_its_own_layer_in_eight_round_tr
     let (names, said, _) = fifth.build(&["--cache-from", &store], &trust);
     assert_eq!(registry.requests("/manifests/latest-").len(), 0, "the image itself is known by now: {said}");
     assert_eq!(Some(&names["one"]), other.tag("team/one", "v2").as_ref());
+}
+
+#[test]
+fn an_edit_on_an_empty_machine_moves_no_more_bytes_than_the_change_and_64_kib() {
+    let project = Project::new();
+    let (first, second) = (project.machine(), project.machine());
+    let registry = registry(|_| {});
+    let store = format!("registry:{}/team/cache", registry.host());
+    let trust = [(STORES, store.as_str())];
+    // Bytes that no compression makes fewer.
+    let noise = |seed: u64, length: usize| {
+        let mut random = Random::of(seed);
+        (0..length).map(|_| random.below(256) as u8).collect::<Vec<u8>>()
+    };
+    for machine in [&first, &second] {
+        machine.sandbox.write("more/noise", noise(1, 2_000_000));
+        machine.sandbox.write("src/noise", noise(2, 300_000));
+    }
+    let push = |machine: &Machine<'_>, tag: &str, caches: &[&str]| {
+        let tag = format!("{}/team/{{image}}:{tag}", registry.host());
+        machine.run(&[&["push", "--tag", &tag][..], caches].concat(), &trust).success();
+    };
+    push(&first, "v1", &["--cache-to", &store]);
+    // Bytes of bodies to and from the registry, and of the layers of `one` that it did not have.
+    let moved = |before: &BTreeSet<String>| {
+        let state = registry.state();
+        let sums = state.log.iter().fold((0, 0), |(to, from), it| (to + it.received, from + it.sent));
+        let new = |(digest, bytes): (&String, &Arc<Vec<u8>>)| (!before.contains(digest)).then_some(bytes.len() as u64);
+        (sums.0, sums.1, state.blobs.iter().filter_map(new).max().unwrap_or(0))
+    };
+    let blobs = || registry.state().blobs.keys().cloned().collect::<BTreeSet<String>>();
+    let before = blobs();
+    registry.clear_log();
+    // Unchanged: documents alone.
+    push(&project.machine_like(&second), "v2", &["--cache-from", &store]);
+    let (to, from, new) = moved(&before);
+    println!("unchanged: {to} bytes to the registry, {from} from it");
+    assert!(new == 0 && to <= 64 << 10 && from <= 64 << 10, "{to} {from} {new}");
+    // One file of a layer of 300 kB.
+    second.sandbox.write("src/main", "changed");
+    let third = project.machine_like(&second);
+    registry.clear_log();
+    push(&second, "v3", &["--cache-from", &store]);
+    let (to, from, layer) = moved(&before);
+    println!("changed: {to} bytes to the registry, {from} from it, layer of {layer}");
+    assert!((300_000..320_000).contains(&layer), "{layer}");
+    assert!(to <= layer + (64 << 10) && from <= 64 << 10, "{to} {from} {layer}");
+    // Where the cache is written as well, the layer goes there, too: by a mount if the push came first, else once more.
+    registry.clear_log();
+    third.sandbox.write("src/main", "changed again");
+    let before = blobs();
+    push(&third, "v4", &["--cache-from", &store, "--cache-to", &store]);
+    let (to, from, layer) = moved(&before);
+    println!("and kept: {to} bytes to the registry, {from} from it, layer of {layer}");
+    assert!(to <= 2 * layer + (64 << 10) && from <= 64 << 10, "{to} {from} {layer}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! * [`shared`]: what is made once and kept in `target/`: a trixie root, downloads.
 //! * [`server`]: processes that end with the test, whatever happens; a file server that can be told to fail.
 //! * [`docker`]: a Docker engine of the tests' own.
-//! * [`registry`]: a registry in this process, with scripted faults and a log of every request.
+//! * [`registry`]: a registry in this process that keeps objects of S3 buckets as well, with scripted faults and a log of every request.
 //! * [`elsewhere`]: a project on another machine, as another user.
 //! * [`layout`]: OCI layouts read without our own code, and the rules that every layer keeps.
 //! * [`listing`]: trees of files as text, one a line.

@@ -63,6 +63,15 @@ impl Response {
     }
 }
 
+/// How slowly an answer is sent.
+#[derive(Debug, Clone, Copy)]
+pub enum Pause {
+    /// Its body in sixteen pieces, a pause before each.
+    EachPiece(Duration),
+    /// All of it, a pause behind each byte.
+    EachByte(Duration),
+}
+
 /// One connection.
 pub struct Connection {
     reader: BufReader<TcpStream>,
@@ -183,13 +192,13 @@ impl Connection {
         }
     }
 
-    /// Sends an answer; `cut` sends only so many bytes of its body, `pause` sends it in sixteen pieces.
+    /// Sends an answer; `cut` sends only so many bytes of its body.
     pub fn respond(
         &mut self,
         request: &Request,
         response: &Response,
         cut: Option<usize>,
-        pause: Option<Duration>,
+        pause: Option<Pause>,
     ) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} Status\r\n", response.status);
         let has_length = response.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
@@ -208,7 +217,13 @@ impl Connection {
         match pause {
             // In one piece, as one packet where it fits.
             None => stream.write_all(&[head.as_bytes(), body].concat())?,
-            Some(pause) => {
+            Some(Pause::EachByte(pause)) => {
+                for byte in head.as_bytes().iter().chain(body) {
+                    stream.write_all(&[*byte])?;
+                    std::thread::sleep(pause);
+                }
+            }
+            Some(Pause::EachPiece(pause)) => {
                 stream.write_all(head.as_bytes())?;
                 for piece in body.chunks((body.len() / 16).max(1)) {
                     std::thread::sleep(pause);

@@ -1,7 +1,8 @@
 //! A registry in this process, on a real socket: the OCI distribution specification 1.1 in full, a token server, scripted
-//! faults, and a log of every request.
+//! faults, and a log of every request. What else it is asked for are objects of S3 buckets.
 
 mod http;
+mod objects;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use http::{Request, Response};
+pub use objects::error as s3_error;
 
 /// How the registry wants to be spoken to.
 #[derive(Debug, Clone, Default)]
@@ -126,6 +128,8 @@ pub enum Act {
     Stall(Duration),
     /// The request's body is read, and the answer's sent, slowly: a pause behind each piece.
     Drip(Duration),
+    /// The answer is sent a byte at a time, from its first line: a pause behind each.
+    Trickle(Duration),
     /// Headers are added to the answer, or replaced.
     Headers(Vec<(&'static str, String)>),
 }
@@ -164,10 +168,14 @@ pub struct State {
     pub kind: Kind,
     pub blobs: BTreeMap<String, Arc<Vec<u8>>>,
     pub repos: BTreeMap<String, Repo>,
+    /// Objects by their paths, `/bucket/name`.
+    pub objects: BTreeMap<String, Vec<u8>>,
     uploads: BTreeMap<String, (String, Vec<u8>)>,
     /// Tokens that were given out: scopes, and uses so far.
     tokens: BTreeMap<String, (Vec<String>, usize)>,
     faults: Vec<Fault>,
+    /// How often something went wrong.
+    pub failed: usize,
     pub log: Vec<Logged>,
     pub uploaded: BTreeMap<String, usize>,
     serial: usize,
@@ -220,6 +228,13 @@ impl Registry {
 
     pub fn fail_if(&self, matches: impl Fn(&Request) -> bool + Send + 'static, skip: usize, times: usize, act: Act) {
         self.state().faults.push(Fault { matches: Box::new(matches), skip, times, act });
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn heal(&self) {
+        let mut state = self.state();
+        state.faults.clear();
+        state.failed = 0;
     }
 
     /// The requests so far whose line contains `text`.

@@ -8,8 +8,8 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
-use super::http::{Connection, Request, Response};
-use super::{Act, Auth, CANARY_TOKEN, Kind, Logged, Mounting, Place, Registry, Repo, State};
+use super::http::{Connection, Pause, Request, Response};
+use super::{Act, Auth, CANARY_TOKEN, Kind, Logged, Mounting, Place, Registry, Repo, State, objects};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -42,12 +42,13 @@ pub fn connection(registry: &Registry, stream: TcpStream) {
             std::thread::sleep(*time);
         }
         let pause = match &fault {
-            Some(Act::Drip(pause)) => Some(*pause),
+            Some(Act::Drip(pause)) => Some(Pause::EachPiece(*pause)),
+            Some(Act::Trickle(pause)) => Some(Pause::EachByte(*pause)),
             _ => None,
         };
-        let body = match pause {
-            Some(pause) => connection.body_slowly(pause),
-            None => connection.body(limit),
+        let body = match &fault {
+            Some(Act::Drip(pause)) => connection.body_slowly(*pause),
+            _ => connection.body(limit),
         };
         let received = body.len() as u64;
         let mut response = match &fault {
@@ -103,13 +104,15 @@ pub fn connection(registry: &Registry, stream: TcpStream) {
 
 fn fault(registry: &Registry, request: &Request) -> Option<Act> {
     let mut state = registry.state();
-    for fault in &mut state.faults {
+    let State { faults, failed, .. } = &mut *state;
+    for fault in faults {
         if fault.times > 0 && (fault.matches)(request) {
             if fault.skip > 0 {
                 fault.skip -= 1;
                 continue;
             }
             fault.times -= 1;
+            *failed += 1;
             return Some(fault.act.clone());
         }
     }
@@ -129,7 +132,7 @@ fn answer(registry: &Registry, request: &Request, body: Vec<u8>) -> Response {
     if request.path == "/token" {
         return token(&mut state, request, &body);
     }
-    let Some(rest) = request.path.strip_prefix("/v2/") else { return Response::new(404) };
+    let Some(rest) = request.path.strip_prefix("/v2/") else { return objects::answer(&mut state, request, body) };
     let (repository, act) = split(rest);
     if let Some(refused) = refuse(registry, &mut state, request, &repository) {
         return refused;
