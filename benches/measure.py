@@ -37,6 +37,7 @@ def run(*command: str, **options) -> str:
 # begins with that of who started it.
 RUNNER = """
 import os, sys, time
+os.set_inheritable(int(sys.argv[1]), False)
 began = time.perf_counter()
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(child, 0)

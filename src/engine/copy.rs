@@ -15,34 +15,30 @@ use super::view::View;
 use crate::pin::{Selected, SelectedKind};
 
 impl Local<'_> {
-    /// What `files` selects, as fragments: where it is more than one part, its folders are one of their own, before all others.
+    /// What `files` selects, as a fragment for each part.
     pub(super) fn copy(&self, files: &Files, view: &View<'_>) -> Result<Vec<Arc<Fragment>>, EngineError> {
         let selection = self.context.select(files)?;
         // One file goes to the path itself, a folder's content goes below it.
         let to = view.through_links(&files.to)?;
         let copy = Copy { local: self, files, to };
-        let dirs = || selection.dirs();
-        let [part] = selection.parts.as_slice() else {
-            let mut hasher = KeyHasher::new("folders", 1);
-            hasher.list("dir", dirs().map(|dir| &dir.path).collect::<Vec<_>>().into_iter());
-            let folders = copy.key(hasher.finish().0.0);
-            let mut fragments = vec![self.kept(folders.0, &folders.1, || copy.made(dirs()))?];
-            let keys: Vec<(Key, String)> = selection.parts.iter().map(|part| copy.key(part.digest)).collect();
-            let mut found = keys.iter().map(|(key, _)| self.find_fragment(key)).collect::<Result<Vec<_>, _>>()?;
-            let missing: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_none()).collect();
-            let made = Mutex::new(&mut found);
-            self.cores.spread(self.jobs, &missing, |&at| {
-                let ((key, text), part) = (&keys[at], &selection.parts[at]);
-                let fragment = self.kept(*key, text, || copy.made(part.of(&selection.entries)))?;
-                made.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(fragment);
-                Ok::<_, EngineError>(())
-            })?;
-            fragments.extend(found.into_iter().flatten());
-            return Ok(fragments);
+        let keys: Vec<(Key, String)> = selection.parts.iter().map(|part| copy.key(part.digest)).collect();
+        let make = |at: usize| {
+            let (key, text) = &keys[at];
+            self.kept(*key, text, || copy.made(selection.parts[at].of(&selection.entries)))
         };
-        let (key, text) = copy.key(selection.digest);
-        let fragment = self.kept(key, &text, || copy.made(dirs().chain(part.of(&selection.entries))))?;
-        Ok(vec![fragment])
+        // Most are one.
+        if keys.len() == 1 {
+            return Ok(vec![make(0)?]);
+        }
+        let mut found = keys.iter().map(|(key, _)| self.find_fragment(key)).collect::<Result<Vec<_>, _>>()?;
+        let missing: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_none()).collect();
+        let made = Mutex::new(&mut found);
+        self.cores.spread(self.jobs, &missing, |&at| {
+            let fragment = make(at)?;
+            made.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(fragment);
+            Ok::<_, EngineError>(())
+        })?;
+        Ok(found.into_iter().flatten().collect())
     }
 }
 
@@ -54,12 +50,12 @@ struct Copy<'a> {
 }
 
 impl<'a> Copy<'a> {
-    /// The key of what `selection` names.
-    fn key(&self, selection: Digest) -> (Key, String) {
+    /// The key of the part that this digest names.
+    fn key(&self, part: Digest) -> (Key, String) {
         let files = self.files;
         let mut hasher = KeyHasher::new("copy", LAYER_FORMAT);
         hasher.field("index", INDEX_FORMAT);
-        hasher.field("selection", selection);
+        hasher.field("part", part);
         hasher.field("to", &self.to);
         hasher.field("mode", files.mode.map_or("kept".into(), |mode| format!("{mode:o}")));
         hasher.field("dir-mode", format!("{:o}", files.dir_mode));

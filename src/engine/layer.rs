@@ -1,5 +1,6 @@
 //! What a layer is made of: each operation of its plan as a fragment, made from what the view below says or found in the store.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, Prefixes};
 use layers::op::{Configure, Conversion, LayerPlan, Op};
 use layers::source::{Dir, Inline, Link, Owner, TakeFrom, User};
 use layers::{Digest, ImagePath, Key, KeyHasher, Platform, StageId};
+use serde::{Deserialize, Serialize};
 
 use super::EngineError;
 use super::convert::Drops;
@@ -32,6 +34,7 @@ impl Local<'_> {
         let mut fragments = Vec::with_capacity(layer.ops.len());
         let mut ran = Vec::new();
         let mut plain = Made::default();
+        let mut folders: BTreeMap<ImagePath, Entry> = BTreeMap::new();
         for op in &layer.ops {
             match op {
                 Op::Unpack { archive, conversion } => {
@@ -52,7 +55,15 @@ impl Local<'_> {
                     let (entry, content) = inline_entry(inline, view)?;
                     plain.push(entry, content);
                 }
-                Op::Copy(files) => fragments.extend(self.copy(files, view)?),
+                Op::Copy(files) => {
+                    let parts = self.copy(files, view)?;
+                    // A folder may be in one of them, and what lies in it in another one before it.
+                    if parts.len() > 1 {
+                        let dirs = parts.iter().flat_map(|part| &part.dirs);
+                        dirs.for_each(|dir| drop(folders.entry(dir.path.clone()).or_insert_with(|| dir.clone())));
+                    }
+                    fragments.extend(parts);
+                }
                 Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
                 Op::Take(take) => {
                     let (fragment, commands) = self.take(subject, take, view)?;
@@ -101,7 +112,13 @@ impl Local<'_> {
             let (key, text) = hasher.finish();
             fragments.push(self.kept(key, &text, || Ok(plain))?);
         }
-        let skeleton = skeleton(&fragments, &together.shared, &|path| view.entry(path));
+        let shared = if folders.is_empty() {
+            Cow::Borrowed(&together.shared)
+        } else {
+            folders.extend(together.shared.iter().map(|(path, dir)| (path.clone(), dir.clone())));
+            Cow::Owned(folders)
+        };
+        let skeleton = skeleton(&fragments, &shared, &|path| view.entry(path));
         Ok(LayerJob { ran, ..self.layer_of(&layer.label, skeleton, fragments) })
     }
 
@@ -120,21 +137,24 @@ impl Local<'_> {
         LayerJob { key, text, label: label.to_owned(), skeleton, fragments, ran, prefixes, made: None }
     }
 
-    /// What the tar of a layer's large fragments comes to, where another layer of this skeleton began with them.
-    pub(super) fn known_beginning(&self, job: &LayerJob) -> Result<Prefixes, EngineError> {
+    /// What the last layer of these directories began with that this one begins with, too: its tar is not hashed again.
+    pub(super) fn beginning(&self, job: &LayerJob) -> Result<Prefixes, EngineError> {
         if job.prefixes != Prefixes::default() {
             return Ok(job.prefixes.clone());
         }
-        let Some((key, _)) = beginning(job) else { return Ok(Prefixes::default()) };
-        Ok(self.store.find(&key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default())
+        let Some((key, _)) = beginning_key(job) else { return Ok(Prefixes::default()) };
+        let known = self.store.find(&key)?.and_then(|bytes| serde_json::from_slice::<Beginning>(&bytes).ok());
+        let Some(Beginning { fragments, mut prefixes }) = known else { return Ok(Prefixes::default()) };
+        let same = fragments.iter().zip(&job.fragments).take_while(|(known, fragment)| **known == fragment.blob);
+        prefixes.truncate(same.count());
+        Ok(prefixes)
     }
 
-    /// Lets other layers know what the tar of this one's large fragments came to.
-    pub(super) fn keep_beginning(&self, job: &LayerJob, prefixes: &Prefixes) -> Result<(), EngineError> {
-        let Some((key, text)) = beginning(job) else { return Ok(()) };
-        let mut prefixes = prefixes.clone();
-        prefixes.truncate(large_first(job));
-        Ok(self.store.keep(&key, &text, &prefixes)?)
+    /// Keeps what a layer began with for the next one of these directories.
+    pub(super) fn keep_beginning(&self, job: &LayerJob, prefixes: Prefixes) -> Result<(), EngineError> {
+        let Some((key, text)) = beginning_key(job) else { return Ok(()) };
+        let fragments = job.fragments.iter().take(Prefixes::MOST).map(|fragment| fragment.blob).collect();
+        Ok(self.store.keep(&key, &text, &Beginning { fragments, prefixes })?)
     }
 
     fn add_user(&self, user: &User, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
@@ -230,26 +250,29 @@ impl Local<'_> {
     }
 }
 
-/// A fragment of so much tar is large, bytes.
-const LARGE: u64 = 8 << 20;
-
-/// How many fragments a layer begins with that are large, and are not hashed again where only others changed; 0 where it has no others.
-fn large_first(job: &LayerJob) -> usize {
-    // Folders that are copied hold no tar of their own.
-    let is_first = |fragment: &&Arc<Fragment>| fragment.layout.tar_size >= LARGE || fragment.layout.tar_size == 0;
-    let first = job.fragments.iter().take_while(is_first).count().min(Prefixes::MOST);
-    let has_tar = job.fragments[..first].iter().any(|fragment| fragment.layout.tar_size > 0);
-    if has_tar && first < job.fragments.len() { first } else { 0 }
+/// What the ledger knows of the beginning of a layer.
+#[derive(Serialize, Deserialize)]
+struct Beginning {
+    /// The first fragments.
+    fragments: Vec<Digest>,
+    /// What the tar comes to behind each of them.
+    prefixes: Prefixes,
 }
 
-/// Names the tar of a skeleton and of the large fragments behind it, where there are some.
-fn beginning(job: &LayerJob) -> Option<(Key, String)> {
-    let large = Some(large_first(job)).filter(|large| *large > 0)?;
+/// Layers with less tar before their last fragment are hashed from their beginning, bytes.
+const WORTH_REMEMBERING: u64 = 32 << 20;
+
+/// Names the beginnings of layers with these directories, where remembering one is worth it.
+fn beginning_key(job: &LayerJob) -> Option<(Key, String)> {
+    let (_, first) = job.fragments.split_last()?;
+    if first.iter().map(|fragment| fragment.layout.tar_size).sum::<u64>() < WORTH_REMEMBERING {
+        return None;
+    }
     let mut hasher = KeyHasher::new("beginning", LAYER_FORMAT);
+    hasher.field("form", Prefixes::FORM);
     for dir in &job.skeleton {
         hasher.field(DIR, entry_text(dir));
     }
-    hasher.list(FRAGMENT, job.fragments[..large].iter().map(|fragment| fragment.blob));
     Some(hasher.finish())
 }
 

@@ -71,7 +71,7 @@ pub struct LayerRecord {
 pub(super) struct KeptLayer {
     #[serde(flatten)]
     pub record: LayerRecord,
-    /// What its tar came to on the way. Another name for states of another form, which a new release of the hash may have.
+    /// What its tar came to on the way. The name has the [form](Prefixes::FORM) of the states.
     #[serde(default, rename = "prefixes1")]
     pub prefixes: Prefixes,
 }
@@ -561,16 +561,13 @@ impl Local<'_> {
         });
         let tar_size = |members: &[Member]| members.iter().map(|member| u64::from(member.tar)).sum();
         let tar_sizes: Vec<u64> = job.fragments.iter().map(|fragment| tar_size(&fragment.layout.members)).collect();
-        let known = self.known_beginning(job)?;
-        let is_known = known != Prefixes::default();
-        let ((), digests, prefixes) = writer.behind(known).finish(&tar_sizes, sources, |out, digest, _| {
-            ready(out.finish_as(&digest)?);
-            Ok::<_, EngineError>(())
-        })?;
+        let ((), digests, prefixes) =
+            writer.behind(self.beginning(job)?).finish(&tar_sizes, sources, |out, digest, _| {
+                ready(out.finish_as(&digest)?);
+                Ok::<_, EngineError>(())
+            })?;
         let record = LayerRecord { digest: digests.digest, diff_id: digests.diff_id, size: digests.size };
-        if !is_known {
-            self.keep_beginning(job, &prefixes)?;
-        }
+        self.keep_beginning(job, prefixes.clone())?;
         self.store.keep(&job.key, &job.text, &KeptLayer { record: record.clone(), prefixes })?;
         self.observer.on(Event::LayerFinished { label: &job.label, digest: record.digest, size: record.size });
         Ok(record)

@@ -127,7 +127,7 @@ pub struct Selected {
 pub struct Selection {
     /// Sorted by path.
     pub entries: Vec<Selected>,
-    /// Everything but the folders.
+    /// How they are divided.
     pub parts: Vec<Part>,
     /// Names all of it: paths, kinds, execute bits and contents.
     pub digest: Digest,
@@ -137,18 +137,8 @@ impl Selection {
     fn of(entries: Vec<Selected>) -> Selection {
         let parts = parts::parts(&entries);
         let mut hasher = KeyHasher::new("selection", 2);
-        let mut selection = Selection { entries, parts, digest: Digest::of(&[]) };
-        for dir in selection.dirs() {
-            hasher.field("dir", &dir.path);
-        }
-        hasher.list("part", selection.parts.iter().map(|part| part.digest));
-        selection.digest = hasher.finish().0.0;
-        selection
-    }
-
-    /// Its folders.
-    pub fn dirs(&self) -> impl Iterator<Item = &Selected> {
-        self.entries.iter().filter(|entry| matches!(entry.kind, SelectedKind::Dir))
+        hasher.list("part", parts.iter().map(|part| part.digest));
+        Selection { entries, parts, digest: hasher.finish().0.0 }
     }
 
     /// The length of all files, bytes.
@@ -205,8 +195,7 @@ impl Context {
             return Ok(selection.clone());
         }
         let selection = Arc::new(self.find(files)?);
-        known().insert(what, selection.clone());
-        Ok(selection)
+        Ok(known().entry(what).or_insert(selection).clone())
     }
 
     fn find(&self, files: &Files) -> Result<Selection, PinError> {

@@ -1,11 +1,14 @@
 //! How a selection is divided: what did not change is found again, however large the rest.
 //!
 //! ```text
-//! selection = folders  large file*  part*
+//! selection = large file*  part*
 //!             large file: of 8 MiB or more, alone
-//!             part:       the others, in the order of their paths. It ends before a path that has a CRC-32 divisible by 64 once it
-//!                         holds 1,024 entries or 8 MiB: so a file that came, went or grew changes its own part and no others
+//!             part:       all else, in the order of paths. Once it holds 1,024 entries or 8 MiB it ends before one of 64 paths, by
+//!                         their CRC-32, and before so many more the larger their files are: so what came, went or grew changes its
+//!                         own part and no others
 //! ```
+//!
+//! The division decides the order of a layer, so a change of it raises [`LAYER_FORMAT`](layers::encode::LAYER_FORMAT).
 
 use std::ops::Range;
 
@@ -18,11 +21,13 @@ const LARGE: u64 = 8 << 20;
 /// A part may end once it holds so many entries, or so many bytes.
 const ENTRIES: usize = 1024;
 const BYTES: u64 = 8 << 20;
+/// Of 64 paths one is an end, and one more for each so many bytes of its file.
+const ONE_MORE: u64 = 128 << 10;
 
-/// Some files and links of a selection.
+/// Some entries of a selection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Where its first and its last entry lie; folders and large files between them are not of it.
+    /// Where its first and its last entry lie; large files between them are not of it.
     pub range: Range<usize>,
     /// Whether it is one large file.
     pub is_large: bool,
@@ -31,17 +36,24 @@ pub struct Part {
 }
 
 impl Part {
-    /// Its entries among those of its selection, with their places.
+    /// Its entries among those of its selection.
     pub fn of<'s>(&self, entries: &'s [Selected]) -> impl Iterator<Item = &'s Selected> {
         let is_large = self.is_large;
-        entries[self.range.clone()]
-            .iter()
-            .filter(move |it| !matches!(it.kind, SelectedKind::Dir) && is_large == is_alone(it))
+        entries[self.range.clone()].iter().filter(move |it| is_large == is_alone(it))
     }
 }
 
+fn size(entry: &Selected) -> u64 {
+    if let SelectedKind::File { size, .. } = entry.kind { size } else { 0 }
+}
+
 fn is_alone(entry: &Selected) -> bool {
-    matches!(entry.kind, SelectedKind::File { size, .. } if size >= LARGE)
+    size(entry) >= LARGE
+}
+
+/// Whether a part that is long enough ends before this entry.
+fn is_end(entry: &Selected) -> bool {
+    u64::from(crc32fast::hash(entry.path.as_bytes()) % 64) <= size(entry) / ONE_MORE
 }
 
 /// The parts of these entries, which are sorted: large files first, then the others, each in the order of their paths.
@@ -49,24 +61,19 @@ pub(super) fn parts(entries: &[Selected]) -> Vec<Part> {
     let (mut large, mut parts) = (Vec::new(), Vec::new());
     let (mut hasher, mut start, mut count, mut bytes) = (PartHasher::default(), 0, 0, 0);
     for (at, entry) in entries.iter().enumerate() {
-        let size = match entry.kind {
-            SelectedKind::Dir => continue,
-            SelectedKind::File { size, .. } => size,
-            SelectedKind::Symlink { .. } => 0,
-        };
         if is_alone(entry) {
             let mut hasher = PartHasher::default();
             hasher.add(entry);
             large.push(Part { range: at..at + 1, is_large: true, digest: hasher.finish() });
             continue;
         }
-        if (count >= ENTRIES || bytes >= BYTES) && crc32fast::hash(entry.path.as_bytes()).is_multiple_of(64) {
+        if (count >= ENTRIES || bytes >= BYTES) && is_end(entry) {
             parts.push(Part { range: start..at, is_large: false, digest: std::mem::take(&mut hasher).finish() });
             (start, count, bytes) = (at, 0, 0);
         }
         hasher.add(entry);
         count += 1;
-        bytes += size;
+        bytes += size(entry);
     }
     if count > 0 {
         parts.push(Part { range: start..entries.len(), is_large: false, digest: hasher.finish() });
@@ -88,7 +95,9 @@ impl PartHasher {
     fn add(&mut self, entry: &Selected) {
         self.0.field("path", &entry.path);
         match &entry.kind {
-            SelectedKind::Dir => {}
+            SelectedKind::Dir => {
+                self.0.field("dir", "");
+            }
             SelectedKind::Symlink { target } => {
                 self.0.field("link", target);
             }
@@ -135,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn all_but_folders_is_in_one_part_and_large_files_are_alone_and_first() {
+    fn everything_is_in_one_part_and_large_files_are_alone_and_first() {
         let entries = selection();
         let parts = parts(&entries);
         let (large, others): (Vec<&Part>, Vec<&Part>) = parts.iter().partition(|part| part.is_large);
@@ -144,19 +153,26 @@ mod tests {
             parts.iter().flat_map(|part| part.of(&entries)).map(|entry| entry.path.clone()).collect()
         };
         let wanted = |is_wanted: fn(&Selected) -> bool| -> Vec<String> {
-            let all = entries.iter().filter(|entry| !matches!(entry.kind, SelectedKind::Dir));
-            all.filter(|entry| is_wanted(entry)).map(|entry| entry.path.clone()).collect()
+            entries.iter().filter(|entry| is_wanted(entry)).map(|entry| entry.path.clone()).collect()
         };
         assert_eq!(paths(&large), wanted(is_alone));
         assert_eq!(paths(&others), wanted(|entry| !is_alone(entry)));
         let (_, but_the_last) = others.split_last().expect("some");
         for part in but_the_last {
-            let size = |entry: &Selected| if let SelectedKind::File { size, .. } = entry.kind { size } else { 0 };
             let (count, bytes) = (part.of(&entries).count(), part.of(&entries).map(size).sum::<u64>());
             assert!(count >= ENTRIES || bytes >= BYTES, "{count} entries of {bytes} bytes");
         }
-        // Nothing is in no part.
-        assert!(super::parts(&[]).is_empty() && super::parts(&entries[..1]).is_empty());
+        assert!(super::parts(&[]).is_empty());
+        // A change here means: raise LAYER_FORMAT.
+        let ranges: Vec<(usize, usize)> = others.iter().map(|part| (part.range.start, part.range.end)).collect();
+        assert_eq!(ranges, [(0, 0)]);
+    }
+
+    #[test]
+    fn parts_of_larger_files_have_fewer() {
+        let entries: Vec<Selected> = (0..200).map(|at| file(&format!("f{at:03}"), 7 << 20)).collect();
+        let parts = parts(&entries);
+        assert!(parts.iter().all(|part| part.of(&entries).count() <= 6), "{parts:?}");
     }
 
     #[test]
@@ -189,8 +205,9 @@ mod tests {
             SelectedKind::File { size: 1, executable: true, digest },
             SelectedKind::Symlink { target: "a".into() },
             SelectedKind::Symlink { target: "b".into() },
+            SelectedKind::Dir,
         ];
         let found: BTreeSet<BTreeSet<Digest>> = kinds.into_iter().map(one).collect();
-        assert_eq!(found.len(), 4);
+        assert_eq!(found.len(), 5);
     }
 }

@@ -7,11 +7,11 @@ use std::process::Command;
 
 use layers::lock::Lock;
 use layers::source::{files, python};
-use layers::{Catalogue, Stage, path};
+use layers::{Catalogue, Digest, Stage, path};
 
 use crate::support::layout::{Layout, Member};
 use crate::support::random::Random;
-use crate::support::run::{Sandbox, outcome};
+use crate::support::run::{Sandbox, outcome, tool};
 use crate::support::wheels::Index;
 
 const SMALL: usize = 3_000;
@@ -53,12 +53,31 @@ fn blobs(cache: &Path) -> BTreeMap<PathBuf, u64> {
     files.map(|file| file.unwrap()).map(|file| (file.path(), file.metadata().unwrap().len())).collect()
 }
 
-/// How many records of this kind a cache has.
-fn records(cache: &Path, kind: &str) -> usize {
+/// Puts other states into what a cache knows of the beginnings of layers; how many it knows.
+fn lie_of_beginnings(cache: &Path) -> usize {
     let folders = fs::read_dir(cache.join("ledger-v1")).unwrap();
     let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
-    let texts = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
-    texts.filter(|text| text.contains(&format!("\n{kind} {}\n", layers::encode::LAYER_FORMAT))).count()
+    let kind = format!("\nbeginning {}\n", layers::encode::LAYER_FORMAT);
+    let mut found = 0;
+    for file in files.map(|file| file.unwrap().path()) {
+        let text = fs::read_to_string(&file).unwrap();
+        if let Some(start) = text.find(&kind) {
+            // The record's digest and length, itself, and the text of its key.
+            let (_, record) = text[..start].split_once('\n').unwrap();
+            let mut record: serde_json::Value = serde_json::from_str(record).unwrap();
+            for state in record["prefixes"].as_array_mut().unwrap() {
+                let state_text = state.as_str().unwrap();
+                let other = if state_text.starts_with('0') { "1" } else { "0" };
+                *state = format!("{other}{}", &state_text[1..]).into();
+            }
+            let record = record.to_string();
+            let (digest, length) = (Digest::of(record.as_bytes()).hex(), record.len());
+            fs::remove_file(&file).unwrap();
+            fs::write(&file, format!("{digest} {length:010}\n{record}{}", &text[start..])).unwrap();
+            found += 1;
+        }
+    }
+    found
 }
 
 /// What was made between two looks at a cache.
@@ -85,8 +104,8 @@ fn what_is_copied_in_parts_is_whole_and_the_same_for_any_number_of_threads() {
         }
         found += 1;
     }
-    // The folders, one of each hundred files, the two empty ones, and the target; and the link and the large file.
-    assert_eq!(found, SMALL + SMALL / 100 + 3 + 2);
+    // The folders: the target, one of each hundred files, and the two empty ones; and the link and the large file.
+    assert_eq!(found, SMALL + 1 + SMALL / 100 + 2 + 2);
 }
 
 #[test]
@@ -115,15 +134,53 @@ fn an_edit_reads_and_compresses_its_own_part() {
         fs::remove_dir_all(sandbox.path().join("from nothing")).unwrap();
         before = after;
     }
-    // What lies behind the large file is hashed on from there, whatever it is.
-    assert_eq!(records(&cache, "beginning"), 1);
-    // A folder more is one of the folders alone.
+    // An empty folder is of a part, too.
     fs::create_dir(sandbox.work().join("src/one-more")).unwrap();
     let (_, members) = build(&sandbox, "cache-of-edits", "2");
     assert_eq!(members["data/one-more"].mode, 0o750);
     let lengths = made(&before, &blobs(&cache));
-    assert!(lengths.iter().filter(|length| **length > 20_000).count() == 1, "{lengths:?}");
-    assert_eq!(records(&cache, "beginning"), 2, "another folder, another beginning");
+    let (layer, others) = lengths.split_last().unwrap();
+    assert!(*layer > LARGE as u64 && others.iter().all(|length| *length < 100_000), "{lengths:?}");
+}
+
+#[test]
+fn a_layer_that_begins_as_the_last_one_is_hashed_on_from_there() {
+    let sandbox = Sandbox::new();
+    let mut random = Random::of(2);
+    let mut noise = |length: usize| -> Vec<u8> { (0..length).map(|_| random.below(256) as u8).collect() };
+    for name in ["a", "b", "c", "d"] {
+        sandbox.write(&format!("src/large-{name}"), noise(9 << 20));
+    }
+    // Parts of more than 8 MiB are no large files.
+    for at in 0..120 {
+        sandbox.write(&format!("src/small/{at:03}"), vec![at; 100_000]);
+    }
+    let app = Stage::scratch().layer(files("src", path!("/data")));
+    sandbox.write("plan.json", Catalogue::new("test").with("app", app.image()).plan().to_json());
+    sandbox.write("images.lock", Lock::default().to_text());
+    let is_right = |cache: &str| {
+        let _ = fs::remove_dir_all(sandbox.work().join("dist"));
+        let folder = sandbox.path().join(cache);
+        let words = ["build", "--catalogue", "plan.json", "--platform", "linux/amd64", "--cache-dir"];
+        sandbox.imgbuild([&words[..], &[folder.to_str().unwrap()]].concat()).success();
+        let image = Layout::open(&sandbox.work().join("dist")).image("app").remove(0);
+        image.faults().is_empty()
+    };
+    assert!(is_right("cache-1"));
+    // Whatever is edited, what comes before it is believed: a lie is in the outcome.
+    for (path, content) in [("src/small/119", vec![1]), ("src/small/000", vec![2]), ("src/large-c", noise(9 << 20))] {
+        sandbox.write(path, content);
+        let copy = sandbox.path().join("cache-2");
+        let _ = fs::remove_dir_all(&copy);
+        tool("cp", [Path::new("-a"), &sandbox.path().join("cache-1"), &copy]);
+        assert_eq!(lie_of_beginnings(&copy), 1);
+        assert!(!is_right("cache-2"), "{path}");
+        assert!(is_right("cache-1"), "{path}");
+    }
+    // What changed comes first: nothing is known.
+    sandbox.write("src/large-a", noise(9 << 20));
+    assert_eq!(lie_of_beginnings(&sandbox.path().join("cache-1")), 1);
+    assert!(is_right("cache-1"));
 }
 
 /// Lengths and places in it need more than 32 bits.

@@ -54,8 +54,10 @@ pub(super) fn trailer(crc32: u32, size: u32) -> [u8; TRAILER] {
 
 /// Members of fewer bytes are always compressed.
 const WORTH_A_LOOK: usize = MEMBER_SIZE / 4;
-/// How much of a member tells whether compressing it is worth the time, bytes, at its start, in its middle and at its end.
+/// How much of a member tells whether compressing it is worth the time, bytes, near its start, in its middle and at its end.
 const SAMPLE: usize = 16 << 10;
+/// Where the first sample begins, bytes: behind the headers of a large file.
+const FIRST: usize = 4 << 10;
 /// The most bytes that a stored block holds (RFC 1951, section 3.2.4).
 const BLOCK: usize = u16::MAX as usize;
 
@@ -136,7 +138,7 @@ impl MemberEncoder {
         if data.len() < WORTH_A_LOOK {
             return false;
         }
-        let starts = [0, (data.len() - SAMPLE) / 2, data.len() - SAMPLE];
+        let starts = [FIRST, (data.len() - SAMPLE) / 2, data.len() - SAMPLE];
         let samples = starts.map(|start| &data[start..start + SAMPLE]);
         if samples.iter().any(|sample| is_uneven(sample)) {
             return false;
@@ -151,6 +153,7 @@ impl MemberEncoder {
     fn store(&mut self, data: &[u8]) -> &[u8] {
         let out = &mut self.buffer;
         out.clear();
+        out.reserve_exact(data.len() + 5 * data.len().div_ceil(BLOCK) + AROUND as usize);
         out.extend(HEADER);
         let mut blocks = data.chunks(BLOCK).peekable();
         while let Some(block) = blocks.next() {
@@ -455,6 +458,10 @@ mod tests {
         for length in [WORTH_A_LOOK, 300_000, 5 * BLOCK, 5 * BLOCK + 1, MEMBER_SIZE - 1, MEMBER_SIZE] {
             assert!(is_stored(&noise(7, length)), "{length}");
         }
+        // The header of the file that it begins with does not count.
+        let mut file = noise(7, MEMBER_SIZE);
+        file[..1536].fill(0);
+        assert!(is_stored(&file));
         // What a compressor wrote is noise, too.
         let text: Vec<u8> = noise(5, 2 * MEMBER_SIZE).iter().map(|byte| b'0' + byte % 64).collect();
         let mut packed = Compressor::new(CompressionLvl::best());
@@ -470,7 +477,7 @@ mod tests {
         let counted: Vec<u8> = (0..MEMBER_SIZE).map(|at| at as u8).collect();
         assert!(!is_uneven(&counted[..SAMPLE]) && !is_stored(&counted));
         // One sample that can be compressed is enough, wherever it is.
-        for at in [0, MEMBER_SIZE / 2 - SAMPLE / 2, MEMBER_SIZE - SAMPLE] {
+        for at in [FIRST, MEMBER_SIZE / 2 - SAMPLE / 2, MEMBER_SIZE - SAMPLE] {
             let mut mixed = noise(9, MEMBER_SIZE);
             mixed[at..at + SAMPLE].copy_from_slice(&text[..SAMPLE]);
             assert!(!is_stored(&mixed), "{at}");

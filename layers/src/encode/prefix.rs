@@ -13,6 +13,9 @@ impl Prefixes {
     /// More are not kept.
     pub const MOST: usize = 64;
 
+    /// The form of the states, which a new release of the hash may change: records of another one have another name.
+    pub const FORM: u32 = 1;
+
     /// Keeps those behind the first `count` fragments.
     pub fn truncate(&mut self, count: usize) {
         self.0.truncate(count);
@@ -69,7 +72,7 @@ mod tests {
         let gone_on = prefixes.last().expect("is one").chain_update(b"more").finalize();
         assert_eq!(gone_on, hasher.chain_update(b"more").finalize());
         let text = prefixes.0[0].clone();
-        // Records outlive the release of the hash that wrote them. A change here means: record them under another name.
+        // Records outlive the release of the hash that wrote them. A change here means: raise FORM.
         let words = "c9ef6e761e8c7da6e91cd86b0603e5feaeb584d693b06abd917d53956382aadf";
         let (blocks, rest) = ("0f00000000000000", format!("28{}{}", "07".repeat(40), "00".repeat(23)));
         assert_eq!(text, format!("{words}{blocks}{rest}"));
