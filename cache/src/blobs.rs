@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::{CacheError, Store, points, settle};
+use crate::points::Point;
+use crate::{CacheError, Store, settle};
 
 /// A blob of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,8 +128,9 @@ impl Store {
     pub fn adopt(&self, file: &Path, digest: &Digest) -> Result<(), CacheError> {
         fs::set_permissions(file, fs::Permissions::from_mode(0o444)).map_err(CacheError::at(file))?;
         let size = fs::metadata(file).map_err(CacheError::at(file))?.len();
-        points::reach("blob-adopting");
+        Point::Adopting.reach();
         settle(file, &self.blob_path(digest))?;
+        Point::Adopted.reach();
         self.written.fetch_add(size, Ordering::Relaxed);
         Ok(())
     }
@@ -181,9 +183,9 @@ impl BlobWriter {
         let file = self.file.into_inner().map_err(|error| CacheError::at(&scratch)(error.into_error()))?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o444)).map_err(CacheError::at(&scratch))?;
         let path = file.into_temp_path();
-        points::reach("blob-written");
+        Point::BlobWritten.reach();
         settle(&path, &self.store.blob_path(digest))?;
-        points::reach("blob-settled");
+        Point::BlobSettled.reach();
         self.store.written.fetch_add(self.size, Ordering::Relaxed);
         // Renamed away: there is nothing left for the guard to delete.
         let _ = path.keep();

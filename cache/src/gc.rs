@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 use layers::{Digest, Key};
 
+use crate::points::Point;
 use crate::survey::{Class, Item, list};
-use crate::{CacheError, Store, ledger, points};
+use crate::{CacheError, Store, ledger};
 
 /// What a cache may come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -161,12 +162,39 @@ impl Collector<'_> {
         let (doomed, collected) = self.store.condemn(limits, now)?;
         for (path, metadata) in self.store.leftovers()? {
             remove(&path, metadata.is_dir())?;
+            Point::Swept.reach();
         }
         for item in &doomed {
-            remove(&item.path, item.path.is_dir())?;
-            points::reach("collected-one");
+            match item.path.is_dir() {
+                true => remove(&self.set_aside(&item.path)?, true)?,
+                false => remove(&item.path, false)?,
+            }
+            Point::Collected.reach();
         }
         Ok(collected)
+    }
+
+    /// Moves a folder among the temporary files: who is killed while it is emptied leaves no stage for commands that lacks files.
+    fn set_aside(&self, folder: &Path) -> Result<PathBuf, CacheError> {
+        let scratch = self.store.scratch();
+        let aside =
+            tempfile::Builder::new().prefix("gone-").tempdir_in(&scratch).map_err(CacheError::at(&scratch))?.keep();
+        let moved = match fs::rename(folder, &aside) {
+            // One that its owner may not write keeps its place.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                open_up(folder)?;
+                fs::rename(folder, &aside)
+            }
+            done => done,
+        };
+        match moved {
+            Ok(()) => {
+                Point::SetAside.reach();
+                Ok(aside)
+            }
+            // Another file system, say: it is emptied where it is.
+            Err(_) => remove(&aside, true).map(|()| folder.into()),
+        }
     }
 
     /// Removes everything: also other versions' folders.
@@ -183,6 +211,7 @@ impl Collector<'_> {
             let mut damaged = Vec::new();
             while let Some(blob) = blobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
                 if !self.store.verify(&blob.digest)? {
+                    Point::Rejected.reach();
                     damaged.push(blob.digest);
                 }
                 each(blob.size);
@@ -205,6 +234,7 @@ impl Collector<'_> {
                 let bytes = fs::read(&path).map_err(CacheError::at(&path))?;
                 if key.is_none_or(|key| ledger::parse(&bytes, &Key(key)).is_none()) {
                     remove(&path, false)?;
+                    Point::Rejected.reach();
                     verified.damaged_records += 1;
                 }
             }

@@ -38,6 +38,7 @@ pub use blobs::{Blob, BlobWriter};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
 pub use ledger::Recorded;
 pub use locks::{Hold, Turn, Waiting};
+use points::Point;
 pub use survey::Class;
 pub use transfer::Imported;
 
@@ -118,14 +119,17 @@ impl Store {
         if store.bucket("blobs").is_dir() && store.bucket("tmp").is_dir() && store.bucket("locks").is_dir() {
             return Ok(store);
         }
-        for bucket in BUCKETS {
-            let path = store.bucket(bucket);
-            fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
-        }
+        // First: who finds the folders takes all for made.
+        fs::create_dir_all(root).map_err(CacheError::at(root))?;
         let tag = root.join("CACHEDIR.TAG");
         let text =
             "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds imgbuild's cache and may be deleted.\n";
         fs::write(&tag, text).map_err(CacheError::at(&tag))?;
+        for bucket in BUCKETS {
+            let path = store.bucket(bucket);
+            fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+            Point::Opened.reach();
+        }
         Ok(store)
     }
 
@@ -202,7 +206,10 @@ fn settle(from: &Path, to: &Path) -> Result<(), CacheError> {
 pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
-        Ok(()) => fs::remove_file(from),
+        Ok(()) => {
+            Point::Exchanged.reach();
+            fs::remove_file(from)
+        }
         Err(_) => fs::rename(from, to),
     }
 }

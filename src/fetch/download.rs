@@ -9,6 +9,7 @@ use layers::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::{ATTEMPTS, Failure, FetchError, Http, Started, Url, again, check_status, pause, shown};
+use crate::failpoint::Kept;
 use crate::observe::{Event, Observer};
 
 /// A file that is wanted.
@@ -125,6 +126,7 @@ impl Http {
                 }
                 hasher.update(&chunk);
                 file.write_all(&chunk).map_err(file_error)?;
+                Kept::Chunk.reach();
                 observer.on(Event::DownloadAdvanced { name: &wanted.name, bytes: chunk.len() as u64 });
             }
         }

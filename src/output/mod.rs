@@ -1,6 +1,7 @@
 //! Where finished images go.
 
 pub(crate) mod archive;
+pub(crate) mod aside;
 mod layout;
 
 use std::io;
@@ -88,12 +89,32 @@ pub(crate) fn check_replaceable(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Begins the name of a file in a layout that is not whole yet.
+const UNFINISHED: &str = ".imgbuild-";
+
+/// A file in a folder of a layout, not whole yet.
+pub(crate) fn unfinished(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)
+}
+
+/// Removes what writers that were killed left of files in a layout. Who calls this has the layout's lock.
+pub(crate) fn sweep(layout: &Path) {
+    for folder in ["", "blobs/sha256", "blobs/sha512"] {
+        for entry in std::fs::read_dir(layout.join(folder)).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+                // What cannot be removed is in nobody's way.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
 /// Whether a folder holds more than a layout that another writer has just begun: its marker comes after these.
 pub(crate) fn is_occupied(folder: &Path) -> io::Result<bool> {
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
-        if !matches!(name.as_ref(), ".lock" | "blobs") && !name.starts_with(".tmp") {
+        if !matches!(name.as_ref(), ".lock" | "blobs") && !name.starts_with(UNFINISHED) {
             return Ok(true);
         }
     }

@@ -16,6 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use layers::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::Kept;
+
 /// Times younger than this when they were remembered are not trusted, nanoseconds: coarse file systems tick every 2 s.
 const GRANULARITY: i128 = 2_000_000_000;
 
@@ -102,7 +104,9 @@ impl StatCache {
             && file.write_all(Digest::of(&body).as_bytes()).is_ok()
             && file.write_all(&body).is_ok()
         {
+            Kept::StatsWritten.reach();
             let _ = cache::replace(&file.into_temp_path(), path);
+            Kept::StatsSettled.reach();
         }
         self.known = saved.files;
         self.changed = false;

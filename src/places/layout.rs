@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Held, PlaceError};
+use crate::output;
 use crate::registry::document::{self, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Reference, Supply};
 
@@ -179,10 +180,11 @@ pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), 
     let lock = File::create(&lock_path).map_err(file(&lock_path))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| file(&lock_path)(error.into()))?;
+    output::sweep(root);
     let put = |path: &Path, write: &mut dyn FnMut(&mut File) -> Result<(), PlaceError>| {
         let folder = path.parent().unwrap_or(root);
         fs::create_dir_all(folder).map_err(file(folder))?;
-        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(file(path))?;
+        let mut temporary = output::unfinished(folder).map_err(file(path))?;
         write(temporary.as_file_mut())?;
         let _ = temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644));
         temporary.persist(path).map(drop).map_err(|error| file(path)(error.error))

@@ -16,6 +16,7 @@ use super::document::{self, ACCEPT as MANIFESTS, Choice, Descriptor, Document, S
 use super::error::RegistryError;
 use super::reference::{Reference, Repository};
 use super::token::pull_scope;
+use crate::failpoint::Kept;
 use crate::observe::{Event, Observer};
 
 /// What a registry says about a manifest without sending it.
@@ -435,6 +436,7 @@ impl Sink for OnDisk<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RegistryError> {
         let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
         written.map_err(|error| self.failed(error))?;
+        Kept::Chunk.reach();
         self.observer.on(Event::DownloadAdvanced { name: self.name, bytes: bytes.len() as u64 });
         Ok(())
     }

@@ -33,6 +33,7 @@ mod mirror;
 mod odd_images_real;
 mod packages_real;
 mod places;
+mod points;
 mod popular_real;
 mod push_cli;
 mod python;
