@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::points::Point;
-use crate::{CacheError, Store, settle};
+use crate::{CacheError, Store, fails, settle};
 
 /// A blob of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,15 +77,19 @@ impl Store {
         Ok(None)
     }
 
-    /// Reads a whole blob and says whether its bytes are what its name says; a damaged one is removed.
+    /// Reads a whole blob and says whether its bytes are what its name says; one that is damaged, or that the disk does not give
+    /// back, is removed.
     pub fn verify(&self, digest: &Digest) -> Result<bool, CacheError> {
         let Some(file) = self.open(digest)? else { return Ok(false) };
         let path = self.blob_path(digest);
-        let found = hash(file).map_err(CacheError::at(&path))?;
-        if found != *digest {
+        let right = match hash(file) {
+            Err(error) if fails(&error) => false,
+            found => found.map_err(CacheError::at(&path))? == *digest,
+        };
+        if !right {
             self.remove(digest)?;
         }
-        Ok(found == *digest)
+        Ok(right)
     }
 
     /// Removes a blob; what is not there is no error.

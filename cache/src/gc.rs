@@ -17,7 +17,7 @@ use layers::{Digest, Key};
 
 use crate::points::Point;
 use crate::survey::{Class, Item, list};
-use crate::{CacheError, Store, ledger};
+use crate::{CacheError, Store, fails, ledger};
 
 /// What a cache may come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,11 +75,11 @@ pub struct Collected {
     pub kept: u64,
 }
 
-/// Held by one collector, while no builder runs.
+/// Held by one collector, while no builder runs as far as locks tell.
 #[derive(Debug)]
 pub struct Collector<'a> {
     pub(crate) store: &'a Store,
-    pub(crate) _lock: Option<fs::File>,
+    pub(crate) lock: Option<fs::File>,
 }
 
 impl Store {
@@ -157,6 +157,11 @@ impl Store {
 }
 
 impl Collector<'_> {
+    /// Whether builders are kept away. Where the file system has no locks it is up to the user to know that none runs.
+    pub fn is_alone(&self) -> bool {
+        self.lock.is_some()
+    }
+
     /// Removes what is beyond the limits, and what killed builders left behind.
     pub fn collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
         let (doomed, collected) = self.store.condemn(limits, now)?;
@@ -231,7 +236,10 @@ impl Collector<'_> {
             for (path, _) in list(&folder.0)? {
                 verified.records += 1;
                 let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
-                let bytes = fs::read(&path).map_err(CacheError::at(&path))?;
+                let bytes = match fs::read(&path) {
+                    Err(error) if fails(&error) => Vec::new(),
+                    bytes => bytes.map_err(CacheError::at(&path))?,
+                };
                 if key.is_none_or(|key| ledger::parse(&bytes, &Key(key)).is_none()) {
                     remove(&path, false)?;
                     Point::Rejected.reach();

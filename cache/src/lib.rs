@@ -62,6 +62,16 @@ pub enum CacheError {
         /// Why.
         source: io::Error,
     },
+    /// The disk, or what is between it and here, failed.
+    #[error(
+        "`{path}` of the cache cannot be read or written: {source}; `imgbuild cache verify` removes what is damaged"
+    )]
+    Failing {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The disk is full.
     #[error(
         "the disk of the cache is full while writing `{path}`; free some space or choose another folder with `--cache-dir`"
@@ -100,6 +110,7 @@ impl CacheError {
     fn at(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CacheError::Full { path: path.into() },
+            _ if fails(&source) => CacheError::Failing { path: path.into(), source },
             _ => CacheError::Unusable { path: path.into(), source },
         }
     }
@@ -186,10 +197,16 @@ impl Store {
     }
 }
 
+/// Whether the device failed.
+pub(crate) fn fails(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Renames a finished file to its place, making the folder above where it is missing.
 fn settle(from: &Path, to: &Path) -> Result<(), CacheError> {
     match replace(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && from.exists() => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::symlink_metadata(from).map_err(CacheError::at(from))?;
             if let Some(folder) = to.parent() {
                 fs::create_dir_all(folder).map_err(CacheError::at(folder))?;
             }

@@ -39,10 +39,11 @@ impl Http {
         if self.offline() {
             return Err(FetchError::Offline { name: wanted.name.clone() });
         }
-        let _turn = store.lock_download(&wanted.digest)?;
+        let turn = store.lock_download(&wanted.digest)?;
         if is_there(wanted, store)? {
             return Ok(path);
         }
+        let partial = store.download_path(&wanted.digest, &turn);
         let started = self.start()?;
         observer.on(Event::DownloadStarted { name: &wanted.name, size: wanted.size });
         let mut tried = Vec::new();
@@ -51,7 +52,7 @@ impl Http {
             let mut attempt = 0;
             loop {
                 attempt += 1;
-                match started.runtime.block_on(self.attempt(started, wanted, url, store, observer)) {
+                match started.runtime.block_on(self.attempt(started, wanted, url, &partial, store, observer)) {
                     Ok(()) => {
                         observer.on(Event::DownloadFinished { name: &wanted.name });
                         return Ok(path);
@@ -86,15 +87,15 @@ impl Http {
         started: &Started,
         wanted: &Download,
         url: &Url,
+        partial: &Path,
         store: &Store,
         observer: &dyn Observer,
     ) -> Result<(), Failure> {
-        let partial = store.partial_path(&wanted.digest);
-        let file_error = |source| Failure::Final(FetchError::File { path: partial.clone(), source });
-        let (mut file, mut hasher, mut have) = resume(&partial).map_err(file_error)?;
+        let file_error = |source| Failure::Final(FetchError::File { path: partial.into(), source });
+        let (mut file, mut hasher, mut have) = resume(partial).map_err(file_error)?;
         let limit = wanted.size.unwrap_or(LARGEST);
         if have > limit || wanted.size == Some(have) && digest(&hasher) != wanted.digest {
-            (file, hasher, have) = restart(&partial).map_err(file_error)?;
+            (file, hasher, have) = restart(partial).map_err(file_error)?;
         }
         if wanted.size != Some(have) {
             let mut request = self.request(started, url);
@@ -105,7 +106,7 @@ impl Http {
             request = request.header(reqwest::header::ACCEPT_ENCODING, "identity");
             let mut response = request.send().await.map_err(|error| again(&error, None))?;
             if response.status().as_u16() == 416 {
-                restart(&partial).map_err(file_error)?;
+                restart(partial).map_err(file_error)?;
                 return Err(Failure::Again { why: "the server cannot resume the file".into(), after: None });
             }
             check_status(url, &response)?;
@@ -116,12 +117,12 @@ impl Http {
                     .and_then(|value| value.to_str().ok())
                     .is_some_and(|value| value.starts_with(&format!("bytes {have}-")));
             if have > 0 && !resumed {
-                (file, hasher, have) = restart(&partial).map_err(file_error)?;
+                (file, hasher, have) = restart(partial).map_err(file_error)?;
             }
             while let Some(chunk) = response.chunk().await.map_err(|error| again(&error, None))? {
                 have += chunk.len() as u64;
                 if have > limit {
-                    restart(&partial).map_err(file_error)?;
+                    restart(partial).map_err(file_error)?;
                     return Err(Failure::Final(FetchError::TooLarge { url: shown(url), limit }));
                 }
                 hasher.update(&chunk);
@@ -136,11 +137,11 @@ impl Http {
         }
         let found = digest(&hasher);
         if found != wanted.digest {
-            restart(&partial).map_err(file_error)?;
+            restart(partial).map_err(file_error)?;
             let why = format!("its digest is {found}, expected {}", wanted.digest);
             return Err(Failure::Final(FetchError::Request { url: shown(url), why }));
         }
-        store.adopt(&partial, &wanted.digest).map_err(|error| Failure::Final(error.into()))
+        store.adopt(partial, &wanted.digest).map_err(|error| Failure::Final(error.into()))
     }
 }
 

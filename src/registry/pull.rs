@@ -219,13 +219,13 @@ impl Client {
         let name = descriptor.digest.to_string();
         let (lock, wanted) = (store.clone(), digest);
         let turn = tokio::task::spawn_blocking(move || lock.lock_download(&wanted)).await;
-        let _turn = turn.map_err(|error| RegistryError::Setup(error.to_string()))??;
+        let turn = turn.map_err(|error| RegistryError::Setup(error.to_string()))??;
         if store.has(&digest)? == Some(descriptor.size) {
             return Ok(());
         }
         let _permit = self.transfers.acquire().await;
         observer.on(Event::DownloadStarted { name: &name, size: Some(descriptor.size) });
-        let path = store.partial_path(&digest);
+        let path = store.download_path(&digest, &turn);
         let mut sink = OnDisk { path: &path, file: None, observer, name: &name };
         self.blob(repository, descriptor, &mut sink).await?;
         store.adopt(&path, &digest)?;

@@ -8,6 +8,8 @@ mod archives_real;
 mod archives_zip_real;
 mod bytecode;
 mod cache;
+mod cache_faults;
+mod cache_gc;
 mod command_line;
 mod commands;
 mod commands_real;
