@@ -89,9 +89,11 @@ pub fn reach(name: &str) {
         && SEEN.fetch_add(1, Ordering::SeqCst) + 1 == *count
     {
         let _ = kill_process(getpid(), *signal);
-        // Where threads go on, the signal may be delivered a little later: nothing may happen after it.
-        while *signal == Signal::KILL {
-            std::thread::park();
+        // The signal may be delivered a little later, and nothing may happen after this one.
+        if *signal == Signal::KILL {
+            loop {
+                std::thread::park();
+            }
         }
     }
 }
