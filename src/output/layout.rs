@@ -1,7 +1,7 @@
 //! OCI image layouts (image-layout.md): updated blob by blob, visible at once when `index.json` is renamed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -149,13 +149,7 @@ impl Output for Layout {
         self.check(0)?;
         let blobs = self.path.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(self.io(&blobs))?;
-        // One writer at a time; the lock goes with its process.
-        let lock_path = self.path.join(".lock");
-        let lock = File::create(&lock_path).map_err(self.io(&lock_path))?;
-        // Without locks another writer may be at it: what is not whole is left alone.
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).is_ok() {
-            super::sweep(&self.path);
-        }
+        let _lock = super::locked(&self.path).map_err(self.io(&self.path))?;
 
         self.write(Path::new("oci-layout"), b"{\"imageLayoutVersion\":\"1.0.0\"}")?;
         let mut seen = Seen::load(&self.path);

@@ -176,11 +176,7 @@ pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), 
         move |source| PlaceError::File { path, source }
     };
     fs::create_dir_all(root).map_err(file(root))?;
-    let lock_path = root.join(".lock");
-    let lock = File::create(&lock_path).map_err(file(&lock_path))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|error| file(&lock_path)(error.into()))?;
-    output::sweep(root);
+    let _lock = output::locked(root).map_err(file(root))?;
     let put = |path: &Path, write: &mut dyn FnMut(&mut File) -> Result<(), PlaceError>| {
         let folder = path.parent().unwrap_or(root);
         fs::create_dir_all(folder).map_err(file(folder))?;

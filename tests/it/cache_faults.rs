@@ -15,11 +15,13 @@ use crate::support::layout::Layout;
 use crate::support::run::{Outcome, binary, outcome, tool, wrapped};
 
 /// A project whose cache is a folder behind a file system that fails as it is told to.
-fn faulty(locks: bool) -> (Faulty, Project) {
+fn faulty(locks: bool) -> (Project, Faulty) {
     let project = Project::new();
     let behind = project.sandbox.path().join("behind");
     fs::create_dir(&behind).unwrap();
-    (Faulty::mount(&behind, project.sandbox.cache(), locks), project)
+    let disk = Faulty::mount(&behind, project.sandbox.cache(), locks);
+    // In this order: what is declared last is dropped first, and a folder where something is mounted cannot be removed.
+    (project, disk)
 }
 
 /// Removes what is in a cache that is a mount point.
@@ -38,7 +40,7 @@ fn nothing_wrong(project: &Project, right: &std::collections::BTreeMap<String, S
 
 #[test]
 fn real_a_disk_that_fails_at_any_operation_leaves_nothing_wrong() {
-    let (disk, project) = faulty(true);
+    let (project, disk) = faulty(true);
     let earlier = project.sandbox.path().join("earlier");
     project.rebuilt();
     tool("cp", [Path::new("-a"), project.sandbox.cache(), &earlier]);
@@ -86,7 +88,7 @@ fn real_a_disk_that_fails_at_any_operation_leaves_nothing_wrong() {
 
 #[test]
 fn real_what_the_disk_does_not_give_back_is_named_and_removed_by_verify() {
-    let (disk, project) = faulty(true);
+    let (project, disk) = faulty(true);
     let right = project.rebuilt();
     let mut failed = 0;
     for bucket in ["blobs-v1", "ledger-v1"] {
@@ -119,7 +121,7 @@ fn real_what_the_disk_does_not_give_back_is_named_and_removed_by_verify() {
 
 #[test]
 fn real_without_locks_builders_go_on_and_nothing_is_collected_unasked() {
-    let (disk, project) = faulty(false);
+    let (project, disk) = faulty(false);
     let asked = Arc::new(Mutex::new(0));
     let count = asked.clone();
     disk.set(move |operation, _| {
