@@ -21,7 +21,7 @@ cache::points! {
         LayoutBlobWritten = "layout-blob-written",
         /// It has its name.
         LayoutBlobSettled = "layout-blob-settled",
-        /// A document of a layout is written, and has no name yet.
+        /// A document of a layout, or whatever is copied into one, is written, and has no name yet.
         LayoutDocumentWritten = "layout-document-written",
         /// It has its name; the last is the index, which makes all visible.
         LayoutDocumentSettled = "layout-document-settled",

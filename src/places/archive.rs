@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::layout::{FULL_NAME, REF_NAME, choose, documents, full_name, is_same_name};
 use super::{Held, PlaceError};
+use crate::failpoint::Kept;
 use crate::output::{archive, aside};
 use crate::registry::document::{self, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Reference, RegistryError, Supply};
@@ -248,7 +249,10 @@ pub(super) fn write_file(path: &Path, name: Option<&str>, held: &Held) -> Result
     let out = write_archive(held, name, &BTreeSet::new(), out)?;
     let temporary = out.into_inner().map_err(|error| file(error.into_error()))?;
     temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(file)?;
-    temporary.persist(path).map(drop).map_err(|error| file(error.error))
+    Kept::ArchiveWritten.reach();
+    temporary.persist(path).map_err(|error| file(error.error))?;
+    Kept::ArchiveSettled.reach();
+    Ok(())
 }
 
 /// Writes one archive that old and new engines load. Layers of `left_out` are named and not sent: an engine that has

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Held, PlaceError};
+use crate::failpoint::Kept;
 use crate::output;
 use crate::registry::document::{self, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Reference, Supply};
@@ -183,7 +184,10 @@ pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), 
         let mut temporary = output::unfinished(folder).map_err(file(path))?;
         write(temporary.as_file_mut())?;
         let _ = temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644));
-        temporary.persist(path).map(drop).map_err(|error| file(path)(error.error))
+        Kept::LayoutDocumentWritten.reach();
+        temporary.persist(path).map_err(|error| file(path)(error.error))?;
+        Kept::LayoutDocumentSettled.reach();
+        Ok(())
     };
     put(&root.join("oci-layout"), &mut |out| out.write_all(b"{\"imageLayoutVersion\":\"1.0.0\"}").map_err(file(root)))?;
     for blob in held.bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign()) {

@@ -70,6 +70,7 @@ impl Stand {
             assert!(right.iter().all(|(name, digest)| stand.old[name] != *digest), "{right:?} are new");
             stand.right.insert(plan, right);
         }
+        tool("cp", [Path::new("-a"), &stand.places()[1].join("layout"), &stand.project.sandbox.path().join("source")]);
         stand
     }
 
@@ -243,6 +244,18 @@ fn slow_whoever_writes_may_be_killed_at_every_named_point() {
             plan: "plan.json",
             before: Box::new(|| project.entries().iter().for_each(|entry| overwrite(entry, b"damage"))),
             act: Box::new(|| project.sandbox.command(["cache", "verify", "-j", "1"])),
+        },
+        Scene {
+            name: "a copy into a layout",
+            plan: "plan.json",
+            before: Box::new(|| ()),
+            act: Box::new(|| project.sandbox.command(["copy", "oci:../source:app", "oci:out/layout:app"])),
+        },
+        Scene {
+            name: "a copy into an archive",
+            plan: "plan.json",
+            before: Box::new(|| ()),
+            act: Box::new(|| project.sandbox.command(["copy", "oci:../source:app", "oci-archive:out/images.tar:app"])),
         },
         Scene {
             name: "an export",
