@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::{CacheError, Store, points, settle};
+use crate::points::Point;
+use crate::{CacheError, Store, fails, settle};
 
 /// A blob of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,15 +77,19 @@ impl Store {
         Ok(None)
     }
 
-    /// Reads a whole blob and says whether its bytes are what its name says; a damaged one is removed.
+    /// Reads a whole blob and says whether its bytes are what its name says; one that is damaged, or that the disk does not give
+    /// back, is removed.
     pub fn verify(&self, digest: &Digest) -> Result<bool, CacheError> {
         let Some(file) = self.open(digest)? else { return Ok(false) };
         let path = self.blob_path(digest);
-        let found = hash(file).map_err(CacheError::at(&path))?;
-        if found != *digest {
+        let right = match hash(file) {
+            Err(error) if fails(&error) => false,
+            found => found.map_err(CacheError::at(&path))? == *digest,
+        };
+        if !right {
             self.remove(digest)?;
         }
-        Ok(found == *digest)
+        Ok(right)
     }
 
     /// Removes a blob; what is not there is no error.
@@ -127,8 +132,9 @@ impl Store {
     pub fn adopt(&self, file: &Path, digest: &Digest) -> Result<(), CacheError> {
         fs::set_permissions(file, fs::Permissions::from_mode(0o444)).map_err(CacheError::at(file))?;
         let size = fs::metadata(file).map_err(CacheError::at(file))?.len();
-        points::reach("blob-adopting");
+        Point::Adopting.reach();
         settle(file, &self.blob_path(digest))?;
+        Point::Adopted.reach();
         self.written.fetch_add(size, Ordering::Relaxed);
         Ok(())
     }
@@ -181,9 +187,9 @@ impl BlobWriter {
         let file = self.file.into_inner().map_err(|error| CacheError::at(&scratch)(error.into_error()))?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o444)).map_err(CacheError::at(&scratch))?;
         let path = file.into_temp_path();
-        points::reach("blob-written");
+        Point::BlobWritten.reach();
         settle(&path, &self.store.blob_path(digest))?;
-        points::reach("blob-settled");
+        Point::BlobSettled.reach();
         self.store.written.fetch_add(self.size, Ordering::Relaxed);
         // Renamed away: there is nothing left for the guard to delete.
         let _ = path.keep();

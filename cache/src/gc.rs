@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 use layers::{Digest, Key};
 
+use crate::points::Point;
 use crate::survey::{Class, Item, list};
-use crate::{CacheError, Store, ledger, points};
+use crate::{CacheError, Store, fails, ledger};
 
 /// What a cache may come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -74,11 +75,11 @@ pub struct Collected {
     pub kept: u64,
 }
 
-/// Held by one collector, while no builder runs.
+/// Held by one collector, while no builder runs as far as locks tell.
 #[derive(Debug)]
 pub struct Collector<'a> {
     pub(crate) store: &'a Store,
-    pub(crate) _lock: Option<fs::File>,
+    pub(crate) lock: Option<fs::File>,
 }
 
 impl Store {
@@ -156,17 +157,49 @@ impl Store {
 }
 
 impl Collector<'_> {
+    /// Whether builders are kept away. Where the file system has no locks it is up to the user to know that none runs.
+    pub fn is_alone(&self) -> bool {
+        self.lock.is_some()
+    }
+
     /// Removes what is beyond the limits, and what killed builders left behind.
     pub fn collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
         let (doomed, collected) = self.store.condemn(limits, now)?;
         for (path, metadata) in self.store.leftovers()? {
             remove(&path, metadata.is_dir())?;
+            Point::Swept.reach();
         }
         for item in &doomed {
-            remove(&item.path, item.path.is_dir())?;
-            points::reach("collected-one");
+            match item.path.is_dir() {
+                true => remove(&self.set_aside(&item.path)?, true)?,
+                false => remove(&item.path, false)?,
+            }
+            Point::Collected.reach();
         }
         Ok(collected)
+    }
+
+    /// Moves a folder among the temporary files: who is killed while it is emptied leaves no stage for commands that lacks files.
+    fn set_aside(&self, folder: &Path) -> Result<PathBuf, CacheError> {
+        let scratch = self.store.scratch();
+        let aside =
+            tempfile::Builder::new().prefix("gone-").tempdir_in(&scratch).map_err(CacheError::at(&scratch))?.keep();
+        let moved = match fs::rename(folder, &aside) {
+            // One that its owner may not write keeps its place.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                open_up(folder)?;
+                fs::rename(folder, &aside)
+            }
+            done => done,
+        };
+        match moved {
+            Ok(()) => {
+                Point::SetAside.reach();
+                Ok(aside)
+            }
+            // Another file system, say: it is emptied where it is.
+            Err(_) => remove(&aside, true).map(|()| folder.into()),
+        }
     }
 
     /// Removes everything: also other versions' folders.
@@ -183,6 +216,7 @@ impl Collector<'_> {
             let mut damaged = Vec::new();
             while let Some(blob) = blobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
                 if !self.store.verify(&blob.digest)? {
+                    Point::Rejected.reach();
                     damaged.push(blob.digest);
                 }
                 each(blob.size);
@@ -202,9 +236,13 @@ impl Collector<'_> {
             for (path, _) in list(&folder.0)? {
                 verified.records += 1;
                 let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
-                let bytes = fs::read(&path).map_err(CacheError::at(&path))?;
+                let bytes = match fs::read(&path) {
+                    Err(error) if fails(&error) => Vec::new(),
+                    bytes => bytes.map_err(CacheError::at(&path))?,
+                };
                 if key.is_none_or(|key| ledger::parse(&bytes, &Key(key)).is_none()) {
                     remove(&path, false)?;
+                    Point::Rejected.reach();
                     verified.damaged_records += 1;
                 }
             }

@@ -9,7 +9,8 @@ use layers::{Digest, Key};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::{CacheError, Store, points, settle};
+use crate::points::Point;
+use crate::{CacheError, Store, settle};
 
 /// A record and the text that its key was hashed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,17 +61,22 @@ impl Store {
     /// Keeps a record under a key. `text` is what the key was hashed from.
     pub fn keep(&self, key: &Key, text: &str, record: &impl Serialize) -> Result<(), CacheError> {
         let record = serde_json::to_vec(record).expect("records have only string keys and finite numbers");
-        let folder = self.bucket("tmp");
-        let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
         let mut bytes = format!("{} {:010}\n", Digest::of(&record).hex(), record.len()).into_bytes();
         bytes.extend_from_slice(&record);
         bytes.push(b'\n');
         bytes.extend_from_slice(text.as_bytes());
-        file.write_all(&bytes).map_err(CacheError::at(&folder))?;
+        self.put_record(key, &bytes)
+    }
+
+    /// Puts a record's file in its place.
+    pub(crate) fn put_record(&self, key: &Key, bytes: &[u8]) -> Result<(), CacheError> {
+        let folder = self.scratch();
+        let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
+        file.write_all(bytes).map_err(CacheError::at(&folder))?;
         let path = file.into_temp_path();
-        points::reach("record-written");
+        Point::RecordWritten.reach();
         settle(&path, &self.record_path(key))?;
-        points::reach("record-settled");
+        Point::RecordSettled.reach();
         let _ = path.keep();
         Ok(())
     }

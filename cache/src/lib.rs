@@ -38,6 +38,7 @@ pub use blobs::{Blob, BlobWriter};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
 pub use ledger::Recorded;
 pub use locks::{Hold, Turn, Waiting};
+use points::Point;
 pub use survey::Class;
 pub use transfer::Imported;
 
@@ -56,6 +57,16 @@ pub enum CacheError {
     /// The folder cannot be made or written.
     #[error("the cache `{path}` cannot be used: {source}; choose another folder with `--cache-dir`")]
     Unusable {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The disk, or what is between it and here, failed.
+    #[error(
+        "`{path}` of the cache cannot be read or written: {source}; `imgbuild cache verify` removes what is damaged"
+    )]
+    Failing {
         /// The folder or file.
         path: PathBuf,
         /// Why.
@@ -99,6 +110,7 @@ impl CacheError {
     fn at(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CacheError::Full { path: path.into() },
+            _ if fails(&source) => CacheError::Failing { path: path.into(), source },
             _ => CacheError::Unusable { path: path.into(), source },
         }
     }
@@ -118,14 +130,17 @@ impl Store {
         if store.bucket("blobs").is_dir() && store.bucket("tmp").is_dir() && store.bucket("locks").is_dir() {
             return Ok(store);
         }
-        for bucket in BUCKETS {
-            let path = store.bucket(bucket);
-            fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
-        }
+        // First: who finds the folders takes all for made.
+        fs::create_dir_all(root).map_err(CacheError::at(root))?;
         let tag = root.join("CACHEDIR.TAG");
         let text =
             "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds imgbuild's cache and may be deleted.\n";
         fs::write(&tag, text).map_err(CacheError::at(&tag))?;
+        for bucket in BUCKETS {
+            let path = store.bucket(bucket);
+            fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+            Point::Opened.reach();
+        }
         Ok(store)
     }
 
@@ -182,10 +197,16 @@ impl Store {
     }
 }
 
+/// Whether the device failed.
+pub(crate) fn fails(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Renames a finished file to its place, making the folder above where it is missing.
 fn settle(from: &Path, to: &Path) -> Result<(), CacheError> {
     match replace(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && from.exists() => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::symlink_metadata(from).map_err(CacheError::at(from))?;
             if let Some(folder) = to.parent() {
                 fs::create_dir_all(folder).map_err(CacheError::at(folder))?;
             }
@@ -202,7 +223,10 @@ fn settle(from: &Path, to: &Path) -> Result<(), CacheError> {
 pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
-        Ok(()) => fs::remove_file(from),
+        Ok(()) => {
+            Point::Exchanged.reach();
+            fs::remove_file(from)
+        }
         Err(_) => fs::rename(from, to),
     }
 }

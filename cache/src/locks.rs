@@ -2,10 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use layers::{Digest, Key};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr as retry};
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::gc::Collector;
 use crate::{CacheError, Store};
@@ -14,6 +16,8 @@ use crate::{CacheError, Store};
 #[derive(Debug)]
 pub struct Turn {
     _file: Option<File>,
+    /// What is downloaded where no lock keeps others from it; removed when dropped.
+    own: Option<TempPath>,
 }
 
 /// Keeps collectors away for as long as it lives; released when dropped, also by `kill -9`.
@@ -34,40 +38,33 @@ pub enum Waiting {
 impl Store {
     /// Announces a builder: nothing is collected while it lives. Waits for a collection that is under way.
     pub fn hold(&self) -> Result<Hold, CacheError> {
-        let file = self.in_use(FlockOperation::LockShared)?;
-        Ok(Hold { _file: file.flatten() })
+        Ok(Hold { _file: self.in_use(FlockOperation::LockShared)?.file() })
     }
 
-    /// Excludes builders. `None`: some are running, and nobody waits for them.
+    /// Excludes builders. `None`: some are running, and nobody waits for them. Where there are no locks nobody can say who is
+    /// building: [`Collector::is_alone`] tells.
     pub fn collector(&self, waiting: Waiting) -> Result<Option<Collector<'_>>, CacheError> {
         let how = match waiting {
             Waiting::Yes => FlockOperation::LockExclusive,
             Waiting::No => FlockOperation::NonBlockingLockExclusive,
         };
         Ok(match self.in_use(how)? {
-            Some(Some(file)) => Some(Collector { store: self, _lock: Some(file) }),
-            // Without locks nobody can say who is building: it is up to the user to know.
-            Some(None) if waiting == Waiting::Yes => Some(Collector { store: self, _lock: None }),
-            Some(None) | None => None,
+            Asked::Held(file) => Some(Collector { store: self, lock: Some(file) }),
+            Asked::NoLocks => Some(Collector { store: self, lock: None }),
+            Asked::Busy => None,
         })
     }
 
-    /// Locks the file that builders and collectors share. `None`: somebody is in the way; `Some(None)`: there are no locks.
-    fn in_use(&self, how: FlockOperation) -> Result<Option<Option<File>>, CacheError> {
+    /// Locks the file that builders and collectors share.
+    fn in_use(&self, how: FlockOperation) -> Result<Asked, CacheError> {
         // Outside of the buckets, so that all versions of this program mean the same file.
         let path = self.root().join("in-use.lock");
-        let file = match OpenOptions::new().create(true).truncate(false).write(true).open(&path) {
+        match OpenOptions::new().create(true).truncate(false).write(true).open(&path) {
             // A cache that can be read only is not collected either.
             Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
-                return Ok(Some(None));
+                Ok(Asked::NoLocks)
             }
-            file => file.map_err(CacheError::at(&path))?,
-        };
-        match retry(|| flock(&file, how)) {
-            Ok(()) => Ok(Some(Some(file))),
-            Err(Errno::AGAIN) => Ok(None),
-            Err(Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS) => Ok(Some(None)),
-            Err(error) => Err(CacheError::at(&path)(error.into())),
+            file => ask(&path, file.map_err(CacheError::at(&path))?, how),
         }
     }
 
@@ -84,7 +81,17 @@ impl Store {
 
     /// Waits until no other process downloads the blob.
     pub fn lock_download(&self, digest: &Digest) -> Result<Turn, CacheError> {
-        self.turn("load", digest)
+        let mut turn = self.turn("load", digest)?;
+        if turn._file.is_none() {
+            let folder = self.bucket("partial");
+            turn.own = Some(NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?.into_temp_path());
+        }
+        Ok(turn)
+    }
+
+    /// Where the download whose turn this is lies until it is complete. Two that wrote to one file would be in each other's way.
+    pub fn download_path(&self, digest: &Digest, turn: &Turn) -> PathBuf {
+        turn.own.as_ref().map_or_else(|| self.partial_path(digest), |own| own.to_path_buf())
     }
 
     fn turn(&self, what: &str, name: &Digest) -> Result<Turn, CacheError> {
@@ -93,11 +100,58 @@ impl Store {
         let path = self.bucket("locks").join(format!("{what}-{}", &name.hex()[..3]));
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(CacheError::at(&path))?;
-        match retry(|| flock(&file, FlockOperation::LockExclusive)) {
-            Ok(()) => Ok(Turn { _file: Some(file) }),
-            // A file system without locks: work is done twice at worst, because every file is renamed into place whole.
-            Err(Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS) => Ok(Turn { _file: None }),
-            Err(error) => Err(CacheError::at(&path)(error.into())),
+        // Without locks work is done twice at worst, because every file is renamed into place whole.
+        Ok(Turn { _file: ask(&path, file, FlockOperation::LockExclusive)?.file(), own: None })
+    }
+}
+
+/// What came of asking for a lock.
+#[derive(Debug)]
+enum Asked {
+    /// It is had until the file is closed.
+    Held(File),
+    /// Somebody else has it.
+    Busy,
+    /// The file system has none, as NFS without its daemon: everybody goes on.
+    NoLocks,
+}
+
+impl Asked {
+    fn file(self) -> Option<File> {
+        match self {
+            Asked::Held(file) => Some(file),
+            Asked::Busy | Asked::NoLocks => None,
         }
+    }
+}
+
+fn ask(path: &Path, file: File, how: FlockOperation) -> Result<Asked, CacheError> {
+    let answer = retry(|| flock(&file, how));
+    judge(path, file, answer)
+}
+
+fn judge(path: &Path, file: File, answer: Result<(), Errno>) -> Result<Asked, CacheError> {
+    match answer {
+        Ok(()) => Ok(Asked::Held(file)),
+        Err(Errno::AGAIN) => Ok(Asked::Busy),
+        Err(Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS) => Ok(Asked::NoLocks),
+        Err(error) => Err(CacheError::at(path)(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gets_no_lock_goes_on_and_who_fails_otherwise_says_where() {
+        let judged = |answer| judge(Path::new("the-lock"), tempfile::tempfile().expect("a file"), answer);
+        assert!(matches!(judged(Ok(())), Ok(Asked::Held(_))));
+        assert!(matches!(judged(Err(Errno::AGAIN)), Ok(Asked::Busy)));
+        for none in [Errno::NOLCK, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS] {
+            assert!(matches!(judged(Err(none)), Ok(Asked::NoLocks)), "{none}");
+        }
+        let error = judged(Err(Errno::IO)).expect_err("fails");
+        assert!(error.to_string().contains("`the-lock`"), "{error}");
     }
 }

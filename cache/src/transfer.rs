@@ -12,10 +12,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 
 use layers::{Digest, Key};
-use tempfile::NamedTempFile;
 
+use crate::points::Point;
 use crate::survey::Class;
-use crate::{Amount, CacheError, Store, ledger, points, settle};
+use crate::{Amount, CacheError, Store, ledger};
 
 /// The largest record that is taken, bytes.
 const RECORD_LIMIT: u64 = 64 << 20;
@@ -61,6 +61,7 @@ impl Store {
             tar.append_data(&mut header, format!("{bucket}/{name}"), (&file).take(size)).map_err(archive)?;
             amount.count += 1;
             amount.bytes += size;
+            Point::Exported.reach();
         }
         tar.into_inner().and_then(Write::flush).map_err(archive)?;
         Ok(amount)
@@ -89,7 +90,7 @@ impl Store {
                 Some(true) => {
                     imported.added.count += 1;
                     imported.added.bytes += size;
-                    points::reach("imported-one");
+                    Point::Imported.reach();
                 }
                 Some(false) => imported.known += 1,
                 None => imported.refused += 1,
@@ -126,12 +127,7 @@ impl Store {
         if ledger::parse(&record, key).is_none() {
             return Ok(None);
         }
-        let folder = self.scratch();
-        let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
-        file.write_all(&record).map_err(CacheError::at(&folder))?;
-        let temporary = file.into_temp_path();
-        settle(&temporary, &path)?;
-        let _ = temporary.keep();
+        self.put_record(key, &record)?;
         Ok(Some(true))
     }
 }

@@ -140,6 +140,9 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
 
 fn collector(store: &Store) -> Result<cache::Collector<'_>, Stop> {
     if let Some(collector) = store.collector(Waiting::No)? {
+        if !collector.is_alone() {
+            note("the file system of the cache has no locks: this is safe only while nothing builds");
+        }
         return Ok(collector);
     }
     note("waiting until no build runs");

@@ -43,7 +43,9 @@ impl Local<'_> {
         }
         let Some(record) = self.find_record(key)? else { return Ok(None) };
         let index = self.store.read(&record.index)?;
-        let Some(fragment) = index.and_then(|bytes| index::decode(&bytes)) else { return Ok(None) };
+        // An index of other bytes than the record names is none of this fragment, whoever wrote it.
+        let index = index.and_then(|bytes| index::decode(&bytes)).filter(|it| it.blob == record.fragment);
+        let Some(fragment) = index else { return Ok(None) };
         self.use_fragment(&fragment);
         if !self.is_within_reach(&fragment.blob, Some(fragment.layout.size))? {
             return Ok(None);

@@ -59,8 +59,9 @@ impl Local<'_> {
                     let parts = self.copy(files, view)?;
                     // A folder may be in one of them, and what lies in it in another one before it.
                     if parts.len() > 1 {
-                        let dirs = parts.iter().flat_map(|part| &part.dirs);
-                        dirs.for_each(|dir| drop(folders.entry(dir.path.clone()).or_insert_with(|| dir.clone())));
+                        for dir in parts.iter().flat_map(|part| &part.dirs) {
+                            folders.entry(dir.path.clone()).or_insert_with(|| dir.clone());
+                        }
                     }
                     fragments.extend(parts);
                 }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use memchr::memmem;
 
+use crate::failpoint::Kept;
+
 /// Lines that an error repeats.
 const LAST: usize = 20;
 /// Bytes without an end of line that are shown at once.
@@ -45,6 +47,7 @@ impl<'a> Log<'a> {
             return Err(error);
         }
         let file = File::create(&path)?;
+        Kept::Log.reach();
         // Output comes line by line, so a secret of several lines is looked for line by line.
         let mut words: Vec<Vec<u8>> = secrets
             .iter()

@@ -29,6 +29,7 @@ use super::local::{LayerJob, Local, Subject, Together, Walked};
 use super::log::Log;
 use super::view::View;
 use super::{EngineError, outcome, root};
+use crate::failpoint::Kept;
 use crate::observe::Event;
 use crate::parallel::First;
 use crate::sandbox::{self, Access, Bind, Level, SandboxError, Secret};
@@ -359,12 +360,14 @@ impl Local<'_> {
             Err(_) => {
                 let scratch = Scratch::new(self.store)?;
                 root::write(job.view, &scratch.path().join("root"), self.jobs, &self.cores)?;
+                Kept::RootWritten.reach();
                 // Another builder may have been faster; its folder is the same.
                 if let Err(error) = fs::rename(scratch.path(), &kept)
                     && !kept.is_dir()
                 {
                     return Err(error.into());
                 }
+                Kept::RootKept.reach();
             }
         }
         Ok(slot.insert(kept).clone())

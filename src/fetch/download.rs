@@ -9,6 +9,7 @@ use layers::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::{Failure, FetchError, Http, Started, Url, again, check_status, shown};
+use crate::failpoint::Kept;
 use crate::observe::{Event, Observer};
 
 /// A file that is wanted.
@@ -38,15 +39,16 @@ impl Http {
         if self.offline() {
             return Err(FetchError::Offline { name: wanted.name.clone() });
         }
-        let _turn = store.lock_download(&wanted.digest)?;
+        let turn = store.lock_download(&wanted.digest)?;
         if is_there(wanted, store)? {
             return Ok(path);
         }
+        let partial = store.download_path(&wanted.digest, &turn);
         observer.on(Event::DownloadStarted { name: &wanted.name, size: wanted.size });
         let mut tried = Vec::new();
         let mut gone = true;
         for url in &wanted.urls {
-            let attempt = async |started: &Started| self.attempt(started, wanted, url, store, observer).await;
+            let attempt = async |started: &Started| self.attempt(started, wanted, url, &partial, store, observer).await;
             match self.patiently(url, wanted.size.unwrap_or(0), attempt) {
                 Ok(()) => {
                     observer.on(Event::DownloadFinished { name: &wanted.name });
@@ -71,15 +73,15 @@ impl Http {
         started: &Started,
         wanted: &Download,
         url: &Url,
+        partial: &Path,
         store: &Store,
         observer: &dyn Observer,
     ) -> Result<(), Failure> {
-        let partial = store.partial_path(&wanted.digest);
-        let file_error = |source| Failure::Final(FetchError::File { path: partial.clone(), source });
-        let (mut file, mut hasher, mut have) = resume(&partial).map_err(file_error)?;
+        let file_error = |source| Failure::Final(FetchError::File { path: partial.into(), source });
+        let (mut file, mut hasher, mut have) = resume(partial).map_err(file_error)?;
         let limit = wanted.size.unwrap_or(LARGEST);
         if have > limit || wanted.size == Some(have) && digest(&hasher) != wanted.digest {
-            (file, hasher, have) = restart(&partial).map_err(file_error)?;
+            (file, hasher, have) = restart(partial).map_err(file_error)?;
         }
         if wanted.size != Some(have) {
             let mut request = self.request(started, url);
@@ -90,7 +92,7 @@ impl Http {
             request = request.header(reqwest::header::ACCEPT_ENCODING, "identity");
             let mut response = request.send().await.map_err(|error| again(&error, None))?;
             if response.status().as_u16() == 416 {
-                restart(&partial).map_err(file_error)?;
+                restart(partial).map_err(file_error)?;
                 return Err(Failure::Again { why: "the server cannot resume the file".into(), after: None });
             }
             check_status(url, &mut response).await?;
@@ -101,16 +103,17 @@ impl Http {
                     .and_then(|value| value.to_str().ok())
                     .is_some_and(|value| value.starts_with(&format!("bytes {have}-")));
             if have > 0 && !resumed {
-                (file, hasher, have) = restart(&partial).map_err(file_error)?;
+                (file, hasher, have) = restart(partial).map_err(file_error)?;
             }
             while let Some(chunk) = response.chunk().await.map_err(|error| again(&error, None))? {
                 have += chunk.len() as u64;
                 if have > limit {
-                    restart(&partial).map_err(file_error)?;
+                    restart(partial).map_err(file_error)?;
                     return Err(Failure::Final(FetchError::TooLarge { url: shown(url), limit }));
                 }
                 hasher.update(&chunk);
                 file.write_all(&chunk).map_err(file_error)?;
+                Kept::Chunk.reach();
                 observer.on(Event::DownloadAdvanced { name: &wanted.name, bytes: chunk.len() as u64 });
                 self.watch().inspect(|watch| watch.advance(chunk.len() as u64));
             }
@@ -121,11 +124,11 @@ impl Http {
         }
         let found = digest(&hasher);
         if found != wanted.digest {
-            restart(&partial).map_err(file_error)?;
+            restart(partial).map_err(file_error)?;
             let why = format!("its digest is {found}, expected {}", wanted.digest);
             return Err(Failure::Final(FetchError::Request { url: shown(url), why }));
         }
-        store.adopt(&partial, &wanted.digest).map_err(|error| Failure::Final(error.into()))
+        store.adopt(partial, &wanted.digest).map_err(|error| Failure::Final(error.into()))
     }
 }
 

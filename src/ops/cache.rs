@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::CacheLimits;
 use crate::error::Failure;
+use crate::failpoint::Kept;
 use crate::observe::{Event, Observer};
 
 /// A day, seconds: at least so often the cache is looked at, so that what is too old goes.
@@ -26,7 +27,7 @@ impl From<CacheLimits> for Limits {
 /// Keeps the cache within its limits. Called after a build that wrote something, when it no longer holds the cache.
 ///
 /// Looks at every file only where the ceiling may have been passed, or once a day. Does nothing while others build: the
-/// last of them will. Trouble is a warning, since the build is done.
+/// last of them will. Removes nothing where the file system has no locks. Trouble is a warning, since the build is done.
 pub fn tidy(store: &Store, limits: &Limits, now: i64, observer: &dyn Observer) {
     if let Err(failure) = try_tidy(store, limits, now) {
         observer.on(Event::Warning(&format!("the cache could not be kept within its limits: {}", failure.message)));
@@ -46,6 +47,14 @@ fn try_tidy(store: &Store, limits: &Limits, now: i64) -> Result<(), Failure> {
     let usage = match (estimate, known) {
         (Some(bytes), Some(known)) if young && free && within(bytes) => Usage { bytes, looked: known.looked },
         _ => match store.collector(Waiting::No)? {
+            Some(collector) if !collector.is_alone() => {
+                let would = store.would_collect(limits, now)?;
+                if !would.removed.is_empty() {
+                    let why = "its file system has no locks, and so nobody knows whether others build: run `imgbuild cache gc` when nobody does";
+                    return Err(Failure::work(why));
+                }
+                Usage { bytes: would.kept.saturating_add(would.leftovers.bytes), looked: now }
+            }
             Some(collector) => Usage { bytes: collector.collect(limits, now)?.kept, looked: now },
             None => return Ok(()),
         },
@@ -60,6 +69,7 @@ fn written_over(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     file.write_all(bytes)?;
+    Kept::Usage.reach();
     file.set_len(bytes.len() as u64)
 }
 

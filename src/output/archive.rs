@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::check_replaceable;
 use super::{NamedImage, Output, OutputError};
+use crate::failpoint::Kept;
 
 /// An archive file.
 #[derive(Debug)]
@@ -48,8 +49,7 @@ impl Output for Archive {
 
     fn deliver(&self, images: &[NamedImage], store: &Store) -> Result<(), OutputError> {
         self.check(images.iter().map(|image| image.platforms.len()).max().unwrap_or(0))?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(std::path::Path::new("."))).map_err(self.io())?;
+        let file = super::aside::begin(&self.path).map_err(self.io())?;
         let mut tar = tar::Builder::new(BufWriter::with_capacity(256 << 10, file));
         let write = |result: io::Result<()>| result.map_err(self.io());
 
@@ -110,7 +110,9 @@ impl Output for Archive {
         let file = buffer.into_inner().map_err(|error| self.io()(error.into_error()))?;
         use std::os::unix::fs::PermissionsExt as _;
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(self.io())?;
+        Kept::ArchiveWritten.reach();
         file.persist(&self.path).map_err(|error| self.io()(error.error))?;
+        Kept::ArchiveSettled.reach();
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! OCI image layouts (image-layout.md): updated blob by blob, visible at once when `index.json` is renamed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use cache::Store;
 use layers::Digest;
 use serde_json::{Value, json};
 
-use super::{NamedImage, Output, OutputError};
+use super::{NamedImage, Output, OutputError, UNFINISHED};
+use crate::failpoint::Kept;
 use crate::parallel::in_parallel;
 
 /// An OCI image layout in a folder.
@@ -91,7 +92,8 @@ impl Layout {
         if !store.verify(digest)? {
             return Err(OutputError::Damaged(*digest));
         }
-        let temporary = self.path.join("blobs/sha256").join(format!(".{}.{}", digest.hex(), std::process::id()));
+        let name = format!("{UNFINISHED}{}.{}", digest.hex(), std::process::id());
+        let temporary = self.path.join("blobs/sha256").join(name);
         let _ = fs::remove_file(&temporary);
         let copied = match reflink_copy::reflink(&from, &temporary) {
             Ok(()) => true,
@@ -102,7 +104,10 @@ impl Layout {
             fs::hard_link(&from, &temporary).map_err(self.io(&to))?;
         }
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o444)).map_err(self.io(&to))?;
-        fs::rename(&temporary, &to).map_err(self.io(&to))
+        Kept::LayoutBlobWritten.reach();
+        fs::rename(&temporary, &to).map_err(self.io(&to))?;
+        Kept::LayoutBlobSettled.reach();
+        Ok(())
     }
 
     fn write(&self, name: &Path, bytes: &[u8]) -> Result<(), OutputError> {
@@ -111,10 +116,12 @@ impl Layout {
             return Ok(());
         }
         let folder = path.parent().unwrap_or(&self.path).to_path_buf();
-        let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(self.io(&path))?;
+        let mut file = super::unfinished(&folder).map_err(self.io(&path))?;
         file.write_all(bytes).map_err(self.io(&path))?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(self.io(&path))?;
+        Kept::LayoutDocumentWritten.reach();
         file.persist(&path).map_err(|error| OutputError::Io { path, source: error.error })?;
+        Kept::LayoutDocumentSettled.reach();
         Ok(())
     }
 }
@@ -142,10 +149,7 @@ impl Output for Layout {
         self.check(0)?;
         let blobs = self.path.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(self.io(&blobs))?;
-        // One writer at a time; the lock goes with its process.
-        let lock_path = self.path.join(".lock");
-        let lock = File::create(&lock_path).map_err(self.io(&lock_path))?;
-        let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+        let _lock = super::locked(&self.path).map_err(self.io(&self.path))?;
 
         self.write(Path::new("oci-layout"), b"{\"imageLayoutVersion\":\"1.0.0\"}")?;
         let mut seen = Seen::load(&self.path);
@@ -190,6 +194,7 @@ impl Output for Layout {
             let digest = entry.file_name().to_str().and_then(|name| Digest::from_hex(name).ok());
             if digest.is_none_or(|digest| !kept.contains(&digest)) {
                 let _ = fs::remove_file(entry.path());
+                Kept::LayoutSwept.reach();
             }
         }
         seen.save(&kept);
@@ -247,9 +252,10 @@ impl Seen {
             return;
         }
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        if let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
+        if let Ok(mut file) = super::unfinished(folder)
             && file.write_all(text.as_bytes()).is_ok()
         {
+            Kept::LayoutSeenWritten.reach();
             let _ = file.persist(&self.path);
         }
     }

@@ -1,8 +1,10 @@
 //! Where finished images go.
 
 pub(crate) mod archive;
+pub(crate) mod aside;
 mod layout;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,6 +12,8 @@ use std::str::FromStr;
 use cache::Store;
 use layers::Digest;
 use layers::oci::{BuiltImage, Document};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::retry_on_intr;
 
 pub use archive::Archive;
 pub use layout::Layout;
@@ -88,12 +92,41 @@ pub(crate) fn check_replaceable(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Begins the name of a file in a layout that is not whole yet.
+const UNFINISHED: &str = ".imgbuild-";
+
+/// A file in a folder of a layout, not whole yet.
+pub(crate) fn unfinished(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)
+}
+
+/// Waits until nobody else writes to a layout, and removes what writers that were killed left there. The lock goes with its
+/// process. On a file system without locks nobody waits, and what is not whole is left alone: it may be somebody's.
+pub(crate) fn locked(layout: &Path) -> io::Result<File> {
+    let lock = File::create(layout.join(".lock"))?;
+    if retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive)).is_ok() {
+        sweep(layout);
+    }
+    Ok(lock)
+}
+
+fn sweep(layout: &Path) {
+    for folder in ["", "blobs/sha256", "blobs/sha512"] {
+        for entry in std::fs::read_dir(layout.join(folder)).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+                // What cannot be removed is in nobody's way.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
 /// Whether a folder holds more than a layout that another writer has just begun: its marker comes after these.
 pub(crate) fn is_occupied(folder: &Path) -> io::Result<bool> {
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
-        if !matches!(name.as_ref(), ".lock" | "blobs") && !name.starts_with(".tmp") {
+        if !matches!(name.as_ref(), ".lock" | "blobs") && !name.starts_with(UNFINISHED) {
             return Ok(true);
         }
     }
@@ -142,5 +175,33 @@ impl OutputSpec {
             OutputSpec::Archive(path) => Box::new(Archive::new(path.clone(), false)),
             OutputSpec::DockerArchive(path) => Box::new(Archive::new(path.clone(), true)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_whole_in_a_layout_goes_with_the_next_lock_and_nothing_else_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let blobs = folder.path().join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).expect("makes folders");
+        for place in [folder.path(), &blobs] {
+            unfinished(place).and_then(|file| file.keep().map_err(|error| error.error)).expect("is left");
+            std::fs::write(place.join("somebody's"), "mine").expect("writes");
+        }
+        std::fs::write(folder.path().join(".imgbuild"), "{}").expect("writes");
+        let lock = locked(folder.path()).expect("locks");
+        let names = |place: &Path| {
+            let names = std::fs::read_dir(place).expect("lists").map(|it| it.expect("is there").file_name());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(folder.path()), [".imgbuild", ".lock", "blobs", "somebody's"].map(Into::into).into());
+        assert_eq!(names(&blobs), ["somebody's"].map(Into::into).into());
+        let other = || File::create(folder.path().join(".lock")).expect("opens").try_lock().is_ok();
+        assert!(!other(), "one writer at a time");
+        drop(lock);
+        assert!(other());
     }
 }

@@ -148,6 +148,9 @@ impl Selection {
     }
 }
 
+/// What decides a selection: the path, and the patterns that include and exclude.
+type Wanted = (String, Vec<String>, Vec<String>);
+
 /// A folder that definitions select files from.
 pub struct Context {
     root: PathBuf,
@@ -155,7 +158,7 @@ pub struct Context {
     ignored: Patterns,
     stats: Mutex<StatCache>,
     /// What was selected: each is asked for when its key is worked out, and again when it is copied.
-    selected: Mutex<HashMap<(String, Vec<String>, Vec<String>), Arc<Selection>>>,
+    selected: Mutex<HashMap<Wanted, Arc<Selection>>>,
     jobs: usize,
 }
 

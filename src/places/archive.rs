@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::layout::{FULL_NAME, REF_NAME, choose, documents, full_name, is_same_name};
 use super::{Held, PlaceError};
-use crate::output::archive;
+use crate::failpoint::Kept;
+use crate::output::{archive, aside};
 use crate::registry::document::{self, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Reference, RegistryError, Supply};
 
@@ -243,13 +244,15 @@ fn read_old(mut members: Members, name: Option<&str>, store: &Store, place: &str
 pub(super) fn write_file(path: &Path, name: Option<&str>, held: &Held) -> Result<(), PlaceError> {
     use std::os::unix::fs::PermissionsExt as _;
     let file = |source| PlaceError::File { path: path.into(), source };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::NamedTempFile::new_in(folder).map_err(file)?;
+    let temporary = aside::begin(path).map_err(file)?;
     let out = BufWriter::with_capacity(256 << 10, temporary);
     let out = write_archive(held, name, &BTreeSet::new(), out)?;
     let temporary = out.into_inner().map_err(|error| file(error.into_error()))?;
     temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(file)?;
-    temporary.persist(path).map(drop).map_err(|error| file(error.error))
+    Kept::ArchiveWritten.reach();
+    temporary.persist(path).map_err(|error| file(error.error))?;
+    Kept::ArchiveSettled.reach();
+    Ok(())
 }
 
 /// Writes one archive that old and new engines load. Layers of `left_out` are named and not sent: an engine that has

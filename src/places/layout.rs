@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Held, PlaceError};
+use crate::failpoint::Kept;
+use crate::output;
 use crate::registry::document::{self, Descriptor, Document};
 use crate::registry::{AnyDigest, Bundle, Reference, Supply};
 
@@ -175,17 +177,17 @@ pub(super) fn write(root: &Path, name: Option<&str>, held: &Held) -> Result<(), 
         move |source| PlaceError::File { path, source }
     };
     fs::create_dir_all(root).map_err(file(root))?;
-    let lock_path = root.join(".lock");
-    let lock = File::create(&lock_path).map_err(file(&lock_path))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|error| file(&lock_path)(error.into()))?;
+    let _lock = output::locked(root).map_err(file(root))?;
     let put = |path: &Path, write: &mut dyn FnMut(&mut File) -> Result<(), PlaceError>| {
         let folder = path.parent().unwrap_or(root);
         fs::create_dir_all(folder).map_err(file(folder))?;
-        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(file(path))?;
+        let mut temporary = output::unfinished(folder).map_err(file(path))?;
         write(temporary.as_file_mut())?;
         let _ = temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644));
-        temporary.persist(path).map(drop).map_err(|error| file(path)(error.error))
+        Kept::LayoutDocumentWritten.reach();
+        temporary.persist(path).map_err(|error| file(path)(error.error))?;
+        Kept::LayoutDocumentSettled.reach();
+        Ok(())
     };
     put(&root.join("oci-layout"), &mut |out| out.write_all(b"{\"imageLayoutVersion\":\"1.0.0\"}").map_err(file(root)))?;
     for blob in held.bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign()) {

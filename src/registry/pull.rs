@@ -16,6 +16,7 @@ use super::document::{self, ACCEPT as MANIFESTS, Choice, Descriptor, Document, S
 use super::error::RegistryError;
 use super::reference::{Reference, Repository};
 use super::token::pull_scope;
+use crate::failpoint::Kept;
 use crate::observe::{Event, Observer};
 
 /// What a registry says about a manifest without sending it.
@@ -218,13 +219,13 @@ impl Client {
         let name = descriptor.digest.to_string();
         let (lock, wanted) = (store.clone(), digest);
         let turn = tokio::task::spawn_blocking(move || lock.lock_download(&wanted)).await;
-        let _turn = turn.map_err(|error| RegistryError::Setup(error.to_string()))??;
+        let turn = turn.map_err(|error| RegistryError::Setup(error.to_string()))??;
         if store.has(&digest)? == Some(descriptor.size) {
             return Ok(());
         }
         let _permit = self.transfers.acquire().await;
         observer.on(Event::DownloadStarted { name: &name, size: Some(descriptor.size) });
-        let path = store.partial_path(&digest);
+        let path = store.download_path(&digest, &turn);
         let mut sink = OnDisk { path: &path, file: None, observer, name: &name };
         self.blob(repository, descriptor, &mut sink).await?;
         store.adopt(&path, &digest)?;
@@ -435,6 +436,7 @@ impl Sink for OnDisk<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RegistryError> {
         let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
         written.map_err(|error| self.failed(error))?;
+        Kept::Chunk.reach();
         self.observer.on(Event::DownloadAdvanced { name: self.name, bytes: bytes.len() as u64 });
         Ok(())
     }

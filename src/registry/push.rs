@@ -26,7 +26,7 @@ use super::reference::{Reference, Repository};
 use super::supply::{Delivery, Demand, Supply};
 use super::token::push_scope;
 use super::upload::{Mount, Source};
-use crate::failpoint::{Point, failpoint};
+use crate::failpoint::Push;
 use crate::observe::{Event, Observer};
 
 /// What a push came to.
@@ -350,7 +350,7 @@ impl<'a> Run<'a> {
             if self.dry.is_some() {
                 break;
             }
-            failpoint(Point::Blobs);
+            Push::Blobs.reach();
             let put = self.put_documents(delivery, &needed);
             // Written down while the registry looks at the documents.
             let brought = async {
@@ -380,7 +380,7 @@ impl<'a> Run<'a> {
         let (repository, bundle) = (&delivery.repository, &delivery.bundle);
         let put = |place: usize| async move {
             self.client.put_manifest(repository, &bundle.documents[place], None).await?;
-            failpoint(Point::Manifest);
+            Push::Manifest.reach();
             Ok::<_, RegistryError>(())
         };
         let last = bundle.documents.len() - 1;
@@ -391,11 +391,11 @@ impl<'a> Run<'a> {
         let index = |place: &usize| bundle.documents[*place].read().is_ok_and(|said| said.is_index);
         let (indexes, images): (Vec<usize>, Vec<usize>) = untagged.partition(index);
         try_join_all(images.into_iter().map(put)).await?;
-        failpoint(Point::Manifests);
+        Push::Manifests.reach();
         for place in indexes {
             put(place).await?;
         }
-        failpoint(Point::Index);
+        Push::Index.reach();
         self.tag(delivery).await
     }
 
@@ -427,11 +427,11 @@ impl<'a> Run<'a> {
         let top = delivery.bundle.top();
         let put = |tag| async move {
             self.client.put_manifest(&delivery.repository, top, Some(tag)).await?;
-            failpoint(Point::Tag);
+            Push::Tag.reach();
             Ok::<_, RegistryError>(())
         };
         try_join_all(delivery.tags.iter().map(|tag| put(tag))).await?;
-        failpoint(Point::Tags);
+        Push::Tags.reach();
         Ok(())
     }
 
@@ -603,10 +603,10 @@ impl<'a> Run<'a> {
         from: &Repository,
     ) -> Result<Mount, RegistryError> {
         let _permit = self.client.requests.acquire().await;
-        failpoint(Point::Mount);
+        Push::Mount.reach();
         let mount = self.client.mount(repository, digest, from).await?;
         if matches!(mount, Mount::Done) {
-            failpoint(Point::Mounted);
+            Push::Mounted.reach();
             let name = format!("{repository} {}", &digest.hex()[..12]);
             self.observer.on(Event::Mounted { name: &name, from: &from.path });
         }

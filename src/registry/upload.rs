@@ -13,7 +13,7 @@ use super::digest::AnyDigest;
 use super::error::RegistryError;
 use super::reference::Repository;
 use super::token::{pull_scope, push_scope};
-use crate::failpoint::{Point, failpoint};
+use crate::failpoint::Push;
 use crate::fetch::shown;
 use crate::observe::{Event, Observer};
 
@@ -197,13 +197,13 @@ impl Client {
         observer: &dyn Observer,
     ) -> Result<(), RegistryError> {
         let _permit = self.transfers.acquire().await;
-        failpoint(Point::Upload);
+        Push::Upload.reach();
         let name = format!("{repository} {}", &source.digest.hex()[..12]);
         observer.on(Event::UploadStarted { name: &name, size: source.size });
         let advanced = |bytes| observer.on(Event::UploadAdvanced { name: &name, bytes });
         self.upload(repository, source, session, &advanced).await?;
         observer.on(Event::Uploaded { name: &name });
-        failpoint(Point::Uploaded);
+        Push::Uploaded.reach();
         Ok(())
     }
 
@@ -235,7 +235,7 @@ impl Client {
             let (why, after, then) = match step {
                 Ok(Step::Done) => return Ok(()),
                 Ok(Step::More) => {
-                    failpoint(Point::Chunk);
+                    Push::Chunk.reach();
                     if current.offset > farthest {
                         (failures, farthest) = (0, current.offset);
                     }

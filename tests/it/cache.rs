@@ -14,16 +14,14 @@ use crate::support::layout::Layout;
 use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::server::Files;
 
-const KILLED: i32 = 128 + 9;
-
 /// A project with two images over a download, files of the context, and something taken from another stage.
-struct Project {
-    sandbox: Sandbox,
+pub(crate) struct Project {
+    pub(crate) sandbox: Sandbox,
     _server: Files,
 }
 
 impl Project {
-    fn new() -> Project {
+    pub(crate) fn new() -> Project {
         let sandbox = Sandbox::new();
         sandbox.write("src/app.py", "print('hello')\n");
         sandbox.write("src/data/table", vec![7u8; 300_000]);
@@ -49,24 +47,24 @@ impl Project {
         Project { sandbox, _server: server }
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = self.sandbox.command(["build", "--catalogue", "plan.json", "--progress", "plain"]);
         command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
         command
     }
 
-    fn build(&self) -> Outcome {
+    pub(crate) fn build(&self) -> Outcome {
         outcome(&mut self.command())
     }
 
     /// Builds into an empty layout, which must be right; gives the digests by name.
-    fn rebuilt(&self) -> BTreeMap<String, String> {
+    pub(crate) fn rebuilt(&self) -> BTreeMap<String, String> {
         let _ = fs::remove_dir_all(self.sandbox.work().join("dist"));
         self.build().success();
         self.delivered()
     }
 
-    fn delivered(&self) -> BTreeMap<String, String> {
+    pub(crate) fn delivered(&self) -> BTreeMap<String, String> {
         let layout = Layout::open(&self.sandbox.work().join("dist"));
         for name in ["app", "other"] {
             for image in layout.image(name) {
@@ -76,12 +74,12 @@ impl Project {
         layout.names()
     }
 
-    fn imgbuild(&self, words: &[&str]) -> Outcome {
+    pub(crate) fn imgbuild(&self, words: &[&str]) -> Outcome {
         self.sandbox.imgbuild(words)
     }
 
     /// The files of a bucket.
-    fn bucket(&self, name: &str) -> Vec<PathBuf> {
+    pub(crate) fn bucket(&self, name: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for folder in fs::read_dir(self.sandbox.cache().join(name)).unwrap() {
             found.extend(fs::read_dir(folder.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
@@ -90,26 +88,26 @@ impl Project {
         found
     }
 
-    fn entries(&self) -> Vec<PathBuf> {
+    pub(crate) fn entries(&self) -> Vec<PathBuf> {
         [self.bucket("blobs-v1"), self.bucket("ledger-v1")].concat()
     }
 
     /// A copy of the cache, to damage it again and again.
-    fn save(&self) -> PathBuf {
+    pub(crate) fn save(&self) -> PathBuf {
         let saved = self.sandbox.path().join("saved");
         let _ = fs::remove_dir_all(&saved);
         tool("cp", [Path::new("-a"), self.sandbox.cache(), &saved]);
         saved
     }
 
-    fn restore(&self, saved: &Path) {
+    pub(crate) fn restore(&self, saved: &Path) {
         fs::remove_dir_all(self.sandbox.cache()).unwrap();
         tool("cp", [Path::new("-a"), saved, self.sandbox.cache()]);
     }
 }
 
 /// Writes bytes over a read-only file, its size and time as they were where that can be.
-fn overwrite(path: &Path, bytes: &[u8]) {
+pub(crate) fn overwrite(path: &Path, bytes: &[u8]) {
     let time = fs::metadata(path).unwrap().modified().unwrap();
     fs::remove_file(path).unwrap();
     fs::write(path, bytes).unwrap();
@@ -206,58 +204,6 @@ fn damage_is_found_by_verify_and_healed_by_the_next_build() {
     assert_eq!(project.rebuilt(), right);
     let said = project.imgbuild(&["cache", "verify"]).success();
     assert_eq!(said.lines().count(), 1, "{said}");
-}
-
-#[test]
-fn slow_a_builder_may_be_killed_at_any_moment() {
-    let project = Project::new();
-    let right = project.rebuilt();
-    for point in ["blob-written", "blob-settled", "blob-adopting", "record-written", "record-settled"] {
-        let mut reached = 0;
-        // The first passing, the second, and so on, until a build passes the point fewer times.
-        for count in 1.. {
-            fs::remove_dir_all(project.sandbox.cache()).unwrap();
-            let _ = fs::remove_dir_all(project.sandbox.work().join("dist"));
-            let killed =
-                outcome(project.command().env("IMGBUILD_KILL_AT", format!("{point}:{count}")).args(["-j", "1"]));
-            if killed.status == 0 {
-                break;
-            }
-            assert_eq!(killed.status, KILLED, "{}", killed.stderr);
-            reached += 1;
-            assert_eq!(project.rebuilt(), right, "{point}:{count}");
-            project.imgbuild(&["cache", "gc", "--max-size", "1GB"]).success();
-            let left = fs::read_dir(project.sandbox.cache().join("tmp-v1")).unwrap().count();
-            assert_eq!(left, 0, "leftovers of {point}:{count}");
-            let said = project.imgbuild(&["cache", "verify"]).success();
-            assert_eq!(said.lines().count(), 1, "{point}:{count}: {said}");
-        }
-        assert!(reached > 0, "no build passes `{point}`");
-    }
-}
-
-#[test]
-fn a_collector_or_an_import_may_be_killed_at_any_moment() {
-    let project = Project::new();
-    let right = project.rebuilt();
-    let file = project.sandbox.path().join("cache.tar");
-    project.imgbuild(&["cache", "export", file.to_str().unwrap()]).success();
-    let commands: [(&str, Vec<&str>); 2] = [
-        ("collected-one", vec!["cache", "gc", "--max-size", "1"]),
-        ("imported-one", vec!["cache", "import", file.to_str().unwrap()]),
-    ];
-    for (point, words) in commands {
-        for count in [1, 2, 5] {
-            project.rebuilt();
-            if point == "imported-one" {
-                project.imgbuild(&["cache", "clear"]).success();
-            }
-            let mut command = project.sandbox.command(&words);
-            let killed = outcome(command.env("IMGBUILD_KILL_AT", format!("{point}:{count}")));
-            assert_eq!(killed.status, KILLED, "`{point}:{count}` was not reached: {}", killed.stderr);
-            assert_eq!(project.rebuilt(), right, "{point}:{count}");
-        }
-    }
 }
 
 #[test]

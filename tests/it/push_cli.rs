@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt as _;
 
-use imgbuild::failpoint::Point;
+use imgbuild::failpoint::Push;
 use layers::lock::Lock;
 use layers::source::files;
 use layers::{Catalogue, Stage, path};
@@ -333,7 +333,7 @@ fn slow_a_push_that_is_ended_at_any_point_leaves_no_wrong_tag_and_the_next_sends
     };
     // Built before, so that all that is ended is the push.
     outcome(&mut push(&registry())).success();
-    for point in Point::ALL {
+    for point in Push::ALL {
         for (signal, status) in [("KILL", 128 + 9), ("INT", 128 + 2)] {
             for count in 1..=3 {
                 let name = format!("{}:{count} by {signal}", point.name());

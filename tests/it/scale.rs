@@ -39,7 +39,7 @@ fn build(sandbox: &Sandbox, cache: &str, jobs: &str) -> (String, BTreeMap<String
     let _ = fs::remove_dir_all(sandbox.work().join("dist"));
     let cache = sandbox.path().join(cache);
     let words = ["build", "--catalogue", "plan.json", "--platform", "linux/amd64", "-j", jobs, "--cache-dir"];
-    sandbox.imgbuild(&[&words[..], &[cache.to_str().unwrap()]].concat()).success();
+    sandbox.imgbuild([&words[..], &[cache.to_str().unwrap()]].concat()).success();
     let image = Layout::open(&sandbox.work().join("dist")).image("app").remove(0);
     assert_eq!(image.faults(), [""; 0]);
     let members = image.layers[0].members().into_iter();

@@ -6,6 +6,7 @@
 //! * [`docker`]: a Docker engine of the tests' own.
 //! * [`registry`]: a registry in this process that keeps objects of S3 buckets as well, with scripted faults and a log of every request.
 //! * [`elsewhere`]: a project on another machine, as another user.
+//! * [`fuse`]: a file system that fails as it is told to.
 //! * [`layout`]: OCI layouts read without our own code, and the rules that every layer keeps.
 //! * [`listing`]: trees of files as text, one a line.
 //! * [`obelisk`]: this repository's images, built once for all tests.
@@ -21,6 +22,7 @@
 pub mod debs;
 pub mod docker;
 pub mod elsewhere;
+pub mod fuse;
 pub mod layout;
 pub mod listing;
 pub mod obelisk;
