@@ -277,16 +277,18 @@ class CurrentTwins(Current):
                 for name in TREES:
                     text = text.replace(f"FROM {name}\n", f"FROM {registry.host()}/{name}\n").replace(f"FROM {name} ", f"FROM {registry.host()}/{name} ")
                 (context / file).write_text(text.replace("FROM bench-base", f"FROM {registry.host()}/bench-base"))
+        self.builds = 0
+        run(*self.words("base", "", "--push", "--tag", f"{registry.host()}/bench-base"))
 
     def words(self, image: str, kind: str, *more: str) -> list[str]:
         file = f"/context/{image}{kind}.Dockerfile"
         return self.client("buildx", "build", "--quiet", "--network", "none", *more, "--file", file, "/context")
 
     def build(self, name: str, *more: str, kind: str = "") -> None:
-        """All four, one after the other; others stand on the base that was pushed."""
-        script = " && ".join(
-            shlex.join(self.words(image, kind, *more, "--push", "--tag", f"{self.registry.host()}/bench-{image}")) for image in IMAGES
-        )
+        """All four, one after the other, with tags of their own."""
+        self.builds += 1
+        tag = lambda image: f"{self.registry.host()}/bench-{image}:{self.builds}"  # noqa: E731
+        script = " && ".join(shlex.join(self.words(image, kind, *more, "--push", "--tag", tag(image))) for image in IMAGES)
         measured(f"BuildKit: {name}", ["sh", "-c", script])
 
     def push(self, name: str, tag: str) -> None:
