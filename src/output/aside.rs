@@ -1,49 +1,68 @@
 //! A large file in the making, beside the place where it will be.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::NamedTempFile;
 
-/// Begins the file that is to be renamed to `to`, as `.NAME.partial`. Its lock dies with its process: who writes the same file
-/// next takes over what a writer that was killed has left.
+use super::UNFINISHED;
+
+/// Longer names would leave no room for what is added, bytes.
+const LONGEST: usize = 200;
+
+/// Begins the file that is to be renamed to `to`, under a name that nobody else has: `.imgbuild-NAME.RANDOM`. Its lock dies with its
+/// process: who writes the same file next removes what writers that were killed have left.
 pub(crate) fn begin(to: &Path) -> io::Result<NamedTempFile> {
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut name = OsString::from(".");
-    name.push(to.file_name().unwrap_or_default());
-    name.push(".partial");
-    let path = folder.join(name);
-    match taken(&path) {
-        Some(file) => Ok(NamedTempFile::from_parts(file, TempPath::try_from_path(path)?)),
-        None => NamedTempFile::new_in(folder),
+    let mut prefix = OsString::from(UNFINISHED);
+    let name = to.file_name().unwrap_or_default().as_bytes();
+    prefix.push(OsStr::from_bytes(&name[..name.len().min(LONGEST)]));
+    prefix.push(".");
+    sweep(folder, &prefix);
+    loop {
+        let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(folder)?;
+        match file.as_file().try_lock() {
+            // Another writer may have taken it for left before it was locked.
+            Ok(()) if !is_at(file.as_file(), file.path()) => {}
+            Err(TryLockError::WouldBlock) => {}
+            // Where there are no locks, nobody removes anything.
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
+        }
     }
 }
 
-/// The file at `path`, empty; `None` where another writer is at it, or it is no file of ours, or there are no locks.
-fn taken(path: &Path) -> Option<File> {
-    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).ok()?);
-    let own = file.metadata().ok()?;
-    // Somebody else's could be changed by them later.
-    if !own.is_file() || own.uid() != rustix::process::geteuid().as_raw() {
-        return None;
-    }
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return None,
-        Err(TryLockError::Error(_)) => {
-            let _ = fs::remove_file(path);
-            return None;
+/// Removes the files whose names begin so that are ours, and that no process holds.
+fn sweep(folder: &Path, prefix: &OsStr) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_name().as_bytes().starts_with(prefix.as_bytes())
+            && let Some(file) = own(&path)
+            && file.try_lock().is_ok()
+            && is_at(&file, &path)
+        {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_file(&path);
         }
     }
-    // Its last writer may have renamed it before its lock was free.
-    let there = fs::symlink_metadata(path).ok()?;
-    let same = (own.dev(), own.ino()) == (there.dev(), there.ino()) && there.nlink() == 1;
-    (same && file.set_len(0).is_ok()).then_some(file)
+}
+
+/// A regular file that has no other name and belongs to this user.
+fn own(path: &Path) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(openat(CWD, path, flags, Mode::empty()).ok()?);
+    let it = file.metadata().ok()?;
+    (it.is_file() && it.nlink() == 1 && it.uid() == rustix::process::geteuid().as_raw()).then_some(file)
+}
+
+/// Whether a path still names an open file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |it: &fs::Metadata| (it.dev(), it.ino());
+    matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(open), Ok(there)) if id(&open) == id(&there))
 }
 
 #[cfg(test)]
@@ -54,15 +73,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_killed_writer_left_is_taken_over_and_nothing_else() {
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (to, partial) = (folder.path().join("a.tar"), folder.path().join(".a.tar.partial"));
+        let to = folder.path().join("a.tar");
         let names = || fs::read_dir(folder.path()).expect("lists").count();
-        fs::write(&partial, "longer than what comes").expect("writes");
+        fs::write(folder.path().join(".imgbuild-a.tar.left"), "left").expect("writes");
         let mut first = begin(&to).expect("begins");
-        assert_eq!(first.path(), partial);
+        assert_eq!(names(), 1, "what was left is gone");
         let mut second = begin(&to).expect("begins");
-        assert_ne!(second.path(), partial, "the first is at it");
+        assert_eq!(names(), 2, "the first is at it");
         first.write_all(b"first").expect("writes");
         second.write_all(b"second").expect("writes");
         first.persist(&to).expect("renames");
@@ -72,15 +91,24 @@ mod tests {
         assert_eq!(names(), 1);
         drop(begin(&to).expect("begins"));
         assert_eq!(names(), 1, "who fails leaves nothing");
+
+        // Links, what has another name, folders, and what belongs to another archive or to nobody.
         fs::write(folder.path().join("other"), "mine").expect("writes");
-        for link in [true, false] {
-            let _ = fs::remove_file(&partial);
-            match link {
-                true => symlink("other", &partial).expect("links"),
-                false => fs::hard_link(folder.path().join("other"), &partial).expect("links"),
-            }
-            begin(&to).expect("begins").write_all(b"not there").expect("writes");
-            assert_eq!(fs::read(folder.path().join("other")).expect("reads"), b"mine");
-        }
+        symlink("other", folder.path().join(".imgbuild-a.tar.link")).expect("links");
+        fs::hard_link(folder.path().join("other"), folder.path().join(".imgbuild-a.tar.hard")).expect("links");
+        fs::create_dir(folder.path().join(".imgbuild-a.tar.folder")).expect("makes a folder");
+        fs::write(folder.path().join(".imgbuild-b.tar.left"), "").expect("writes");
+        fs::write(folder.path().join(".a.tar.partial"), "").expect("writes");
+        let before = names();
+        drop(begin(&to).expect("begins"));
+        assert_eq!(names(), before);
+        assert_eq!(fs::read(folder.path().join("other")).expect("reads"), b"mine");
+    }
+
+    #[test]
+    fn a_name_as_long_as_names_may_be_has_room() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let to = folder.path().join("n".repeat(255));
+        begin(&to).expect("begins").persist(&to).expect("renames");
     }
 }

@@ -92,7 +92,7 @@ pub(crate) fn check_replaceable(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Begins the name of a file in a layout that is not whole yet.
+/// Begins the name of a file in a layout, or beside an archive, that is not whole yet.
 const UNFINISHED: &str = ".imgbuild-";
 
 /// A file in a folder of a layout, not whole yet.
@@ -101,7 +101,7 @@ pub(crate) fn unfinished(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
 }
 
 /// Waits until nobody else writes to a layout, and removes what writers that were killed left there. The lock goes with its
-/// process. On a file system without locks nobody waits, and what is not whole is left alone: it may be somebody's.
+/// process. On a file system without locks nobody waits, and what is not whole stays until the blobs that no image names are removed.
 pub(crate) fn locked(layout: &Path) -> io::Result<File> {
     let lock = File::create(layout.join(".lock"))?;
     if retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive)).is_ok() {
