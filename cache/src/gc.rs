@@ -80,6 +80,7 @@ pub struct Collected {
 pub struct Collector<'a> {
     pub(crate) store: &'a Store,
     pub(crate) lock: Option<fs::File>,
+    pub(crate) may_write: bool,
 }
 
 impl Store {
@@ -160,6 +161,11 @@ impl Collector<'_> {
     /// Whether builders are kept away. Where the file system has no locks it is up to the user to know that none runs.
     pub fn is_alone(&self) -> bool {
         self.lock.is_some()
+    }
+
+    /// Whether it may write to the cache: else there is nothing that it can do.
+    pub fn may_write(&self) -> bool {
+        self.may_write
     }
 
     /// Removes what is beyond the limits, and what killed builders left behind.

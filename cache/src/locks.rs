@@ -1,7 +1,7 @@
 //! Turns: one process at a time makes what a name stands for.
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use layers::{Digest, Key};
@@ -38,7 +38,7 @@ pub enum Waiting {
 impl Store {
     /// Announces a builder: nothing is collected while it lives. Waits for a collection that is under way.
     pub fn hold(&self) -> Result<Hold, CacheError> {
-        Ok(Hold { _file: self.in_use(FlockOperation::LockShared)?.file() })
+        Ok(Hold { _file: self.in_use(FlockOperation::LockShared)?.0.file() })
     }
 
     /// Excludes builders. `None`: some are running, and nobody waits for them. Where there are no locks nobody can say who is
@@ -48,23 +48,29 @@ impl Store {
             Waiting::Yes => FlockOperation::LockExclusive,
             Waiting::No => FlockOperation::NonBlockingLockExclusive,
         };
-        Ok(match self.in_use(how)? {
-            Asked::Held(file) => Some(Collector { store: self, lock: Some(file) }),
-            Asked::NoLocks => Some(Collector { store: self, lock: None }),
+        let (asked, may_write) = self.in_use(how)?;
+        Ok(match asked {
+            Asked::Held(file) => Some(Collector { store: self, lock: Some(file), may_write }),
+            Asked::NoLocks => Some(Collector { store: self, lock: None, may_write }),
             Asked::Busy => None,
         })
     }
 
-    /// Locks the file that builders and collectors share.
-    fn in_use(&self, how: FlockOperation) -> Result<Asked, CacheError> {
+    /// Locks the file that builders and collectors share, and says whether it may be written: where it may not, neither may the
+    /// rest of the cache, as a rule.
+    fn in_use(&self, how: FlockOperation) -> Result<(Asked, bool), CacheError> {
         // Outside of the buckets, so that all versions of this program mean the same file.
         let path = self.root().join("in-use.lock");
+        let is_kept_out =
+            |error: &io::Error| matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
         match OpenOptions::new().create(true).truncate(false).write(true).open(&path) {
-            // A cache that can be read only is not collected either.
-            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
-                Ok(Asked::NoLocks)
-            }
-            file => ask(&path, file.map_err(CacheError::at(&path))?, how),
+            Err(error) if is_kept_out(&error) => match File::open(&path) {
+                // Who reads only is a user as well.
+                Ok(file) => Ok((ask(&path, file, how)?, false)),
+                Err(inner) if is_kept_out(&inner) || inner.kind() == ErrorKind::NotFound => Ok((Asked::NoLocks, false)),
+                Err(inner) => Err(CacheError::at(&path)(inner)),
+            },
+            file => Ok((ask(&path, file.map_err(CacheError::at(&path))?, how)?, true)),
         }
     }
 

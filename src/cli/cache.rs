@@ -140,7 +140,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
 
 fn collector(store: &Store) -> Result<cache::Collector<'_>, Stop> {
     if let Some(collector) = store.collector(Waiting::No)? {
-        if !collector.is_alone() {
+        if !collector.is_alone() && collector.may_write() {
             note("the file system of the cache has no locks: this is safe only while nothing builds");
         }
         return Ok(collector);

@@ -47,6 +47,8 @@ fn try_tidy(store: &Store, limits: &Limits, now: i64) -> Result<(), Failure> {
     let usage = match (estimate, known) {
         (Some(bytes), Some(known)) if young && free && within(bytes) => Usage { bytes, looked: known.looked },
         _ => match store.collector(Waiting::No)? {
+            // Somebody else's cache: its owner's builds see to it.
+            Some(collector) if !collector.may_write() => return Ok(()),
             Some(collector) if !collector.is_alone() => {
                 let would = store.would_collect(limits, now)?;
                 if !would.removed.is_empty() {
