@@ -44,6 +44,9 @@ pub struct Part {
 /// Bytes that are read at once; two such pieces wait in a queue.
 const PIECE: usize = 256 << 10;
 
+/// Bytes in memory that are handed on at once where their way out is told of.
+const COUNTED: usize = 16 << 10;
+
 /// How far a body has come: for idle timeouts, progress bars and tests.
 #[derive(Debug)]
 pub struct Progress {
@@ -56,11 +59,6 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing sent.
-    pub fn new() -> Arc<Progress> {
-        Progress::watched(None)
-    }
-
     /// Nothing sent; what is, is told to who watches.
     pub fn watched(watch: Option<Arc<Watch>>) -> Arc<Progress> {
         Arc::new(Progress {
@@ -197,6 +195,51 @@ impl http_body::Body for PartBody {
     }
 }
 
+/// Bytes in memory whose way out is told of.
+pub struct Counted {
+    left: Bytes,
+    progress: Arc<Progress>,
+}
+
+impl Counted {
+    /// Nothing sent.
+    pub fn new(bytes: Bytes, progress: Arc<Progress>) -> Counted {
+        if bytes.is_empty() {
+            progress.finish();
+        }
+        Counted { left: bytes, progress }
+    }
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.left.len().min(COUNTED);
+        let piece = self.left.split_to(length);
+        self.progress.advance(length as u64);
+        if self.left.is_empty() {
+            self.progress.finish();
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left.len() as u64)
+    }
+}
+
 /// Whether a file is what its name says, read from its start.
 pub fn is_intact(file: &File, digest: &AnyDigest) -> std::io::Result<bool> {
     let mut file = file.try_clone()?;
@@ -208,5 +251,30 @@ pub fn is_intact(file: &File, digest: &AnyDigest) -> std::io::Result<bool> {
             0 => return Ok(hasher.finish() == *digest),
             count => hasher.update(&piece[..count]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_memory_is_told_of_as_it_goes_out() {
+        let progress = Progress::watched(None);
+        let bytes = Bytes::from(vec![7; 2 * COUNTED + 1]);
+        let mut body = Counted::new(bytes.clone(), progress.clone());
+        assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let (mut told, mut sent) = (Vec::new(), Vec::new());
+        while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut context) {
+            sent.extend(frame.into_data().expect("is data"));
+            told.push((progress.sent(), progress.finished.load(Ordering::Relaxed)));
+        }
+        assert_eq!(sent, bytes);
+        assert!(body.is_end_stream());
+        let piece = COUNTED as u64;
+        assert_eq!(told, [(piece, false), (2 * piece, false), (2 * piece + 1, true)]);
     }
 }
