@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -44,7 +44,7 @@ pub struct Part {
 /// Bytes that are read at once; two such pieces wait in a queue.
 const PIECE: usize = 256 << 10;
 
-/// Bytes in memory that are handed on at once where their way out is told of.
+/// Bytes that are handed on at once where their way out is told of: a slow line moves as many before it is thought to be idle.
 const COUNTED: usize = 16 << 10;
 
 /// How far a body has come: for idle timeouts, progress bars and tests.
@@ -110,6 +110,7 @@ impl Progress {
 /// A part as the HTTP client wants it.
 pub struct PartBody {
     pieces: mpsc::Receiver<std::io::Result<Bytes>>,
+    piece: Bytes,
     left: u64,
     progress: Arc<Progress>,
 }
@@ -128,7 +129,7 @@ impl Part {
                 let _ = sender.blocking_send(Err(error));
             }
         });
-        PartBody { pieces, left: self.end - self.start, progress }
+        PartBody { pieces, piece: Bytes::new(), left: self.end - self.start, progress }
     }
 
     fn read(&self, sender: &mpsc::Sender<std::io::Result<Bytes>>, progress: &Progress) -> std::io::Result<()> {
@@ -171,19 +172,22 @@ impl http_body::Body for PartBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-        match self.pieces.poll_recv(context) {
-            Poll::Ready(Some(Ok(piece))) => {
-                self.left -= (piece.len() as u64).min(self.left);
-                self.progress.advance(piece.len() as u64);
-                if self.left == 0 {
-                    self.progress.finish();
-                }
-                Poll::Ready(Some(Ok(Frame::data(piece))))
+        if self.piece.is_empty() {
+            match ready!(self.pieces.poll_recv(context)) {
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
         }
+        let most = if self.progress.watch.is_some() { COUNTED } else { PIECE };
+        let length = self.piece.len().min(most);
+        let piece = self.piece.split_to(length);
+        self.left -= (length as u64).min(self.left);
+        self.progress.advance(length as u64);
+        if self.left == 0 {
+            self.progress.finish();
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -231,6 +231,9 @@ fn hint(why: &str, has_session: bool) -> Option<&'static str> {
             "whoever AWS_ACCESS_KEY_ID or AWS_PROFILE names may not do that, or may not list the bucket, which \
              services want from who asks for an object that is not there",
         ),
+        ("403", Some("InvalidAccessKeyId" | "SignatureDoesNotMatch")) => Some(
+            "the service does not know the key that AWS_ACCESS_KEY_ID or AWS_PROFILE names, or knows another secret for it",
+        ),
         _ => None,
     }
 }
@@ -290,6 +293,7 @@ mod tests {
     #[test]
     fn hints_fit_what_is_refused() {
         let (session, permission) = (Some("AWS_SESSION_TOKEN"), Some("may not do that"));
+        let key = Some("does not know the key");
         for (answer, with_session, without) in [
             ("400 Bad Request (ExpiredToken)", session, session),
             ("403 Forbidden (InvalidToken)", session, session),
@@ -300,6 +304,7 @@ mod tests {
             ("403 Forbidden", permission, permission),
             ("403 Forbidden (AccessDenied)", permission, permission),
             ("403 Forbidden (RequestTimeTooSkewed)", None, None),
+            ("403 Forbidden (SignatureDoesNotMatch)", key, key),
             ("404 Not Found (NoSuchBucket)", None, None),
         ] {
             for (has_session, expected) in [(true, with_session), (false, without)] {

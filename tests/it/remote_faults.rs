@@ -308,6 +308,16 @@ fn slow_a_registry_that_takes_long_for_each_answer_is_written_to_and_read_from()
 }
 
 #[test]
+fn what_had_failed_before_patience_ended_is_said() {
+    let (project, elsewhere) = (Project::new(), Elsewhere::repository());
+    let busy = Response::error(503, "TOOMANYREQUESTS", "no").with("Retry-After", "1");
+    elsewhere.server.fail("GET", 0, usize::MAX, Act::Answer(busy));
+    let settings = [&elsewhere.trusting()[..], &[("IMGBUILD_CACHE_PATIENCE", "1s")]].concat();
+    let said = project.machine().build(&["--cache-from", &elsewhere.store], &settings).1;
+    assert_said(&said, &elsewhere.store, &["1 s (`cache.patience`); before that: it answered 503"], "busy");
+}
+
+#[test]
 fn a_mirror_of_the_registry_that_a_cache_is_in_is_not_asked_for_it() {
     let (project, elsewhere, mirror) = (Project::new(), Elsewhere::repository(), Registry::start(Kind::default()));
     project.machine().build(&["--cache-to", &elsewhere.store], &elsewhere.settings(&[]));
