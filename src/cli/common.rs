@@ -22,7 +22,7 @@ use crate::ops::project::Project;
 use crate::ops::remote::Targets;
 use crate::pin::{Context, StatCache};
 use crate::places::{Docker, Reach};
-use crate::registry::{ClientConfig, Patience, Registries};
+use crate::registry::{ClientConfig, Registries};
 use crate::remote::{Artifacts, Folder, Objects, Publisher, Remote, RemoteSpec, Source, Sources};
 use crate::report::{self, Progress, Screen};
 use crate::sandbox::Level;
@@ -215,8 +215,7 @@ impl Invocation {
             RemoteSpec::Registry(repository) => {
                 let client = config.registries(&[], None)?;
                 let offline = self.globals.offline;
-                let client = ClientConfig { offline, patience: Patience::within(patience), ..client };
-                Arc::new(Artifacts::new(Registries::new(client), repository.clone(), patience))
+                Arc::new(Artifacts::new(ClientConfig { offline, ..client }, repository.clone(), patience))
             }
             RemoteSpec::Bucket(place) => {
                 let (offline, patience) = (self.globals.offline, Some(patience));

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use reqwest::Url;
 
 pub use download::Download;
-pub use watch::Watch;
+pub use watch::{Watch, first_pause};
 
 /// Why nothing came.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +88,13 @@ pub struct HttpConfig {
     pub proxies: Proxies,
     /// How long next to nothing may move, whatever is tried again meanwhile; `None`: every attempt may take its time.
     pub patience: Option<Duration>,
+}
+
+impl HttpConfig {
+    /// How long nothing may move on a connection: where patience is limited, several attempts fit into it.
+    fn idle(&self) -> Duration {
+        self.patience.map_or(IDLE, |patience| IDLE.min(patience / 3))
+    }
 }
 
 /// Proxies, each a URL or `host:port`. May hold passwords, so they are not shown.
@@ -215,6 +222,11 @@ impl Http {
         Http { config, watch, started: OnceLock::new() }
     }
 
+    /// How long nothing may move on a connection.
+    pub(crate) fn idle(&self) -> Duration {
+        self.config.idle()
+    }
+
     /// What counts the bytes that move, where patience is limited.
     pub(crate) fn watch(&self) -> Option<&Arc<Watch>> {
         self.watch.as_ref()
@@ -251,6 +263,7 @@ impl Http {
             if bytes.len() as u64 + chunk.len() as u64 > limit {
                 return Err(Failure::Final(FetchError::TooLarge { url: shown(url), limit }));
             }
+            self.watch().inspect(|watch| watch.advance(chunk.len() as u64));
             bytes.extend_from_slice(&chunk);
         }
         let media_type = response
@@ -300,7 +313,7 @@ impl Http {
     /// Does work as long as there is patience for it; an error says that it ended.
     async fn watched<T>(&self, bytes: u64, work: impl Future<Output = T>) -> Result<T, String> {
         match &self.watch {
-            Some(watch) => watch.over(bytes, work).await.ok_or_else(|| watch.said()),
+            Some(watch) => watch.over(bytes, work).await,
             None => Ok(work.await),
         }
     }
@@ -309,10 +322,8 @@ impl Http {
     fn pause(&self, attempt: u32, after: Option<Duration>) -> Option<Duration> {
         let watch = self.watch.as_ref();
         let waits = after.is_none_or(|asked| watch.is_none_or(|watch| watch.waits(asked)));
-        (attempt < ATTEMPTS && waits).then(|| match (after, watch) {
-            (None, Some(watch)) => pause(attempt, after).min(watch.longest_pause()),
-            _ => pause(attempt, after),
-        })
+        let first = watch.map_or(Duration::from_millis(250), |watch| watch.first_pause());
+        (attempt < ATTEMPTS && waits).then(|| pause(attempt, after, first))
     }
 
     fn request(&self, started: &Started, url: &Url) -> reqwest::RequestBuilder {
@@ -343,7 +354,7 @@ fn start(config: &HttpConfig) -> Result<Started, String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    let client = client(config, Some(IDLE))?;
+    let client = client(config, Some(config.idle()))?;
     Ok(Started { runtime, client, sender: OnceLock::new() })
 }
 
@@ -351,7 +362,7 @@ fn start(config: &HttpConfig) -> Result<Started, String> {
 fn client(config: &HttpConfig, idle: Option<Duration>) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("imgbuild/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(Duration::from_secs(30))
+        .connect_timeout(config.idle().min(Duration::from_secs(30)))
         .pool_max_idle_per_host(16)
         .redirect(reqwest::redirect::Policy::custom(|attempt| {
             if attempt.previous().len() > 5 {
@@ -376,7 +387,7 @@ fn client(config: &HttpConfig, idle: Option<Duration>) -> Result<reqwest::Client
 }
 
 /// Why it ended, and what had failed before that.
-fn with_last(why: String, last: Option<String>) -> String {
+pub(crate) fn with_last(why: String, last: Option<String>) -> String {
     last.map_or(why.clone(), |last| format!("{why}; before that: {last}"))
 }
 
@@ -434,13 +445,13 @@ async fn s3_code(response: &mut reqwest::Response) -> Option<String> {
 }
 
 /// The pause before another attempt: what the server asks for (at most a minute), else growing and jittered.
-fn pause(attempt: u32, after: Option<Duration>) -> Duration {
+fn pause(attempt: u32, after: Option<Duration>, first: Duration) -> Duration {
     let jitter = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |now| u64::from(now.subsec_nanos()) % 250);
+        .map_or(0, |now| u64::from(now.subsec_micros()) % 1000);
     match after {
         Some(asked) => asked.min(Duration::from_secs(60)),
-        None => Duration::from_millis(250 * (1 << attempt.min(5)) + jitter),
+        None => first * (1 << attempt.min(5)) + first.mul_f64(jitter as f64 / 1000.0),
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -44,6 +44,9 @@ pub struct Part {
 /// Bytes that are read at once; two such pieces wait in a queue.
 const PIECE: usize = 256 << 10;
 
+/// Bytes that are handed on at once where their way out is told of: a slow line moves as many before it is thought to be idle.
+const COUNTED: usize = 16 << 10;
+
 /// How far a body has come: for idle timeouts, progress bars and tests.
 #[derive(Debug)]
 pub struct Progress {
@@ -56,11 +59,6 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing sent.
-    pub fn new() -> Arc<Progress> {
-        Progress::watched(None)
-    }
-
     /// Nothing sent; what is, is told to who watches.
     pub fn watched(watch: Option<Arc<Watch>>) -> Arc<Progress> {
         Arc::new(Progress {
@@ -112,6 +110,7 @@ impl Progress {
 /// A part as the HTTP client wants it.
 pub struct PartBody {
     pieces: mpsc::Receiver<std::io::Result<Bytes>>,
+    piece: Bytes,
     left: u64,
     progress: Arc<Progress>,
 }
@@ -130,7 +129,7 @@ impl Part {
                 let _ = sender.blocking_send(Err(error));
             }
         });
-        PartBody { pieces, left: self.end - self.start, progress }
+        PartBody { pieces, piece: Bytes::new(), left: self.end - self.start, progress }
     }
 
     fn read(&self, sender: &mpsc::Sender<std::io::Result<Bytes>>, progress: &Progress) -> std::io::Result<()> {
@@ -173,19 +172,22 @@ impl http_body::Body for PartBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-        match self.pieces.poll_recv(context) {
-            Poll::Ready(Some(Ok(piece))) => {
-                self.left -= (piece.len() as u64).min(self.left);
-                self.progress.advance(piece.len() as u64);
-                if self.left == 0 {
-                    self.progress.finish();
-                }
-                Poll::Ready(Some(Ok(Frame::data(piece))))
+        if self.piece.is_empty() {
+            match ready!(self.pieces.poll_recv(context)) {
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
         }
+        let most = if self.progress.watch.is_some() { COUNTED } else { PIECE };
+        let length = self.piece.len().min(most);
+        let piece = self.piece.split_to(length);
+        self.left -= (length as u64).min(self.left);
+        self.progress.advance(length as u64);
+        if self.left == 0 {
+            self.progress.finish();
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -194,6 +196,51 @@ impl http_body::Body for PartBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
+    }
+}
+
+/// Bytes in memory whose way out is told of.
+pub struct Counted {
+    left: Bytes,
+    progress: Arc<Progress>,
+}
+
+impl Counted {
+    /// Nothing sent.
+    pub fn new(bytes: Bytes, progress: Arc<Progress>) -> Counted {
+        if bytes.is_empty() {
+            progress.finish();
+        }
+        Counted { left: bytes, progress }
+    }
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.left.len().min(COUNTED);
+        let piece = self.left.split_to(length);
+        self.progress.advance(length as u64);
+        if self.left.is_empty() {
+            self.progress.finish();
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left.len() as u64)
     }
 }
 
@@ -208,5 +255,30 @@ pub fn is_intact(file: &File, digest: &AnyDigest) -> std::io::Result<bool> {
             0 => return Ok(hasher.finish() == *digest),
             count => hasher.update(&piece[..count]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_memory_is_told_of_as_it_goes_out() {
+        let progress = Progress::watched(None);
+        let bytes = Bytes::from(vec![7; 2 * COUNTED + 1]);
+        let mut body = Counted::new(bytes.clone(), progress.clone());
+        assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let (mut told, mut sent) = (Vec::new(), Vec::new());
+        while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut context) {
+            sent.extend(frame.into_data().expect("is data"));
+            told.push((progress.sent(), progress.finished.load(Ordering::Relaxed)));
+        }
+        assert_eq!(sent, bytes);
+        assert!(body.is_end_stream());
+        let piece = COUNTED as u64;
+        assert_eq!(told, [(piece, false), (2 * piece, false), (2 * piece + 1, true)]);
     }
 }

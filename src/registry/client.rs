@@ -15,13 +15,13 @@ use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, Head
 use reqwest::{Method, StatusCode, Url};
 
 use super::auth::{Credential, Keyring, Sources};
-use super::body::{Outgoing, Progress};
+use super::body::{Counted, Outgoing, Progress};
 use super::error::RegistryError;
 use super::guard::{self, PublicOnly};
 use super::reference::Repository;
 use super::token::Session;
 use super::{ahead, retry, transport};
-use crate::fetch::{Proxies, chain, shown};
+use crate::fetch::{Proxies, Watch, chain, first_pause, shown};
 use crate::hide::hidden;
 
 /// How to speak to registries.
@@ -45,6 +45,8 @@ pub struct ClientConfig {
     pub sources: Sources,
     /// How long to wait and how often to try.
     pub patience: Patience,
+    /// Is told of everything that moves.
+    pub watch: Option<Arc<Watch>>,
     /// Blobs that are sent or received at once.
     pub transfers: usize,
     /// Small requests at once.
@@ -84,9 +86,9 @@ impl Default for Patience {
 impl Patience {
     /// For what can be had or left: there is a whole span of patience, and several attempts fit into it.
     pub fn within(span: Duration) -> Patience {
-        let longest_pause = span / 16;
-        let pause = Patience::default().pause.min(longest_pause);
-        Patience { failures: 4, pause, longest_pause, longest_wait: span, idle: span, ..Patience::default() }
+        let usual = Patience::default();
+        let idle = usual.idle.min(span / 3);
+        Patience { failures: 4, pause: first_pause(span), longest_wait: span, idle, ..usual }
     }
 }
 
@@ -102,6 +104,7 @@ impl Default for ClientConfig {
             mirrors: BTreeMap::new(),
             sources: Sources::default(),
             patience: Patience::default(),
+            watch: None,
             transfers: 5,
             requests: 16,
         }
@@ -307,7 +310,7 @@ impl Client {
     pub(super) async fn ask(&self, repository: &Repository, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
         let mut failures = 0;
         loop {
-            let progress = Progress::new();
+            let progress = self.progress();
             match self.attempt(repository, ask, &progress).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(error)) => return Err(error),
@@ -317,10 +320,15 @@ impl Client {
                         let (what, url) = (ask.what.to_owned(), shown(&ask.url));
                         return Err(RegistryError::Unreachable { what, url, why, failures });
                     }
-                    self.rest(repository, failures, after).await?;
+                    self.rest(repository, failures, &why, after).await?;
                 }
             }
         }
+    }
+
+    /// How far a body has come, which who watches is told.
+    pub(super) fn progress(&self) -> Arc<Progress> {
+        Progress::watched(self.config.watch.clone())
     }
 
     /// Waits before another attempt: as long as the registry asks, else longer each time.
@@ -328,8 +336,10 @@ impl Client {
         &self,
         repository: &Repository,
         failures: u32,
+        why: &str,
         after: Option<Duration>,
     ) -> Result<(), RegistryError> {
+        self.config.watch.iter().for_each(|watch| watch.failed(why));
         let patience = &self.config.patience;
         if let Some(asked) = after.filter(|asked| *asked > patience.longest_wait) {
             return Err(RegistryError::Busy { registry: repository.registry.clone(), seconds: asked.as_secs() });
@@ -526,11 +536,14 @@ impl Client {
                 progress.finish();
                 request
             }
-            Outgoing::Bytes(bytes) => {
-                self.counters.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                progress.finish();
-                request.body(bytes.clone())
-            }
+            Outgoing::Bytes(bytes) => match self.config.watch {
+                Some(_) => request.body(reqwest::Body::wrap(Counted::new(bytes.clone(), progress.clone()))),
+                None => {
+                    self.counters.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    progress.finish();
+                    request.body(bytes.clone())
+                }
+            },
             Outgoing::Part(part) => request.body(reqwest::Body::wrap(part.body(progress.clone()))),
         };
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
@@ -545,6 +558,10 @@ impl Client {
         match sent {
             Ok(response) => {
                 let (status, headers, url) = (response.status(), response.headers().clone(), response.url().clone());
+                // Of what is read, the bytes count: one that breaks off again and again answers, too.
+                if ask.method != Method::GET && !retry::is_temporary(status) {
+                    self.config.watch.iter().for_each(|watch| watch.answered());
+                }
                 Ok(Answer { status, headers, url, response })
             }
             Err(_) if progress.is_damaged() => match &ask.body {
@@ -570,6 +587,7 @@ impl Client {
             Ok(Ok(piece)) => {
                 let length = piece.as_ref().map_or(0, Bytes::len);
                 self.counters.received.fetch_add(length as u64, Ordering::Relaxed);
+                self.config.watch.iter().for_each(|watch| watch.advance(length as u64));
                 Ok(piece)
             }
             Ok(Err(error)) => Err(broken(chain(&error))),

@@ -80,7 +80,7 @@ pub enum RegistryError {
         registry: String,
         /// What was asked.
         what: String,
-        /// How long it was waited for.
+        /// How long it was waited for, and what had failed before that.
         why: String,
     },
     /// A place that a registry may not send us to.

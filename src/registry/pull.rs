@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use bytes::Bytes;
-use cache::Store;
+use cache::{Store, Turn};
 use layers::Platform;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use reqwest::{Method, StatusCode};
@@ -115,7 +115,7 @@ impl Client {
                         let (what, url) = ("read a manifest".to_owned(), reference.to_string());
                         return Err(RegistryError::Unreachable { what, url, why, failures });
                     }
-                    self.rest(repository, failures, after).await?;
+                    self.rest(repository, failures, &why, after).await?;
                     continue;
                 }
             };
@@ -216,13 +216,24 @@ impl Client {
         if store.has(&digest)? == Some(descriptor.size) {
             return Ok(());
         }
-        let name = descriptor.digest.to_string();
         let (lock, wanted) = (store.clone(), digest);
         let turn = tokio::task::spawn_blocking(move || lock.lock_download(&wanted)).await;
         let turn = turn.map_err(|error| RegistryError::Setup(error.to_string()))??;
+        self.blob_in_turn(repository, descriptor, (store, digest, turn), observer).await
+    }
+
+    /// The same for who has the turn to bring the blob.
+    pub async fn blob_in_turn(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        (store, digest, turn): (&Store, layers::Digest, Turn),
+        observer: &dyn Observer,
+    ) -> Result<(), RegistryError> {
         if store.has(&digest)? == Some(descriptor.size) {
             return Ok(());
         }
+        let name = descriptor.digest.to_string();
         let _permit = self.transfers.acquire().await;
         observer.on(Event::DownloadStarted { name: &name, size: Some(descriptor.size) });
         let path = store.download_path(&digest, &turn);
@@ -363,7 +374,7 @@ impl Client {
                 let what = format!("read blob {digest}");
                 return Err(RegistryError::Unreachable { what, url: repository.to_string(), why, failures });
             }
-            self.rest(repository, failures, after).await?;
+            self.rest(repository, failures, &why, after).await?;
         }
     }
 }

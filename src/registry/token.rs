@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::auth::Credential;
 use super::auth::challenge::{self, Challenge};
-use super::body::{Outgoing, Progress};
+use super::body::Outgoing;
 use super::client::{Answer, Ask, Client, Failure};
 use super::error::RegistryError;
 use super::reference::Repository;
@@ -214,7 +214,7 @@ impl Client {
                         let (what, url) = ("get a token".to_owned(), shown(realm));
                         return Err(RegistryError::Unreachable { what, url, why, failures }.into());
                     }
-                    self.rest(repository, failures, after).await?;
+                    self.rest(repository, failures, &why, after).await?;
                 }
                 Err(failure) => return Err(failure),
             }
@@ -298,7 +298,7 @@ impl Client {
         realm: &Url,
         ask: Ask<'_>,
     ) -> Result<Result<Granted, Answer>, Failure> {
-        let mut answer = self.send(home, &ask.url, &ask, None, &Progress::new()).await?;
+        let mut answer = self.send(home, &ask.url, &ask, None, &self.progress()).await?;
         if retry::is_temporary(answer.status) {
             let after = answer.headers.get(reqwest::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
             let after = after.and_then(|text| retry::retry_after(text, retry::now()));

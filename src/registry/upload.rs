@@ -7,7 +7,7 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE};
 use reqwest::{Method, StatusCode, Url};
 
-use super::body::{Outgoing, Part, Progress, is_intact};
+use super::body::{Outgoing, Part, is_intact};
 use super::client::{Answer, Ask, Client, Failure};
 use super::digest::AnyDigest;
 use super::error::RegistryError;
@@ -152,7 +152,7 @@ impl Client {
     pub(super) async fn cancel(&self, repository: &Repository, session: Session) {
         let mut ask = Ask::new("cancel an upload", Method::DELETE, session.url, vec![push_scope(repository)]);
         ask.again = false;
-        let _ = self.attempt(repository, &ask, &Progress::new()).await;
+        let _ = self.attempt(repository, &ask, &self.progress()).await;
     }
 
     /// Begins an upload.
@@ -265,7 +265,7 @@ impl Client {
                 let url = format!("{}/{}", repository.registry, repository.path);
                 return Err(RegistryError::Unreachable { what, url, why, failures });
             }
-            self.rest(repository, failures, after).await?;
+            self.rest(repository, failures, &why, after).await?;
             // It may have been committed, and only the answer was lost.
             if then == Then::Look && self.has_blob(repository, &source.digest, &push_scope(repository)).await? {
                 return Ok(());
@@ -309,7 +309,7 @@ impl Client {
         }
         (ask.again, ask.slow) = (false, closing);
         ask.body = if start == end { Outgoing::Empty } else { source.part(start, end) };
-        let progress = Progress::new();
+        let progress = self.progress();
         let mut attempt = std::pin::pin!(self.attempt(repository, &ask, &progress));
         let mut told = 0;
         let answer = loop {
@@ -365,7 +365,7 @@ impl Client {
     async fn found_again(&self, repository: &Repository, session: Session) -> Result<Option<Session>, RegistryError> {
         let mut ask = Ask::new("resume an upload", Method::GET, session.url.clone(), vec![push_scope(repository)]);
         ask.again = false;
-        let answer = match self.attempt(repository, &ask, &Progress::new()).await {
+        let answer = match self.attempt(repository, &ask, &self.progress()).await {
             Ok(answer) => answer,
             Err(Failure::Broken { .. }) => return Ok(None),
             Err(Failure::Final(error)) => return Err(error),

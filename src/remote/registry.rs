@@ -19,9 +19,10 @@ use serde_json::json;
 
 use super::document::LARGEST;
 use super::{Place, Remote, RemoteError};
-use crate::fetch::Watch;
+use crate::fetch::{Watch, with_last};
+use crate::observe::Silent;
 use crate::registry::document::{Descriptor, Document};
-use crate::registry::{Bundle, Delivery, Registries, RegistryError, Repository, Supply};
+use crate::registry::{Bundle, ClientConfig, Delivery, Patience, Registries, RegistryError, Repository, Supply};
 
 const ARTIFACT: &str = "application/vnd.imgbuild.cache.v1";
 const BLOB: &str = "application/vnd.imgbuild.cache.blob.v1";
@@ -32,13 +33,18 @@ const ANNOTATION: &str = "org.imgbuild.cache";
 pub struct Artifacts {
     registries: Registries,
     repository: Repository,
-    watch: Watch,
+    watch: Arc<Watch>,
 }
 
 impl Artifacts {
     /// The cache in `repository`, given up where next to nothing moves for as long as `patience`.
-    pub fn new(registries: Registries, repository: Repository, patience: Duration) -> Artifacts {
-        Artifacts { registries, repository, watch: Watch::new(patience) }
+    ///
+    /// Mirrors are not asked: a cache is nobody's copy, and their silence would count as its own.
+    pub fn new(client: ClientConfig, repository: Repository, patience: Duration) -> Artifacts {
+        let watch = Arc::new(Watch::new(patience));
+        let (told, patience) = (Some(watch.clone()), Patience::within(patience));
+        let client = ClientConfig { patience, watch: told, mirrors: BTreeMap::new(), ..client };
+        Artifacts { registries: Registries::new(client), repository, watch }
     }
 
     /// Waits for something that moves so many bytes, as long as there is patience for it; `what` is it in words.
@@ -49,8 +55,11 @@ impl Artifacts {
         work: impl Future<Output = Result<T, RegistryError>>,
     ) -> Result<T, RegistryError> {
         let registry = self.repository.registry.clone();
-        let silent = || RegistryError::Silent { registry, what: what.into(), why: self.watch.said() };
-        self.registries.wait(async { self.watch.over(bytes, work).await.unwrap_or_else(|| Err(silent())) })
+        let silent = |why: String| {
+            let why = with_last(why, self.watch.last_failure());
+            RegistryError::Silent { registry, what: what.into(), why }
+        };
+        self.registries.wait(async { self.watch.over(bytes, work).await.unwrap_or_else(|why| Err(silent(why))) })
     }
 
     fn manifest(document: &[u8], blobs: &[Blob]) -> Document {
@@ -96,8 +105,9 @@ impl Remote for Artifacts {
     fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
         let descriptor = Descriptor::of(BLOB, blob.digest.into(), blob.size);
         // Another process may be at it: that is not the registry's silence.
-        drop(store.lock_download(&blob.digest)?);
-        let read = self.registries.client().blob_to_store(&self.repository, &descriptor, store, &self.watch);
+        let turn = store.lock_download(&blob.digest)?;
+        let place = (store, blob.digest, turn);
+        let read = self.registries.client().blob_in_turn(&self.repository, &descriptor, place, &Silent);
         Ok(self.wait(&format!("read blob {}", blob.digest), blob.size, read)?)
     }
 
@@ -112,7 +122,7 @@ impl Remote for Artifacts {
         let bytes = BTreeMap::from([(empty.digest, empty.bytes)]);
         let supply = Supply { store: Some(store.clone()), bytes, ..Supply::default() };
         let deliveries = [delivery];
-        let push = self.registries.client().push(&deliveries, &supply, &self.watch);
+        let push = self.registries.client().push(&deliveries, &supply, &Silent);
         let bytes = blobs.iter().map(|blob| blob.size).sum();
         self.wait(&format!("write {}", names.join(" and ")), bytes, push)?;
         Ok(())

@@ -24,7 +24,7 @@ use super::{Place, Remote, RemoteError};
 use crate::fetch::{Download, Failure, FetchError, Http, IDLE, Url, again, check_status, shown};
 use crate::observe::Silent;
 use crate::parallel::in_parallel;
-use crate::registry::body::{Outgoing, Part, Progress};
+use crate::registry::body::{Counted, Outgoing, Part, Progress};
 
 /// A bucket and what stands before the names in it: `s3://BUCKET` or `s3://BUCKET/PREFIX`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +78,8 @@ pub struct Objects {
     http: Http,
     bucket: Bucket,
     credentials: Option<Credentials>,
+    /// Whether the credentials are a session's, which ends.
+    has_session: bool,
     folder: String,
 }
 
@@ -109,13 +111,14 @@ impl Objects {
             token.iter().for_each(|token| crate::hide::remember(token));
             (key, secret, token)
         });
+        let has_session = credentials.as_ref().is_some_and(|(_, _, token)| token.is_some());
         let credentials = credentials.map(|(key, secret, token)| match token {
             Some(token) => Credentials::new_with_token(key, secret, token),
             None => Credentials::new(key, secret),
         });
         let separator = if place.prefix.is_empty() { "" } else { "/" };
         let folder = format!("{}{separator}imgbuild-cache-v1", place.prefix);
-        Ok(Objects { http, bucket, credentials, folder })
+        Ok(Objects { http, bucket, credentials, has_session, folder })
     }
 
     fn blob(&self, digest: &Digest) -> String {
@@ -134,7 +137,7 @@ impl Objects {
         let mut action = self.bucket.put_object(self.credentials.as_ref(), object);
         // What is not signed may not be sent.
         action.headers_mut().insert(name, checksum.clone());
-        Ok(self.put_at(&action.sign(VALID), (name, &checksum), body).map_err(explained)?)
+        Ok(self.put_at(&action.sign(VALID), (name, &checksum), body).map_err(|error| self.explained(error))?)
     }
 
     /// The length of what is at a URL, bytes; `None` where nothing is.
@@ -155,7 +158,8 @@ impl Objects {
     fn put_at(&self, url: &Url, header: (&str, &str), body: &Outgoing) -> Result<(), FetchError> {
         let bytes = match body {
             Outgoing::Part(part) => part.size,
-            _ => 0,
+            Outgoing::Bytes(bytes) => bytes.len() as u64,
+            Outgoing::Empty => 0,
         };
         self.http.patiently(url, bytes, async |started| {
             let progress = Progress::watched(self.http.watch().cloned());
@@ -163,8 +167,7 @@ impl Objects {
             let request = match body {
                 Outgoing::Empty => request.header(reqwest::header::CONTENT_LENGTH, 0),
                 Outgoing::Bytes(bytes) => {
-                    progress.finish();
-                    request.body(bytes.clone())
+                    request.body(reqwest::Body::wrap(Counted::new(bytes.clone(), progress.clone())))
                 }
                 Outgoing::Part(part) => request.body(reqwest::Body::wrap(part.body(progress.clone()))),
             };
@@ -176,17 +179,31 @@ impl Objects {
                     }
                     check_status(url, &mut answer.map_err(|error| again(&error, None))?).await
                 }
-                () = progress.stalled(IDLE, 2 * IDLE) => {
+                () = progress.stalled(self.http.idle(), 2 * IDLE) => {
                     Err(Failure::Again { why: "nothing moves any more".into(), after: None })
                 }
             }
         })
     }
 
+    fn explained(&self, error: FetchError) -> FetchError {
+        let more = |why: String| match hint(&why, self.has_session) {
+            Some(hint) => format!("{why}: {hint}"),
+            None => why,
+        };
+        match error {
+            FetchError::Request { url, why } => FetchError::Request { url, why: more(why) },
+            FetchError::Mirrors { name, tried, gone } => {
+                FetchError::Mirrors { name, tried: tried.into_iter().map(more).collect(), gone }
+            }
+            other => other,
+        }
+    }
+
     fn send(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
         let object = self.blob(&blob.digest);
         let head = self.bucket.head_object(self.credentials.as_ref(), &object).sign(VALID);
-        if self.length(&head).map_err(explained)? == Some(blob.size) {
+        if self.length(&head).map_err(|error| self.explained(error))? == Some(blob.size) {
             return Ok(());
         }
         if blob.size > LARGEST_PUT {
@@ -199,28 +216,32 @@ impl Objects {
     }
 }
 
-/// Services do not say which of these it was before somebody may list a bucket.
-fn explained(error: FetchError) -> FetchError {
-    match error {
-        // Where it asks for a length alone, a service has no room to say which.
-        FetchError::Request { url, why } if why.contains("ExpiredToken") || why.contains("answered 400") => {
-            let hint =
-                "the session whose keys these are may have ended: AWS_SESSION_TOKEN, or the profile, wants new ones";
-            FetchError::Request { url, why: format!("{why}: {hint}") }
+/// What may help where a service refuses.
+fn hint(why: &str, has_session: bool) -> Option<&'static str> {
+    let (_, answer) = why.split_once("the server answered ")?;
+    let code = answer.split_once(" (").and_then(|(_, rest)| rest.split_once(')')).map(|(code, _)| code);
+    match (answer.get(..3)?, code) {
+        // Where it is asked for a length alone, a service has no room to say which.
+        ("400", None) if !has_session => None,
+        (_, Some("ExpiredToken" | "InvalidToken")) | ("400", None) => {
+            Some("the session whose keys these are may have ended: AWS_SESSION_TOKEN, or the profile, wants new ones")
         }
-        FetchError::Request { url, why } if why.contains("answered 403") => {
-            let hint = "whoever AWS_ACCESS_KEY_ID or AWS_PROFILE names may not do that, or may not list the bucket, which \
-                        services want from who asks for an object that is not there";
-            FetchError::Request { url, why: format!("{why}: {hint}") }
-        }
-        other => other,
+        // Nor does it say which of these it was before somebody may list a bucket.
+        ("403", Some("AccessDenied") | None) => Some(
+            "whoever AWS_ACCESS_KEY_ID or AWS_PROFILE names may not do that, or may not list the bucket, which \
+             services want from who asks for an object that is not there",
+        ),
+        ("403", Some("InvalidAccessKeyId" | "SignatureDoesNotMatch")) => Some(
+            "the service does not know the key that AWS_ACCESS_KEY_ID or AWS_PROFILE names, or knows another secret for it",
+        ),
+        _ => None,
     }
 }
 
 impl Remote for Objects {
     fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
         let url = self.get(&format!("{}/names/{name}", self.folder));
-        let found = self.http.get(&url, None, LARGEST as u64).map_err(explained)?;
+        let found = self.http.get(&url, None, LARGEST as u64).map_err(|error| self.explained(error))?;
         Ok(found.map(|document| document.bytes))
     }
 
@@ -231,7 +252,7 @@ impl Remote for Objects {
             digest: blob.digest,
             size: Some(blob.size),
         };
-        self.http.download(&wanted, store, &Silent)?;
+        self.http.download(&wanted, store, &Silent).map_err(|error| self.explained(error))?;
         Ok(())
     }
 
@@ -267,6 +288,34 @@ mod tests {
         for text in ["", "ab", "Upper", "a_b_c", "abc//d", "abc/../d", "abc/./d", "abc/d//e", "user@abc"] {
             assert!(text.parse::<BucketPlace>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn hints_fit_what_is_refused() {
+        let (session, permission) = (Some("AWS_SESSION_TOKEN"), Some("may not do that"));
+        let key = Some("does not know the key");
+        for (answer, with_session, without) in [
+            ("400 Bad Request (ExpiredToken)", session, session),
+            ("403 Forbidden (InvalidToken)", session, session),
+            ("400 Bad Request", session, None),
+            ("400 Bad Request (AuthorizationHeaderMalformed)", None, None),
+            ("400 Bad Request (BadDigest)", None, None),
+            ("400 Bad Request (RequestTimeout)", None, None),
+            ("403 Forbidden", permission, permission),
+            ("403 Forbidden (AccessDenied)", permission, permission),
+            ("403 Forbidden (RequestTimeTooSkewed)", None, None),
+            ("403 Forbidden (SignatureDoesNotMatch)", key, key),
+            ("404 Not Found (NoSuchBucket)", None, None),
+        ] {
+            for (has_session, expected) in [(true, with_session), (false, without)] {
+                for why in ["", "http://localhost/b: "].map(|it| format!("{it}the server answered {answer}")) {
+                    let found = hint(&why, has_session);
+                    assert_eq!(found.is_some(), expected.is_some(), "{why}: {found:?}");
+                    assert!(found.is_none_or(|found| found.contains(expected.unwrap_or_default())), "{why}: {found:?}");
+                }
+            }
+        }
+        assert_eq!(hint("next to nothing moved for 30 s (`cache.patience`)", true), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use cache::Store;
 use imgbuild::fetch::{Credential, Download, FetchError, Http, HttpConfig, Proxies, Url};
@@ -10,6 +11,7 @@ use imgbuild::observe::Silent;
 use layers::Digest;
 
 use crate::server::{Answer, Request, Server};
+use crate::support::registry::{Act, Kind, Registry};
 
 fn credential(server: &Server, path: &str) -> Credential {
     let url = server.url("/");
@@ -277,4 +279,18 @@ fn real_an_own_ca_is_trusted_when_it_is_named_and_no_redirect_leads_down_to_http
     assert!(plain.asked().is_empty());
     let error = Http::new(HttpConfig::default()).get(&secure.url("/"), None, 100).unwrap_err().to_string();
     assert!(error.contains("cannot connect"), "{error}");
+}
+
+#[test]
+fn slow_a_document_that_keeps_coming_may_take_longer_than_there_is_patience() {
+    let registry = Registry::start(Kind::default());
+    let document = vec![b'd'; 1 << 20];
+    registry.state().objects.insert("/bucket/document".into(), document.clone());
+    registry.fail("GET", 0, usize::MAX, Act::Drip(Duration::from_millis(200)));
+    let patience = Some(Duration::from_secs(2));
+    let http = Http::new(HttpConfig { patience, ..HttpConfig::default() });
+    let url = Url::parse(&format!("http://{}/bucket/document?X-Amz-Signature=x", registry.host())).unwrap();
+    let found = http.get(&url, None, 2 << 20).unwrap().unwrap();
+    assert!(found.bytes == document);
+    assert_eq!(registry.requests("GET").len(), 1);
 }

@@ -73,8 +73,9 @@ use Then::{Any, Says, SaysOrServes};
 
 type Fault = (&'static str, Act, Then);
 
-/// Silence ends by the patience that there is for a cache, not by that of a connection.
-const GIVEN_UP: Then = Says(&["`cache.patience`"]);
+/// Silence ends by the patience that there is for a cache, not by that of a connection; where others were answered meanwhile, by the
+/// last attempt.
+const GIVEN_UP: Then = Says(&["`cache.patience`", "nothing came for too long"]);
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -91,14 +92,14 @@ fn answers(is_bucket: bool) -> Vec<Fault> {
         false => {
             let response = Response::error(401, "UNAUTHORIZED", "the token ended");
             let act = Act::Answer(response.with("WWW-Authenticate", "Basic realm=\"r\""));
-            ("a token that ended", act, Says(&["401"]))
+            ("a token that ended", act, Says(&["answered 401"]))
         }
     };
     let Act::Answer(busy) = refusal(is_bucket, 503, "SlowDown") else { unreachable!() };
     vec![
-        ("an hour to wait", Act::Answer(busy.with("Retry-After", "3600")), Says(&["503", "asks to wait"])),
-        ("403", refusal(is_bucket, 403, "AccessDenied"), Says(&["403"])),
-        ("500", refusal(is_bucket, 500, "InternalError"), Says(&["500"])),
+        ("an hour to wait", Act::Answer(busy.with("Retry-After", "3600")), Says(&["answered 503", "asks to wait"])),
+        ("403", refusal(is_bucket, 403, "AccessDenied"), Says(&["answered 403"])),
+        ("500", refusal(is_bucket, 500, "InternalError"), Says(&["answered 500"])),
         ended,
         ("silence", Act::Stall(HOUR), GIVEN_UP),
         ("a byte each second", Act::Trickle(SECOND), GIVEN_UP),
@@ -108,7 +109,7 @@ fn answers(is_bucket: bool) -> Vec<Fault> {
 /// What can be wrong with what is read.
 fn reads(is_bucket: bool, kind: &str) -> Vec<Fault> {
     // That there is no document is no news.
-    let missing = if kind == "GET blobs" { Says(&["404", "has no blob"]) } else { Any };
+    let missing = if kind == "GET blobs" { Says(&["answered 404", "has no blob"]) } else { Any };
     let other = match (is_bucket, kind) {
         (true, "GET image" | "GET latest") => Says(&["is of another version"]),
         _ => Says(&["hash to something else", "its digest is"]),
@@ -117,13 +118,15 @@ fn reads(is_bucket: bool, kind: &str) -> Vec<Fault> {
     // A blob goes on where it broke, for as long as there is patience.
     let broken =
         Says(&["broke", "ended after", "something else", "is cut", "is of another version", "`cache.patience`"]);
+    // A blob is whole before the connection is given up, and a document is not.
+    let endless = if kind == "GET blobs" { SaysOrServes } else { GIVEN_UP };
     let mut faults = answers(is_bucket);
     faults.extend([
         ("404", refusal(is_bucket, 404, "NoSuchKey"), missing),
         ("a slow body", Act::Drip(SECOND), GIVEN_UP),
         ("a body that breaks off", Act::Cut(7), broken),
         ("a length that is too small", length("7"), broken),
-        ("a length that is too large", length("9999999"), GIVEN_UP),
+        ("a length that is too large", length("9999999"), endless),
         ("other bytes", Act::Garble, other),
     ]);
     faults
@@ -136,7 +139,7 @@ fn writes(is_bucket: bool, kind: &str) -> Vec<Fault> {
     // Blobs that are not there are missed by the manifest that names them; a bucket has none.
     let lies = if is_bucket || kind.starts_with("PUT") && kind != "PUT uploads" { Any } else { SaysOrServes };
     // What is not there may be sent; where one cannot write, nobody was told so.
-    let missing = if kind.starts_with("HEAD") { SaysOrServes } else { Says(&["404", "no"]) };
+    let missing = if kind.starts_with("HEAD") { SaysOrServes } else { Says(&["answered 404"]) };
     faults.extend([
         ("404", refusal(is_bucket, 404, "NoSuchBucket"), missing),
         ("a request that breaks off", Act::Reset(10), Says(&["broke", "failed", "connection", "`cache.patience`"])),
@@ -201,6 +204,7 @@ fn fails_when_read(new: fn() -> Elsewhere, is_bucket: bool) {
             assert!(elsewhere.server.state().failed > 0, "{what}");
             match then {
                 Says(texts) => assert_said(&said, &elsewhere.store, texts, &what),
+                SaysOrServes if said.contains("warning") => assert_said(&said, &elsewhere.store, &[""], &what),
                 _ => assert!(!said.contains("warning"), "{what}: {said}"),
             }
             elsewhere.server.heal();
@@ -285,6 +289,46 @@ fn slow_a_registry_that_fails_when_a_cache_is_written_costs_a_warning() {
 fn slow_a_bucket_that_fails_when_a_cache_is_written_costs_a_warning() {
     let expected = ["HEAD blobs", "PUT blobs", "PUT image", "PUT latest"];
     fails_when_written(Elsewhere::bucket, true, &expected);
+}
+
+#[test]
+fn slow_a_registry_that_takes_long_for_each_answer_is_written_to_and_read_from() {
+    let (project, elsewhere) = (Project::new(), Elsewhere::repository());
+    // Each answer comes in time. One after another, they take longer than there is patience, and next to no bytes move.
+    let patience = ("IMGBUILD_CACHE_PATIENCE", "3s");
+    let after = |millis| Act::Stall(Duration::from_millis(millis));
+    elsewhere.server.fail_if(|request| request.method == "PUT", 0, usize::MAX, after(1600));
+    elsewhere.server.fail_if(|_| true, 0, usize::MAX, after(400));
+    let (made, said, _) = project.machine().build(&["--cache-to", &elsewhere.store], &elsewhere.settings(&[patience]));
+    assert!(!said.contains("warning"), "{said}");
+    let settings = [&elsewhere.trusting()[..], &[patience]].concat();
+    let (found, said, asked) = project.machine().build(&["--cache-from", &elsewhere.store], &settings);
+    assert_eq!((found, asked), (made, 0), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+}
+
+#[test]
+fn what_had_failed_before_patience_ended_is_said() {
+    let (project, elsewhere) = (Project::new(), Elsewhere::repository());
+    let busy = Response::error(503, "TOOMANYREQUESTS", "no").with("Retry-After", "1");
+    elsewhere.server.fail("GET", 0, usize::MAX, Act::Answer(busy));
+    let settings = [&elsewhere.trusting()[..], &[("IMGBUILD_CACHE_PATIENCE", "1s")]].concat();
+    let said = project.machine().build(&["--cache-from", &elsewhere.store], &settings).1;
+    assert_said(&said, &elsewhere.store, &["1 s (`cache.patience`); before that: it answered 503"], "busy");
+}
+
+#[test]
+fn a_mirror_of_the_registry_that_a_cache_is_in_is_not_asked_for_it() {
+    let (project, elsewhere, mirror) = (Project::new(), Elsewhere::repository(), Registry::start(Kind::default()));
+    project.machine().build(&["--cache-to", &elsewhere.store], &elsewhere.settings(&[]));
+    let machine = project.machine();
+    let mirrors = format!("[registries.mirrors]\n'{}' = ['{}']\n", elsewhere.server.host(), mirror.host());
+    machine.sandbox.write("imgbuild.toml", mirrors);
+    machine.sandbox.write("src/main", "changed");
+    let (_, said, asked) = machine.build(&["--cache-from", &elsewhere.store], &elsewhere.trusting());
+    assert!(asked == 0 && !said.contains("warning"), "{said}");
+    assert!(elsewhere.kinds().contains("GET blobs"));
+    assert!(mirror.state().log.is_empty());
 }
 
 #[test]
