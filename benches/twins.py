@@ -29,10 +29,6 @@ class Imgbuild:
         self.output = self.project / "dist"
         print("imgbuild: downloading what the lock names", file=sys.stderr)
         run(*self.command(self.full, platforms=("linux/amd64", "linux/arm64")), cwd=self.project)
-        # What was written is not to be written out while the clock runs, and an ext4 without a journal passes over what was removed in
-        # the last minute, at length.
-        os.sync()
-        time.sleep(65)
 
     def command(self, cache: Path, *more: str, platforms: tuple[str, ...] = ("linux/amd64",)) -> list[str]:
         words = [str(self.binary), "build", *IMAGES, "--platform", ",".join(platforms), "--cache-dir", str(cache)]
