@@ -82,7 +82,7 @@ impl Layout {
         found
     }
 
-    /// Puts a blob in place: as a reflink, else a copy made by the kernel, else a read-only hard link.
+    /// Puts a blob in place: as a reflink, else a copy made by the kernel; a read-only hard link where the disk is full.
     fn put(&self, digest: &Digest, size: u64, store: &Store) -> Result<(), OutputError> {
         let (to, from) = (self.blob(digest), store.blob_path(digest));
         if store.has(digest)? != Some(size) {
@@ -95,13 +95,15 @@ impl Layout {
         let name = format!("{UNFINISHED}{}.{}", digest.hex(), std::process::id());
         let temporary = self.path.join("blobs/sha256").join(name);
         let _ = fs::remove_file(&temporary);
-        let copied = match reflink_copy::reflink(&from, &temporary) {
-            Ok(()) => true,
-            Err(_) => fs::copy(&from, &temporary).is_ok(),
-        };
-        if !copied {
+        let copied = reflink_copy::reflink(&from, &temporary).or_else(|_| fs::copy(&from, &temporary).map(drop));
+        if let Err(error) = copied {
             let _ = fs::remove_file(&temporary);
-            fs::hard_link(&from, &temporary).map_err(self.io(&to))?;
+            // A link needs no room. Where bytes cannot be read or written for another reason, it would only hide that.
+            let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            if !full || fs::hard_link(&from, &temporary).is_err() {
+                let said = format!("{error}, copying `{}`", from.display());
+                return Err(self.io(&to)(io::Error::new(error.kind(), said)));
+            }
         }
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o444)).map_err(self.io(&to))?;
         Kept::LayoutBlobWritten.reach();

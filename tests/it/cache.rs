@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -11,6 +11,7 @@ use layers::source::{Unpack, fetch, files};
 use layers::{Catalogue, Digest, Stage, path};
 
 use crate::support::layout::Layout;
+use crate::support::random::Random;
 use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::server::Files;
 
@@ -337,6 +338,35 @@ fn real_a_full_disk_is_named_and_leaves_nothing_wrong() {
     }
     assert!(full > 0, "the disk was never full");
     build(&project).success();
+    assert_eq!(project.delivered(), right);
+}
+
+#[test]
+fn real_a_layout_beside_the_cache_on_a_full_disk_shares_its_blobs() {
+    let project = Project::new();
+    project.sandbox.write("src/noise", Random::of(1).bytes(400_000));
+    let right = project.rebuilt();
+    fs::remove_dir_all(project.sandbox.work().join("dist")).unwrap();
+    let disk = SmallDisk(project.sandbox.path().join("disk"));
+    fs::create_dir(&disk.0).unwrap();
+    tool("mount", ["-t", "tmpfs", "-o", "size=4m", "tmpfs", disk.0.to_str().unwrap()]);
+    let layout = disk.0.join("dist");
+    let build = || {
+        let _ = fs::remove_dir_all(&layout);
+        let (cache, output) = (disk.0.join("cache"), format!("oci:{}", layout.display()));
+        outcome(project.command().arg("--cache-dir").arg(cache).args(["--output", &output]))
+    };
+    build().success();
+    // A copy of its layer has no room, and the few documents have.
+    fs::remove_dir_all(&layout).unwrap();
+    let free = rustix::fs::statvfs(&disk.0).unwrap();
+    fs::write(disk.0.join("filler"), vec![1; (free.f_bavail * free.f_frsize - 200_000) as usize]).unwrap();
+    build().success();
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|it| it.unwrap().metadata().unwrap());
+    let shared = blobs.filter(|it| it.len() > 200_000).map(|it| (it.nlink(), it.mode() & 0o777)).collect::<Vec<_>>();
+    assert_eq!(shared, [(2, 0o444)]);
+    fs::remove_file(disk.0.join("filler")).unwrap();
+    tool("cp", [Path::new("-a"), &layout.join("."), &project.sandbox.work().join("dist")]);
     assert_eq!(project.delivered(), right);
 }
 

@@ -15,7 +15,7 @@ use crate::support::run::{Outcome, Sandbox, interruptible, outcome};
 /// A project of images that share a layer and have one of their own.
 pub fn project(names: &[&str]) -> Sandbox {
     let sandbox = Sandbox::new();
-    sandbox.write("context/shared/data", noise(200_000));
+    sandbox.write("context/shared/data", Random::of(1).bytes(200_000));
     let mut catalogue = Catalogue::new("test");
     for name in names {
         sandbox.write(&format!("context/{name}/own"), format!("this is {name}"));
@@ -26,19 +26,6 @@ pub fn project(names: &[&str]) -> Sandbox {
     sandbox.write("plan.json", catalogue.plan().to_json());
     sandbox.write("images.lock", Lock::default().to_text());
     sandbox
-}
-
-/// Bytes that cannot be compressed.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .collect()
 }
 
 fn imgbuild(sandbox: &Sandbox, words: &[&str]) -> std::process::Command {
@@ -143,7 +130,7 @@ fn a_layer_that_is_sent_as_it_is_made_goes_once_to_a_registry_however_many_repos
     };
     push("v1");
     for (at, length) in [3_000_000, 3_000_001, 200_000].into_iter().enumerate() {
-        sandbox.write("context/one/own", noise(length));
+        sandbox.write("context/one/own", Random::of(1).bytes(length));
         for registry in &registries {
             registry.clear_log();
             registry.state().uploaded.clear();
@@ -419,7 +406,7 @@ fn after_a_change_of_one_file_its_layer_is_sent_and_hardly_anything_else() {
     let registry = registry(|_| {});
     let sandbox = project(&["one", "two"]);
     push_all(&sandbox, &registry).success();
-    sandbox.write("context/one/own", noise(30_000));
+    sandbox.write("context/one/own", Random::of(1).bytes(30_000));
     let words = ["push", "--registry", &format!("{}/team", registry.host()), "--tag", "v1", "--format", "json"];
     registry.state().uploaded.clear();
     let json: serde_json::Value = serde_json::from_str(&run(&sandbox, &words).success()).unwrap();

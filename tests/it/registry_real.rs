@@ -16,6 +16,7 @@ use layers::{DiffId, Digest, ImageConfig, Platform};
 
 use crate::registry::{Images, deliveries, hurried};
 use crate::support::docker;
+use crate::support::random::Random;
 use crate::support::run::{outcome, tool};
 use crate::support::server::Server;
 
@@ -324,7 +325,7 @@ fn real_uploads_over_http_2_survive_a_line_that_breaks() {
     let authority = certificates(folder.path());
     let real = Real::start_in(folder, "  tls: {certificate: FOLDER/server.pem, key: FOLDER/server.key}\n");
     let images = Images::new();
-    let noise = noise(6_000_000);
+    let noise = Random::of(1).bytes(6_000_000);
     let named: Vec<_> = ["team/one", "team/two"]
         .map(|name| real_image(&images, name, &Platform::ALL, &[("data", &noise), ("name", name.as_bytes())]))
         .into();
@@ -374,17 +375,6 @@ fn real_tls_is_verified_with_an_authority_of_ones_own() {
     assert_eq!(found, image.top().digest.to_string());
 }
 
-/// Bytes that cannot be compressed.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    (0..length)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .collect()
-}
-
 /// Passes bytes on to a server and breaks each connection after so many from the client; the last ones hold.
 fn bad_line(to: u16, breaks: Vec<u64>) -> (u16, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -425,7 +415,7 @@ fn bad_line(to: u16, breaks: Vec<u64>) -> (u16, Arc<AtomicU64>) {
 fn real_uploads_to_debians_registry_survive_a_line_that_breaks() {
     let real = Real::start("");
     let images = Images::new();
-    let noise = noise(12_000_000);
+    let noise = Random::of(1).bytes(12_000_000);
     let image = real_image(&images, "team/one", &[Platform::Amd64], &[("data", &noise)]);
     let (port, passed) = bad_line(real.port, vec![3_000_000, 2_000_000, 4_000_000]);
     let registries = push(&format!("127.0.0.1:{port}"), patient(), &images, std::slice::from_ref(&image)).unwrap();

@@ -314,14 +314,9 @@ fn an_edit_on_an_empty_machine_moves_no_more_bytes_than_the_change_and_64_kib() 
     let registry = registry(|_| {});
     let store = format!("registry:{}/team/cache", registry.host());
     let trust = [(STORES, store.as_str())];
-    // Bytes that no compression makes fewer.
-    let noise = |seed: u64, length: usize| {
-        let mut random = Random::of(seed);
-        (0..length).map(|_| random.below(256) as u8).collect::<Vec<u8>>()
-    };
     for machine in [&first, &second] {
-        machine.sandbox.write("more/noise", noise(1, 2_000_000));
-        machine.sandbox.write("src/noise", noise(2, 300_000));
+        machine.sandbox.write("more/noise", Random::of(1).bytes(2_000_000));
+        machine.sandbox.write("src/noise", Random::of(2).bytes(300_000));
     }
     let push = |machine: &Machine<'_>, tag: &str, caches: &[&str]| {
         let tag = format!("{}/team/{{image}}:{tag}", registry.host());
