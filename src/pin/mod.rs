@@ -204,6 +204,7 @@ impl Context {
     fn find(&self, files: &Files) -> Result<Selection, PinError> {
         let from = normal(&files.from)?;
         let top = self.root.join(&from);
+        let seen = stat::clock();
         let metadata = match fs::symlink_metadata(&top) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -232,7 +233,7 @@ impl Context {
         if !files.include.is_empty() {
             keep_used_folders(&mut found);
         }
-        let entries = self.pin(found)?;
+        let entries = self.pin(found, seen)?;
         Ok(Selection::of(entries))
     }
 
@@ -257,13 +258,14 @@ impl Context {
     fn file_digest(&self, path: &str) -> Result<Digest, PinError> {
         let path = normal(path)?;
         let file = self.open_file(&path)?;
+        let seen = stat::clock();
         let metadata = file.metadata().map_err(|source| PinError::Read { path: path.clone(), source })?;
         let signature = stat::Signature::of(&metadata);
         if let Some(known) = self.stats().digest(&self.root, &path, &signature) {
             return Ok(known);
         }
         let digest = hash(file).map_err(|source| PinError::Read { path: path.clone(), source })?;
-        self.stats().remember(&self.root, &path, &signature, digest);
+        self.stats().remember(&self.root, &path, &signature, seen, digest);
         Ok(digest)
     }
 
@@ -308,7 +310,8 @@ impl Context {
         if real.starts_with(&root) { Ok(()) } else { Err(PinError::Outside { path: path.into() }) }
     }
 
-    fn pin(&self, found: Vec<FoundPath>) -> Result<Vec<Selected>, PinError> {
+    /// `seen`: the clock before any of it was looked at.
+    fn pin(&self, found: Vec<FoundPath>, seen: i128) -> Result<Vec<Selected>, PinError> {
         let mut digests: BTreeMap<usize, Digest> = BTreeMap::new();
         let mut unknown = Vec::new();
         {
@@ -335,7 +338,7 @@ impl Context {
             let mut stats = self.stats();
             for (at, digest) in hashed.into_inner().expect("no thread panics while it holds this") {
                 if let Found::File { stat, .. } = &found[at].kind {
-                    stats.remember(&self.root, &found[at].source, stat, digest);
+                    stats.remember(&self.root, &found[at].source, stat, seen, digest);
                 }
                 digests.insert(at, digest);
             }

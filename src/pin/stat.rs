@@ -1,8 +1,9 @@
 //! What is remembered of files, so that unchanged ones need not be hashed again.
 //!
 //! A digest is trusted while size, mtime, ctime, inode and device are the same *and* the file's times were older than
-//! the moment of hashing by more than the clock's granularity: a file that changes within the same tick keeps its
-//! times, so younger ones are hashed each time until they have aged (as git does for "racily clean" files). The ctime
+//! the moment before they were asked for by more than the clock's granularity: a file that changes within the same tick
+//! keeps its times, so younger ones are hashed each time until they have aged (as git does for "racily clean" files). What
+//! counts is that moment, not that of remembering: hashing what lies between may take longer than the granularity. The ctime
 //! cannot be set by a program, so an edit that restores size and mtime is still noticed.
 //!
 //! All of that is worth something only while the clock runs forward: set back, it comes to the tick of a file's last change
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failpoint::Kept;
 
-/// Times younger than this when they were remembered are not trusted, nanoseconds: coarse file systems tick every 2 s.
+/// Times younger than this when they were asked for are not trusted, nanoseconds: coarse file systems tick every 2 s.
 const GRANULARITY: i128 = 2_000_000_000;
 
 /// The version of the file's format.
@@ -56,6 +57,7 @@ impl Signature {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Known {
     signature: Signature,
+    /// A moment before the signature was read.
     seen: i128,
     digest: Digest,
 }
@@ -99,8 +101,9 @@ impl StatCache {
         (known.signature == *now && aged).then_some(known.digest)
     }
 
-    pub(super) fn remember(&mut self, root: &Path, path: &str, signature: &Signature, digest: Digest) {
-        self.known.insert(key(root, path), Known { signature: *signature, seen: clock(), digest });
+    /// `seen`: the [`clock`] before the signature was read.
+    pub(super) fn remember(&mut self, root: &Path, path: &str, signature: &Signature, seen: i128, digest: Digest) {
+        self.known.insert(key(root, path), Known { signature: *signature, seen, digest });
         self.changed = true;
     }
 
@@ -123,7 +126,9 @@ impl StatCache {
 }
 
 /// Nanoseconds since 1970.
-fn clock() -> i128 {
+pub(super) fn clock() -> i128 {
+    #[cfg(test)]
+    super::tests::ASKED.with_borrow_mut(|asked| asked.iter_mut().for_each(|it| it()));
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i128)
 }
 
@@ -169,7 +174,7 @@ mod tests {
         assert_eq!(remembered(VERSION, ahead - 10 * GRANULARITY, ahead), None);
         let mut cache = StatCache::default();
         let signature = Signature { size: 3, mtime: OLD, ctime: ahead, inode: 7, device: 8 };
-        cache.remember(Path::new("/"), "a", &signature, Digest::of(b"one"));
+        cache.remember(Path::new("/"), "a", &signature, clock(), Digest::of(b"one"));
         assert_eq!(cache.digest(Path::new("/"), "a", &signature), None, "a file from the future is hashed each time");
     }
 

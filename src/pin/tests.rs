@@ -1,3 +1,4 @@
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
@@ -5,6 +6,11 @@ use layers::path;
 use layers::source::{Files, files};
 
 use super::*;
+
+thread_local! {
+    /// Called whenever this thread asks for the time.
+    pub(super) static ASKED: RefCell<Option<Box<dyn FnMut()>>> = const { RefCell::new(None) };
+}
 
 fn context(paths: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -81,6 +87,46 @@ fn one_byte_edited_with_size_and_mtime_restored_is_noticed() {
         assert_eq!(digest(), before);
         write("two");
         assert_ne!(digest(), before);
+    }
+}
+
+/// A file that is edited after it was looked at, in the tick of its last change, keeps its times. That is noticed only if the
+/// moment that says whether these are old enough is one before it was looked at, so that no edit lies between the two.
+#[test]
+fn no_edit_lies_between_the_moment_that_counts_and_the_look_at_a_file() {
+    let folder = context(&[("src/a", "one"), ("poetry.lock", "one")]);
+    let context = open(&folder);
+    let write = |root: &Path, text: &str| {
+        for path in ["src/a", "poetry.lock"] {
+            fs::write(root.join(path), text).expect("writes");
+        }
+    };
+    let root = folder.path().to_owned();
+    ASKED.set(Some(Box::new(move || write(&root, "two"))));
+    let selected = context.select(&files("src", path!("/app"))).expect("selects");
+    let SelectedKind::File { digest, .. } = selected.entries[0].kind else { panic!("{selected:?}") };
+    assert_eq!(digest, Digest::of(b"two"));
+    write(folder.path(), "one");
+    assert_eq!(context.file_digest("poetry.lock").expect("reads"), Digest::of(b"two"));
+    ASKED.set(None);
+}
+
+/// As a batch whose hashing takes longer than two seconds.
+#[test]
+fn however_long_hashing_takes_what_changed_when_it_was_looked_at_is_hashed_again() {
+    let folder = context(&[("a", "one")]);
+    let context = open(&folder);
+    let old = folder.path().join("a");
+    let metadata = fs::metadata(&old).expect("is there");
+    let look = || FoundPath {
+        path: "a".into(),
+        source: "a".into(),
+        kind: Found::File { size: 3, executable: false, stat: stat::Signature::of(&metadata) },
+    };
+    let changed = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+    for (seen, trusted) in [(changed, None), (changed + 3_000_000_000, Some(Digest::of(b"one")))] {
+        context.pin(vec![look()], seen).expect("hashes");
+        assert_eq!(context.stats().digest(folder.path(), "a", &stat::Signature::of(&metadata)), trusted);
     }
 }
 
