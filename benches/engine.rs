@@ -171,8 +171,8 @@ fn context(criterion: &mut Criterion) {
     }
     // Younger ones would be hashed each time.
     std::thread::sleep(std::time::Duration::from_millis(2_100));
-    let stats = folder.path().join("stats");
-    let open = || Context::open(folder.path(), StatCache::load(stats.clone()), 1).expect("opens");
+    let store = Store::open_at(&folder.path().join("cache")).expect("opens");
+    let open = || Context::open(folder.path(), StatCache::load(&store, folder.path()), 1).expect("opens");
     let all = files("src", path!("/src"));
     let context = open();
     context.select(&all).expect("selects");

@@ -5,10 +5,6 @@ cache::points! {
     pub enum Kept {
         /// Bytes of a download arrived, and more are to come.
         Chunk = "download-chunk",
-        /// What is remembered of the context's files is written, and has no name yet.
-        StatsWritten = "stats-written",
-        /// It has its name.
-        StatsSettled = "stats-settled",
         /// What is remembered of the cache's size is written over.
         Usage = "usage-written",
         /// A stage is written as a folder for commands, and has no name yet.

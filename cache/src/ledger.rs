@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use layers::{Digest, Key};
@@ -22,7 +22,7 @@ pub struct Recorded {
 }
 
 // A file holds the record's digest and length, the record, and the text: damage of any byte of the record is noticed.
-/// A record that was used so recently need not be marked as used again: a warm build writes nothing.
+/// What was used so recently need not be marked as used again: a warm build writes nothing.
 const FRESH: Duration = Duration::from_secs(3600);
 
 const HEAD: usize = 64 + 1 + 10 + 1;
@@ -44,11 +44,8 @@ impl Store {
         let mut bytes = Vec::with_capacity(metadata.len() as usize);
         file.read_to_end(&mut bytes).map_err(CacheError::at(&path))?;
         let recorded = parse(&bytes, key);
-        if recorded.is_some()
-            && metadata.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age > FRESH)
-        {
-            // The time of the last use, for `gc`. A cache that can only be read is not collected.
-            let _ = file.set_modified(SystemTime::now());
+        if recorded.is_some() {
+            mark_used(&file, &metadata);
         }
         Ok(recorded)
     }
@@ -70,13 +67,18 @@ impl Store {
 
     /// Puts a record's file in its place.
     pub(crate) fn put_record(&self, key: &Key, bytes: &[u8]) -> Result<(), CacheError> {
+        self.put_at(&self.record_path(key), bytes, [Point::RecordWritten, Point::RecordSettled])
+    }
+
+    /// Puts a file in its place, whole.
+    pub(crate) fn put_at(&self, place: &Path, bytes: &[u8], [written, settled]: [Point; 2]) -> Result<(), CacheError> {
         let folder = self.scratch();
         let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
         file.write_all(bytes).map_err(CacheError::at(&folder))?;
         let path = file.into_temp_path();
-        Point::RecordWritten.reach();
-        settle(&path, &self.record_path(key))?;
-        Point::RecordSettled.reach();
+        written.reach();
+        settle(&path, place)?;
+        settled.reach();
         let _ = path.keep();
         Ok(())
     }
@@ -88,6 +90,13 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CacheError::at(&path)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// The time of the last use, for `gc`. A cache that can only be read is not collected.
+pub(crate) fn mark_used(file: &File, metadata: &fs::Metadata) {
+    if metadata.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age > FRESH) {
+        let _ = file.set_modified(SystemTime::now());
     }
 }
 

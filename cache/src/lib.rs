@@ -6,6 +6,7 @@
 //!   blobs-v1/ab/abcdef...         a blob by the SHA-256 of its bytes, mode 0444
 //!   ledger-v1/ab/abcdef...        a record (JSON) by its key, and the text that the key was hashed from
 //!   partial-v1/abcdef...          downloads that are not complete, resumed by whoever needs them next
+//!   stat-v2/abcdef...             what is remembered of a build context's files, by the context's place
 //!   commands-v1/...               logs of commands, the folders that they keep from run to run, stages as folders
 //!   locks-v1/make-abc             locked while somebody makes what the name stands for; the lock dies with its process
 //!   tmp-v1/...                    files on their way to one of the above
@@ -22,6 +23,7 @@ mod gc;
 mod ledger;
 mod locks;
 pub mod points;
+mod stats;
 mod survey;
 mod transfer;
 
@@ -42,11 +44,14 @@ use points::Point;
 pub use survey::Class;
 pub use transfer::Imported;
 
-/// The version of the folders' layout.
-const VERSION: u32 = 1;
+/// The version of a folder's layout.
+fn version(bucket: &str) -> u32 {
+    // The first was one file for all contexts.
+    if bucket == "stat" { 2 } else { 1 }
+}
 
 /// The folders.
-const BUCKETS: [&str; 6] = ["blobs", "ledger", "partial", "locks", "tmp", "commands"];
+const BUCKETS: [&str; 7] = ["blobs", "ledger", "partial", "locks", "tmp", "commands", "stat"];
 
 /// The kinds of keys whose records are asked for by name: what they lead to is kept for their sake.
 const ROOTS: [&str; 1] = ["image"];
@@ -189,7 +194,7 @@ impl Store {
     }
 
     fn bucket(&self, name: &str) -> PathBuf {
-        self.root.join(format!("{name}-v{VERSION}"))
+        self.root.join(format!("{name}-v{}", version(name)))
     }
 
     fn fanned(&self, bucket: &str, hex: &str) -> PathBuf {

@@ -42,6 +42,10 @@ points! {
         RecordWritten = "record-written",
         /// A record has its name.
         RecordSettled = "record-settled",
+        /// What is remembered of a context's files is written, and has no name yet.
+        StatsWritten = "stats-written",
+        /// It has its name.
+        StatsSettled = "stats-settled",
         /// A file has its name, and the one that had it before lies among the temporary ones.
         Exchanged = "file-exchanged",
         /// A leftover is gone.

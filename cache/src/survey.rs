@@ -13,10 +13,12 @@ use crate::{CacheError, ROOTS, Store, ledger};
 /// What an entry is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// A folder of a version of this program that keeps its entries elsewhere.
+    /// A folder, or file, of a version of this program that keeps its entries elsewhere.
     OtherVersion,
     /// A download that is not complete.
     Partial,
+    /// What is remembered of the files of a build context: they are read again.
+    Stats,
     /// The log of a command, or a folder that commands keep.
     Command,
     /// A downloaded archive, or a document of an image: had again from a mirror, or written again at once.
@@ -44,7 +46,7 @@ pub(crate) struct Item {
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     pub(crate) items: Vec<Item>,
-    /// Bytes on disk of files that no collection removes: the stat cache, locks, other builders' temporary files.
+    /// Bytes on disk of files that no collection removes: locks, other builders' temporary files.
     pub(crate) fixed: u64,
 }
 
@@ -107,13 +109,16 @@ impl Store {
             let size = if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
             survey.items.push(Item { path, class: Class::Command, size, used: metadata.mtime() });
         }
-        let own = ["blobs", "ledger", "partial", "commands"].map(|name| self.bucket(name));
+        for (path, metadata) in list(&self.bucket("stat"))? {
+            survey.items.push(item(path, Class::Stats, &metadata));
+        }
+        let own = ["blobs", "ledger", "partial", "stat", "commands"].map(|name| self.bucket(name));
         for (path, metadata) in list(self.root())? {
             if own.contains(&path) {
                 continue;
             }
             let size = if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
-            if metadata.is_dir() && is_other_version(&path) {
+            if is_other_version(&path) {
                 survey.items.push(Item { path, class: Class::OtherVersion, size, used: metadata.mtime() });
             } else {
                 survey.fixed += size;
@@ -233,11 +238,11 @@ pub(crate) fn tree_size(folder: &Path) -> Result<u64, CacheError> {
     folders.iter().try_fold(size, |size, folder| Ok(size + tree_size(folder)?))
 }
 
-/// Whether a folder is a bucket of another version of this program: `blobs-v2`, say.
+/// Whether this is a bucket of another version of this program: `blobs-v2`, say. `stat-v1` was a file.
 fn is_other_version(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let Some((bucket, version)) = name.rsplit_once("-v") else { return false };
-    crate::BUCKETS.contains(&bucket) && version.parse::<u32>().is_ok_and(|version| version != crate::VERSION)
+    crate::BUCKETS.contains(&bucket) && version.parse::<u32>().is_ok_and(|version| version != crate::version(bucket))
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl Store {
     pub fn export(&self, out: &mut dyn Write, since: i64) -> Result<Amount, CacheError> {
         let _hold = self.hold()?;
         let mut items = self.survey()?.items;
-        let stays = |class| matches!(class, Class::OtherVersion | Class::Partial | Class::Command);
+        let stays = |class| matches!(class, Class::OtherVersion | Class::Partial | Class::Stats | Class::Command);
         items.retain(|item| item.used >= since && !stays(item.class));
         items.sort_by(|a, b| (a.class == Class::Record, &a.path).cmp(&(b.class == Class::Record, &b.path)));
         let mut tar = tar::Builder::new(out);

@@ -158,6 +158,7 @@ fn name(class: Class) -> &'static str {
     match class {
         Class::OtherVersion => "other versions",
         Class::Partial => "incomplete downloads",
+        Class::Stats => "digests of contexts' files",
         Class::Command => "logs and caches of commands",
         Class::Archive => "archives",
         Class::Fragment => "fragments",
@@ -176,6 +177,7 @@ fn classes(amounts: &std::collections::BTreeMap<Class, Amount>) -> Value {
         let key = match class {
             Class::OtherVersion => "otherVersions",
             Class::Partial => "partial",
+            Class::Stats => "stats",
             Class::Command => "commands",
             Class::Archive => "archives",
             Class::Fragment => "fragments",

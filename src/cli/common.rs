@@ -240,7 +240,7 @@ impl Invocation {
         let jobs = config.jobs(self.globals.jobs.map(usize::from))?;
         let http = Http::new(HttpConfig { offline: self.globals.offline, ..config.http()? });
         let registries = self.registries(&config, &[], None)?;
-        let stats = StatCache::load(store.root().join("stat-v1"));
+        let stats = StatCache::load(&store, &project.context);
         let context = Context::open(&project.context, stats, jobs)?;
         let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
         let observer = report::choose(self.globals.progress, screen);

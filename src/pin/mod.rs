@@ -261,11 +261,11 @@ impl Context {
         let seen = stat::clock();
         let metadata = file.metadata().map_err(|source| PinError::Read { path: path.clone(), source })?;
         let signature = stat::Signature::of(&metadata);
-        if let Some(known) = self.stats().digest(&self.root, &path, &signature) {
+        if let Some(known) = self.stats().digest(&path, &signature) {
             return Ok(known);
         }
         let digest = hash(file).map_err(|source| PinError::Read { path: path.clone(), source })?;
-        self.stats().remember(&self.root, &path, &signature, seen, digest);
+        self.stats().remember(&path, &signature, seen, digest);
         Ok(digest)
     }
 
@@ -315,10 +315,10 @@ impl Context {
         let mut digests: BTreeMap<usize, Digest> = BTreeMap::new();
         let mut unknown = Vec::new();
         {
-            let stats = self.stats();
+            let mut stats = self.stats();
             for (at, it) in found.iter().enumerate() {
                 if let Found::File { stat, .. } = &it.kind {
-                    match stats.digest(&self.root, &it.source, stat) {
+                    match stats.digest(&it.source, stat) {
                         Some(digest) => {
                             digests.insert(at, digest);
                         }
@@ -338,7 +338,7 @@ impl Context {
             let mut stats = self.stats();
             for (at, digest) in hashed.into_inner().expect("no thread panics while it holds this") {
                 if let Found::File { stat, .. } = &found[at].kind {
-                    stats.remember(&self.root, &found[at].source, stat, seen, digest);
+                    stats.remember(&found[at].source, stat, seen, digest);
                 }
                 digests.insert(at, digest);
             }

@@ -13,22 +13,22 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use cache::Store;
 use layers::Digest;
 use serde::{Deserialize, Serialize};
-
-use crate::failpoint::Kept;
 
 /// Times younger than this when they were asked for are not trusted, nanoseconds: coarse file systems tick every 2 s.
 const GRANULARITY: i128 = 2_000_000_000;
 
 /// The version of the file's format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// How long what no build asks for is remembered, nanoseconds: 30 days.
+const LASTS: i128 = 30 * 86_400 * 1_000_000_000;
 
 /// What a file system says of a file without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,27 +60,31 @@ struct Known {
     /// A moment before the signature was read.
     seen: i128,
     digest: Digest,
+    /// By this build.
+    #[serde(skip)]
+    asked: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Saved {
     version: u32,
-    files: HashMap<Vec<u8>, Known>,
+    files: HashMap<String, Known>,
 }
 
-/// Digests of files by path and signature.
+/// Digests of a context's files by path and signature.
 #[derive(Debug, Default)]
 pub struct StatCache {
-    path: Option<PathBuf>,
-    known: HashMap<Vec<u8>, Known>,
+    /// The cache, and the context's folder.
+    place: Option<(Store, PathBuf)>,
+    known: HashMap<String, Known>,
     changed: bool,
 }
 
 impl StatCache {
-    /// Loads what was saved at `path`; a file that is damaged or of another version counts as empty.
-    pub fn load(path: PathBuf) -> StatCache {
-        let saved = fs::read(&path)
-            .ok()
+    /// Loads what `store` keeps of the context in `root`; what is damaged or of another version counts as nothing.
+    pub fn load(store: &Store, root: &Path) -> StatCache {
+        let saved = store
+            .stats(root)
             .and_then(|bytes| {
                 let (digest, body) = bytes.split_at_checked(32)?;
                 (Digest::of(body).as_bytes() == digest).then(|| postcard::from_bytes::<Saved>(body).ok())?
@@ -92,33 +96,31 @@ impl StatCache {
                 saved.files.values().all(|known| known.seen <= now)
             })
             .unwrap_or_default();
-        StatCache { path: Some(path), known: saved.files, changed: false }
+        StatCache { place: Some((store.clone(), root.into())), known: saved.files, changed: false }
     }
 
-    pub(super) fn digest(&self, root: &Path, path: &str, now: &Signature) -> Option<Digest> {
-        let known = self.known.get(&key(root, path))?;
+    pub(super) fn digest(&mut self, path: &str, now: &Signature) -> Option<Digest> {
+        let known = self.known.get_mut(path)?;
+        known.asked = true;
         let aged = known.signature.mtime.max(known.signature.ctime) + GRANULARITY < known.seen;
         (known.signature == *now && aged).then_some(known.digest)
     }
 
     /// `seen`: the [`clock`] before the signature was read.
-    pub(super) fn remember(&mut self, root: &Path, path: &str, signature: &Signature, seen: i128, digest: Digest) {
-        self.known.insert(key(root, path), Known { signature: *signature, seen, digest });
+    pub(super) fn remember(&mut self, path: &str, signature: &Signature, seen: i128, digest: Digest) {
+        self.known.insert(path.into(), Known { signature: *signature, seen, digest, asked: true });
         self.changed = true;
     }
 
-    /// Writes the file anew where something was learnt. Failing to is no error: the next build hashes again.
+    /// Writes all of it anew where something was learnt. Failing to is no error: the next build hashes again.
     pub fn save(&mut self) {
-        let (Some(path), true) = (&self.path, self.changed) else { return };
+        let (Some((store, root)), true) = (&self.place, self.changed) else { return };
+        // Names that come and go, as those of bundlers, would add up for ever.
+        let oldest = clock() - LASTS;
+        self.known.retain(|_, known| known.asked || known.seen >= oldest);
         let saved = Saved { version: VERSION, files: std::mem::take(&mut self.known) };
-        if let (Ok(body), Some(folder)) = (postcard::to_stdvec(&saved), path.parent())
-            && let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
-            && file.write_all(Digest::of(&body).as_bytes()).is_ok()
-            && file.write_all(&body).is_ok()
-        {
-            Kept::StatsWritten.reach();
-            let _ = cache::replace(&file.into_temp_path(), path);
-            Kept::StatsSettled.reach();
+        if let Ok(body) = postcard::to_stdvec(&saved) {
+            let _ = store.keep_stats(root, &[Digest::of(&body).as_bytes().as_slice(), &body].concat());
         }
         self.known = saved.files;
         self.changed = false;
@@ -132,13 +134,6 @@ pub(super) fn clock() -> i128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i128)
 }
 
-fn key(root: &Path, path: &str) -> Vec<u8> {
-    let mut key = root.as_os_str().as_bytes().to_vec();
-    key.push(0);
-    key.extend_from_slice(path.as_bytes());
-    key
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,14 +143,44 @@ mod tests {
     /// A file that was changed at `changed` and hashed at `seen`, as a cache that was saved and loaded tells it, which may be of
     /// another version.
     fn remembered(version: u32, changed: i128, seen: i128) -> Option<Digest> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("stat");
         let signature = Signature { size: 3, mtime: OLD, ctime: changed, inode: 7, device: 8 };
-        let mut files = HashMap::new();
-        files.insert(key(folder.path(), "a"), Known { signature, seen, digest: Digest::of(b"one") });
+        let known = Known { signature, seen, digest: Digest::of(b"one"), asked: false };
+        let files = HashMap::from([("a".to_owned(), known)]);
         let body = postcard::to_stdvec(&Saved { version, files }).expect("serializes");
-        fs::write(&path, [Digest::of(&body).as_bytes().as_slice(), &body].concat()).expect("writes");
-        StatCache::load(path).digest(folder.path(), "a", &signature)
+        let (_folder, store) = store();
+        let context = Path::new("/context");
+        let bytes = [Digest::of(&body).as_bytes().as_slice(), &body].concat();
+        store.keep_stats(context, &bytes).expect("keeps");
+        StatCache::load(&store, context).digest("a", &signature)
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        (folder, store)
+    }
+
+    #[test]
+    fn what_no_build_asks_for_is_forgotten_and_other_contexts_are_not_looked_at() {
+        let (_folder, store) = store();
+        let [one, other] = ["/one", "/other"].map(Path::new);
+        let signature = Signature { size: 3, mtime: OLD, ctime: OLD, inode: 7, device: 8 };
+        let (now, digest) = (clock(), Digest::of(b"one"));
+        let mut cache = StatCache::load(&store, one);
+        for (path, seen) in [("old", now - LASTS - 1), ("old and asked for", now - LASTS - 1), ("young", now)] {
+            cache.remember(path, &signature, seen, digest);
+        }
+        cache.save();
+        assert_eq!(cache.known.len(), 3, "a build keeps what it hashed, whatever its clock says");
+        assert!(StatCache::load(&store, other).known.is_empty());
+        let mut cache = StatCache::load(&store, one);
+        assert_eq!(cache.digest("old and asked for", &signature), Some(digest));
+        cache.remember("new", &signature, now, digest);
+        cache.save();
+        let cache = StatCache::load(&store, one);
+        let mut known: Vec<&str> = cache.known.keys().map(String::as_str).collect();
+        known.sort_unstable();
+        assert_eq!(known, ["new", "old and asked for", "young"]);
     }
 
     #[test]
@@ -174,20 +199,20 @@ mod tests {
         assert_eq!(remembered(VERSION, ahead - 10 * GRANULARITY, ahead), None);
         let mut cache = StatCache::default();
         let signature = Signature { size: 3, mtime: OLD, ctime: ahead, inode: 7, device: 8 };
-        cache.remember(Path::new("/"), "a", &signature, clock(), Digest::of(b"one"));
-        assert_eq!(cache.digest(Path::new("/"), "a", &signature), None, "a file from the future is hashed each time");
+        cache.remember("a", &signature, clock(), Digest::of(b"one"));
+        assert_eq!(cache.digest("a", &signature), None, "a file from the future is hashed each time");
     }
 
     #[test]
     fn another_versions_memory_and_garbage_count_as_nothing() {
         assert_eq!(remembered(VERSION + 1, OLD, OLD + 10 * GRANULARITY), None);
         assert_eq!(remembered(0, OLD, OLD + 10 * GRANULARITY), None);
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("stat");
+        let (_folder, store) = store();
+        let context = Path::new("/context");
         let garbage = [9u8; 100];
         for bytes in [[].as_slice(), &garbage, &[Digest::of(&garbage).as_bytes().as_slice(), &garbage].concat()] {
-            fs::write(&path, bytes).expect("writes");
-            assert!(StatCache::load(path.clone()).known.is_empty());
+            store.keep_stats(context, bytes).expect("keeps");
+            assert!(StatCache::load(&store, context).known.is_empty());
         }
     }
 }

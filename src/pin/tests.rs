@@ -2,6 +2,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use cache::Store;
 use layers::path;
 use layers::source::{Files, files};
 
@@ -69,9 +70,10 @@ fn the_digest_changes_with_everything_that_reaches_the_image_and_nothing_else() 
 fn one_byte_edited_with_size_and_mtime_restored_is_noticed() {
     let folder = context(&[("src/a", "one")]);
     let file = folder.path().join("src/a");
-    let cache = folder.path().join("stats");
+    let cache = tempfile::tempdir().expect("a folder");
+    let store = Store::open_at(cache.path()).expect("opens");
     let digest = || {
-        let context = Context::open(folder.path(), StatCache::load(cache.clone()), 1).expect("opens");
+        let context = Context::open(folder.path(), StatCache::load(&store, folder.path()), 1).expect("opens");
         let selection = context.select(&files("src", path!("/app"))).expect("selects");
         context.save_stats();
         selection.digest
@@ -126,7 +128,7 @@ fn however_long_hashing_takes_what_changed_when_it_was_looked_at_is_hashed_again
     let changed = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     for (seen, trusted) in [(changed, None), (changed + 3_000_000_000, Some(Digest::of(b"one")))] {
         context.pin(vec![look()], seen).expect("hashes");
-        assert_eq!(context.stats().digest(folder.path(), "a", &stat::Signature::of(&metadata)), trusted);
+        assert_eq!(context.stats().digest("a", &stat::Signature::of(&metadata)), trusted);
     }
 }
 

@@ -39,6 +39,7 @@ fn class(cache: &Path, path: &Path) -> &'static str {
         "blobs-v1" => "blobs",
         "ledger-v1" => "records",
         "partial-v1" => "partial",
+        "stat-v2" => "stats",
         "commands-v1" => "commands",
         "blobs-v7" => "otherVersions",
         "tmp-v1" | "" => "leftovers",
