@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use layers::{Digest, Key};
 
 use crate::points::Point;
-use crate::survey::{Class, Item, list};
+use crate::survey::{Class, Item, Leftover, Survey, list};
 use crate::{CacheError, Store, fails, ledger};
 
 /// What a cache may come to.
@@ -92,6 +92,7 @@ impl Store {
             contents.classes.entry(item.class).or_default().add(item.size);
             contents.total += item.size;
         }
+        contents.total += survey.leftovers.iter().map(|leftover| leftover.size).sum::<u64>();
         Ok(contents)
     }
 
@@ -103,33 +104,17 @@ impl Store {
 
     /// Says what a collection would remove.
     pub fn would_collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
-        let (doomed, collected) = self.condemn(limits, now)?;
-        drop(doomed);
-        Ok(collected)
+        Ok(self.condemn(limits, now)?.2)
     }
 
-    /// Temporary files. While a collector has the cache, nobody is going to finish them.
-    fn leftovers(&self) -> Result<Vec<(PathBuf, fs::Metadata)>, CacheError> {
-        let mut found = list(&self.scratch())?;
-        let is_temporary =
-            |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"));
-        found
-            .extend(list(self.root())?.into_iter().filter(|(path, metadata)| metadata.is_file() && is_temporary(path)));
-        Ok(found)
-    }
-
-    fn condemn(&self, limits: &Limits, now: i64) -> Result<(Vec<Item>, Collected), CacheError> {
-        let survey = self.survey()?;
+    fn condemn(&self, limits: &Limits, now: i64) -> Result<(Vec<Item>, Vec<Leftover>, Collected), CacheError> {
+        let Survey { mut items, leftovers, fixed } = self.survey()?;
         let mut collected = Collected::default();
-        for (path, metadata) in self.leftovers()? {
-            let size =
-                if metadata.is_dir() { crate::survey::tree_size(&path)? } else { crate::survey::disk(&metadata) };
-            collected.leftovers.add(size);
+        for leftover in &leftovers {
+            collected.leftovers.add(leftover.size);
         }
-        let mut total =
-            survey.fixed + survey.items.iter().map(|item| item.size).sum::<u64>() - collected.leftovers.bytes;
+        let mut total = fixed + items.iter().map(|item| item.size).sum::<u64>();
         let mut free = self.free()?.saturating_add(collected.leftovers.bytes);
-        let mut items = survey.items;
         items.sort_by(|a, b| {
             (a.class != Class::OtherVersion, a.used, a.class, &a.path).cmp(&(
                 b.class != Class::OtherVersion,
@@ -153,7 +138,7 @@ impl Store {
             }
         }
         collected.kept = total;
-        Ok((doomed, collected))
+        Ok((doomed, leftovers, collected))
     }
 }
 
@@ -170,9 +155,9 @@ impl Collector<'_> {
 
     /// Removes what is beyond the limits, and what killed builders left behind.
     pub fn collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
-        let (doomed, collected) = self.store.condemn(limits, now)?;
-        for (path, metadata) in self.store.leftovers()? {
-            remove(&path, metadata.is_dir())?;
+        let (doomed, leftovers, collected) = self.store.condemn(limits, now)?;
+        for leftover in &leftovers {
+            remove(&leftover.path, leftover.is_folder)?;
             Point::Swept.reach();
         }
         for item in &doomed {
@@ -433,6 +418,27 @@ mod tests {
         let total = cache.store.contents().expect("looks").total;
         cache.collect(Limits { max_size: Some(total - 1), ..Limits::default() });
         assert!(!other.exists());
+    }
+
+    /// A dry run takes no lock: files come and go beside it.
+    #[test]
+    fn a_dry_run_beside_a_builder_counts_what_it_writes_once() {
+        let cache = Cache::new();
+        let scratch = cache.store.scratch();
+        let before = cache.store.contents().expect("looks");
+        std::thread::scope(|scope| {
+            let builder = scope.spawn(|| {
+                for number in 0..500 {
+                    fs::write(scratch.join((number % 8).to_string()), vec![1; (number % 8) << 16]).expect("writes");
+                }
+            });
+            while !builder.is_finished() {
+                let would = cache.store.would_collect(&Limits::default(), 1000).expect("looks");
+                assert!(would.removed.is_empty() && would.kept == before.total, "{would:?}");
+            }
+        });
+        let contents = cache.store.contents().expect("looks");
+        assert!(contents.total >= before.total + (28 << 16), "{contents:?}");
     }
 
     #[test]

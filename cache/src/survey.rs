@@ -42,11 +42,22 @@ pub(crate) struct Item {
     pub(crate) used: i64,
 }
 
+/// A temporary file or folder. While a collector has the cache, nobody is going to finish it.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    pub(crate) path: PathBuf,
+    pub(crate) is_folder: bool,
+    /// Bytes on disk.
+    pub(crate) size: u64,
+}
+
 /// Everything that can be removed.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     pub(crate) items: Vec<Item>,
-    /// Bytes on disk of files that no collection removes: locks, other builders' temporary files.
+    /// Counted here alone: beside a running build they come and go between two looks.
+    pub(crate) leftovers: Vec<Leftover>,
+    /// Bytes on disk of files that no collection removes: locks, say.
     pub(crate) fixed: u64,
 }
 
@@ -100,24 +111,31 @@ impl Store {
             Ok(())
         })?;
         flow(&mut nodes);
-        let mut survey = Survey { items: nodes.into_iter().map(|node| node.item).collect(), fixed: 0 };
+        let mut survey = Survey { items: nodes.into_iter().map(|node| node.item).collect(), ..Survey::default() };
         let partial = self.bucket("partial");
         for (path, metadata) in list(&partial)? {
             survey.items.push(item(path, Class::Partial, &metadata));
         }
         for (path, metadata) in list(&self.bucket("commands"))? {
-            let size = if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
+            let size = size(&path, &metadata)?;
             survey.items.push(Item { path, class: Class::Command, size, used: metadata.mtime() });
         }
         for (path, metadata) in list(&self.bucket("stat"))? {
             survey.items.push(item(path, Class::Stats, &metadata));
         }
-        let own = ["blobs", "ledger", "partial", "stat", "commands"].map(|name| self.bucket(name));
+        for (path, metadata) in list(&self.scratch())? {
+            survey.leftovers.push(leftover(path, &metadata)?);
+        }
+        let own = ["blobs", "ledger", "partial", "stat", "commands", "tmp"].map(|name| self.bucket(name));
         for (path, metadata) in list(self.root())? {
             if own.contains(&path) {
                 continue;
             }
-            let size = if metadata.is_dir() { tree_size(&path)? } else { disk(&metadata) };
+            if metadata.is_file() && is_temporary(&path) {
+                survey.leftovers.push(leftover(path, &metadata)?);
+                continue;
+            }
+            let size = size(&path, &metadata)?;
             if is_other_version(&path) {
                 survey.items.push(Item { path, class: Class::OtherVersion, size, used: metadata.mtime() });
             } else {
@@ -190,8 +208,22 @@ fn item(path: PathBuf, class: Class, metadata: &fs::Metadata) -> Item {
     Item { path, class, size: disk(metadata), used: metadata.mtime() }
 }
 
+fn leftover(path: PathBuf, metadata: &fs::Metadata) -> Result<Leftover, CacheError> {
+    let size = size(&path, metadata)?;
+    Ok(Leftover { path, is_folder: metadata.is_dir(), size })
+}
+
+fn is_temporary(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"))
+}
+
+/// Bytes on disk of a file, or of all that is in a folder.
+fn size(path: &Path, metadata: &fs::Metadata) -> Result<u64, CacheError> {
+    if metadata.is_dir() { tree_size(path) } else { Ok(disk(metadata)) }
+}
+
 /// Bytes on disk: what the ceiling is about.
-pub(crate) fn disk(metadata: &fs::Metadata) -> u64 {
+fn disk(metadata: &fs::Metadata) -> u64 {
     metadata.blocks() * 512
 }
 
@@ -218,7 +250,7 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, CacheE
 }
 
 /// Bytes on disk of all that is in a folder, which may be tens of thousands of files.
-pub(crate) fn tree_size(folder: &Path) -> Result<u64, CacheError> {
+fn tree_size(folder: &Path) -> Result<u64, CacheError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries.map_err(CacheError::at(folder))?,
