@@ -330,7 +330,8 @@ fn real_a_full_disk_is_named_and_leaves_nothing_wrong() {
         match done.status {
             0 => assert_eq!(project.delivered(), right),
             _ => {
-                done.failure(1, &[]);
+                let said = done.failure(1, &[]).stderr;
+                assert!(said.contains("the disk of the cache is full while writing `"), "{room} bytes free: {said}");
                 full += 1;
             }
         }
