@@ -112,7 +112,8 @@ pub enum CacheError {
 }
 
 impl CacheError {
-    fn at(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
+    /// What went wrong with this file or folder of the cache.
+    pub fn at(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CacheError::Full { path: path.into() },
             _ if fails(&source) => CacheError::Failing { path: path.into(), source },

@@ -35,6 +35,26 @@ fn archive(source: io::Error) -> CacheError {
     CacheError::Archive { source }
 }
 
+/// What is copied; remembers whether reading is what failed.
+struct Copied<R> {
+    inner: R,
+    failed: bool,
+}
+
+impl<R> Copied<R> {
+    fn from(inner: R) -> Copied<R> {
+        Copied { inner, failed: false }
+    }
+}
+
+impl<R: Read> Read for Copied<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(out);
+        self.failed = read.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
+        read
+    }
+}
+
 impl Store {
     /// Writes everything that was of use at `since` (seconds since 1970) or later as a tar file. What commands keep for themselves
     /// stays: their logs, their stages as folders, and their `.cache(..)` folders, which may hold what is nobody else's business.
@@ -58,7 +78,9 @@ impl Store {
             header.set_size(size);
             header.set_mode(0o444);
             header.set_mtime(0);
-            tar.append_data(&mut header, format!("{bucket}/{name}"), (&file).take(size)).map_err(archive)?;
+            let mut blob = Copied::from((&file).take(size));
+            let appended = tar.append_data(&mut header, format!("{bucket}/{name}"), &mut blob);
+            appended.map_err(|error| if blob.failed { CacheError::at(&item.path)(error) } else { archive(error) })?;
             amount.count += 1;
             amount.bytes += size;
             Point::Exported.reach();
@@ -105,7 +127,9 @@ impl Store {
             return Ok(Some(false));
         }
         let mut writer = self.writer()?;
-        io::copy(bytes, &mut writer).map_err(archive)?;
+        let mut bytes = Copied::from(bytes);
+        let copied = io::copy(&mut bytes, &mut writer);
+        copied.map_err(|error| if bytes.failed { archive(error) } else { CacheError::at(&self.scratch())(error) })?;
         match writer.finish_as(digest) {
             Ok(_) => Ok(Some(true)),
             Err(CacheError::Mismatch { .. }) => Ok(None),
@@ -170,6 +194,23 @@ mod tests {
         other.export(&mut same, 0).expect("exports");
         assert!(same == bytes, "the same content gives the same file");
         assert_eq!(store.export(&mut io::sink(), i64::MAX).expect("exports").count, 0);
+    }
+
+    #[test]
+    fn who_fails_is_named_the_cache_or_the_archive() {
+        let (_one, store, digest, _) = filled();
+        let mut bytes = Vec::new();
+        store.export(&mut bytes, 0).expect("exports");
+        let (_other, other) = empty();
+        let cut = other.import(&mut &bytes[..bytes.len() / 4]).expect_err("it is cut");
+        assert!(matches!(cut, CacheError::Archive { .. }), "{cut}");
+        let full = store.export(&mut File::options().write(true).open("/dev/full").expect("opens"), 0);
+        assert!(matches!(full, Err(CacheError::Archive { .. })), "{full:?}");
+        // What can be opened, and not read.
+        let path = store.blob_path(&digest);
+        fs::remove_file(&path).and_then(|()| fs::create_dir(&path)).expect("puts a folder there");
+        let unread = store.export(&mut Vec::new(), 0).expect_err("a folder is no blob");
+        assert!(unread.to_string().contains(path.to_str().expect("text")), "{unread}");
     }
 
     #[test]

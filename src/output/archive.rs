@@ -98,8 +98,14 @@ impl Output for Archive {
                     continue;
                 }
                 let Some(blob) = store.open(digest)? else { return Err(OutputError::Lost(*digest)) };
-                let mut hashing = Hashing { inner: blob, hasher: sha2::Digest::new() };
-                write(append(&mut tar, &blob_name(digest), &mut hashing, *size))?;
+                let mut hashing = Hashing { inner: blob, hasher: sha2::Digest::new(), failed: false };
+                let appended = append(&mut tar, &blob_name(digest), &mut hashing, *size);
+                match appended {
+                    Err(error) if hashing.failed => {
+                        return Err(cache::CacheError::at(&store.blob_path(digest))(error).into());
+                    }
+                    appended => write(appended)?,
+                }
                 if hashing.finish() != *digest {
                     store.remove(digest)?;
                     return Err(OutputError::Damaged(*digest));
@@ -140,6 +146,8 @@ pub(crate) fn header(name: &str, size: u64) -> io::Result<tar::Header> {
 struct Hashing {
     inner: File,
     hasher: sha2::Sha256,
+    /// Reading did.
+    failed: bool,
 }
 
 impl Hashing {
@@ -151,7 +159,9 @@ impl Hashing {
 
 impl Read for Hashing {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(out)?;
+        let read = self.inner.read(out);
+        self.failed = read.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
+        let count = read?;
         sha2::Digest::update(&mut self.hasher, &out[..count]);
         Ok(count)
     }

@@ -343,6 +343,20 @@ fn real_a_full_disk_is_named_and_leaves_nothing_wrong() {
 }
 
 #[test]
+fn real_a_full_disk_is_the_caches_and_not_that_of_the_archive_that_is_imported() {
+    let project = Project::new();
+    project.sandbox.write("src/noise", Random::of(1).bytes(900_000));
+    project.rebuilt();
+    let file = project.sandbox.path().join("cache.tar");
+    project.imgbuild(&["cache", "export", file.to_str().unwrap()]).success();
+    let disk = SmallDisk(project.sandbox.path().join("disk"));
+    fs::create_dir(&disk.0).unwrap();
+    tool("mount", ["-t", "tmpfs", "-o", "size=600k", "tmpfs", disk.0.to_str().unwrap()]);
+    let import = ["cache", "import", file.to_str().unwrap(), "--cache-dir", disk.0.to_str().unwrap()];
+    project.imgbuild(&import).failure(1, &["the disk of the cache is full while writing `"]);
+}
+
+#[test]
 fn real_a_layout_beside_the_cache_on_a_full_disk_shares_its_blobs() {
     let project = Project::new();
     project.sandbox.write("src/noise", Random::of(1).bytes(400_000));

@@ -108,6 +108,17 @@ fn real_a_blob_that_cannot_be_copied_into_a_layout_says_why_and_from_where() {
 }
 
 #[test]
+fn real_a_blob_that_cannot_be_read_is_no_archive_that_cannot_be_written() {
+    let (project, disk) = faulty(true);
+    project.rebuilt();
+    disk.set(|operation, path| (operation == "read" && path.starts_with("blobs-v1")).then_some(Errno::IO));
+    let done = outcome(project.command().args(["--output", "oci-archive:images.tar"]));
+    let said = done.failure(1, &["blobs-v1/", "Input/output error", "imgbuild cache verify"]).stderr;
+    assert!(!said.contains("images.tar"), "{said}");
+    assert!(!project.sandbox.work().join("images.tar").exists());
+}
+
+#[test]
 fn real_what_the_disk_does_not_give_back_is_named_and_removed_by_verify() {
     let (project, disk) = faulty(true);
     let right = project.rebuilt();
