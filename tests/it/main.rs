@@ -22,6 +22,7 @@ mod deploy_names_real;
 mod deploy_real;
 mod determinism_real;
 mod docker_current_real;
+mod documented;
 mod emulation_real;
 mod fetch;
 mod fleet;
