@@ -49,3 +49,24 @@ fn the_tests_that_the_page_about_them_names_are_there() {
     named.retain(|name| !functions.contains(name.as_str()));
     assert!(named.is_empty(), "docs/test-cases.md names tests that do not exist: {named:#?}");
 }
+
+/// What is in no key cannot change an outcome, so a reader wants to see all of them.
+#[test]
+fn the_page_about_the_cache_names_every_kind_of_key() {
+    let mut texts = Vec::new();
+    for folder in ["src", "cache/src", "layers/src"] {
+        sources(&repository().join(folder), &mut texts);
+    }
+    let kinds: BTreeSet<&str> = texts
+        .iter()
+        .map(|text| text.split("#[cfg(test)]\nmod tests").next().unwrap())
+        .flat_map(|code| {
+            ["KeyHasher::new(\"", ".archives_key(\""].iter().flat_map(move |call| code.split(*call).skip(1))
+        })
+        .filter_map(|rest| rest.split_once('"').map(|(kind, _)| kind))
+        .collect();
+    assert!(kinds.len() > 30 && kinds.contains("image"), "{kinds:?}");
+    let named = quoted("docs/caching.md");
+    let missing: Vec<_> = kinds.into_iter().filter(|kind| !named.contains(*kind)).collect();
+    assert!(missing.is_empty(), "docs/caching.md lacks {missing:?}");
+}
