@@ -262,8 +262,8 @@ impl Invocation {
             true => None,
             false => {
                 let key = config.cache_signing_key()?;
-                let labels = to.iter().map(|(label, _)| label.clone()).collect();
-                Some(Targets { publisher: Publisher::start(to, store.clone()), labels, key })
+                let places = caches.cache_to.clone();
+                Some(Targets { publisher: Publisher::start(to, store.clone()), places, key })
             }
         };
         let hold = store.hold()?;

@@ -109,6 +109,16 @@ pub enum RemoteSpec {
     Bucket(BucketPlace),
 }
 
+impl RemoteSpec {
+    /// The registry that it is in.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            RemoteSpec::Registry(repository) => Some(&repository.registry),
+            _ => None,
+        }
+    }
+}
+
 impl FromStr for RemoteSpec {
     type Err = String;
 
