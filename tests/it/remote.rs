@@ -311,6 +311,40 @@ fn an_edit_on_an_empty_machine_moves_records_and_its_own_layer_in_eight_round_tr
 }
 
 #[test]
+fn what_was_delivered_for_several_platforms_is_one_question() {
+    let project = Project::new();
+    let first = project.machine();
+    let registry = registry(|_| {});
+    let store = format!("registry:{}/team/cache", registry.host());
+    let trust = [(STORES, store.as_str())];
+    let push = |machine: &Machine<'_>, place: &str, more: &[&str]| {
+        let tag = format!("{}/{place}", registry.host());
+        machine.run(&[&["push", "--tag", &tag][..], more].concat(), &trust).success();
+        registry.assert_whole();
+    };
+    push(&first, "team/{image}:v1", &["--platform", "amd64,arm64", "--cache-to", &store]);
+    // What is pushed, where to, and whether the layers of `one` are asked for there.
+    let both = ["--platform", "amd64,arm64", "--cache-from", &store];
+    let one = ["--platform", "amd64", "--cache-from", &store];
+    for (at, (words, team, of_blobs)) in
+        [(&both, "team", false), (&one, "team", false), (&both, "others", true)].into_iter().enumerate()
+    {
+        let machine = project.machine();
+        machine.sandbox.write("src/main", format!("changed {at}"));
+        registry.clear_log();
+        push(&machine, &format!("{team}/{{image}}:v2-{at}"), words);
+        let asked = registry.requests(&format!("HEAD /v2/{team}/one/blobs/"));
+        assert_eq!(!asked.is_empty(), of_blobs, "{words:?}: {asked:?}");
+        // Without the cache it comes to the same.
+        let alone = project.machine();
+        alone.sandbox.write("src/main", format!("changed {at}"));
+        push(&alone, &format!("{team}/{{image}}:alone-{at}"), &words[..2]);
+        let tag = |tag: &str| registry.tag(&format!("{team}/one"), &format!("{tag}-{at}"));
+        assert!(tag("v2").is_some() && tag("v2") == tag("alone"), "{:?} {:?}", tag("v2"), tag("alone"));
+    }
+}
+
+#[test]
 fn an_edit_on_an_empty_machine_moves_no_more_bytes_than_the_change_and_64_kib() {
     let project = Project::new();
     let (first, second) = (project.machine(), project.machine());
