@@ -143,6 +143,7 @@ fn build_and_push(
                 Err(RegistryError::Lost(_)) => is_lost.store(true, Ordering::Relaxed),
                 Err(error @ RegistryError::File { .. }) if !bench.elsewhere.is_empty() => {
                     is_lost.store(true, Ordering::Relaxed);
+                    bench.elsewhere.distrust();
                     bench.observer.on(Event::Warning(&format!("a cache elsewhere is passed over: {error}")));
                 }
                 _ => {}

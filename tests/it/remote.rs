@@ -215,6 +215,21 @@ fn no_damage_of_a_store_fails_a_build_or_changes_an_image() {
     let (found, said, asked) = machine.build(&["--cache-from", &store], &[(STORES, &store)]);
     assert_eq!(found, right);
     assert!(asked > 0 && said.contains("passed over"), "{said}");
+    // Who reads and writes mends all of it, also what has its length; by a push as well.
+    let push = format!("{}/{{image}}:v1", registry(|_| {}).host());
+    for words in [&["build"][..], &["push", "--tag", &push]] {
+        for file in files.iter().filter(|file| file.to_string_lossy().contains("/blobs/")) {
+            let mut bad = fs::read(file).unwrap();
+            bad.iter_mut().for_each(|byte| *byte ^= 1);
+            fs::write(file, bad).unwrap();
+        }
+        let machine = project.machine();
+        let both = ["--cache-from", &store, "--cache-to", &store];
+        machine.run(&[words, &both[..]].concat(), &[(STORES, &store)]).success();
+        let machine = project.machine();
+        let (found, said, asked) = machine.build(&["--cache-from", &store], &[(STORES, &store)]);
+        assert_eq!((found, asked), (right.clone(), 0), "{words:?}: {said}");
+    }
 }
 
 #[test]
