@@ -25,6 +25,10 @@ cache::points! {
         LayoutSwept = "layout-swept",
         /// What is remembered of a layout's blobs is written, and has no name yet.
         LayoutSeenWritten = "layout-seen-written",
+        /// A file of a cache in another folder is written, and has no name yet.
+        ElsewhereWritten = "elsewhere-written",
+        /// It has its name; the last is the document, which makes all visible.
+        ElsewhereSettled = "elsewhere-settled",
         /// An archive is written, and has no name yet.
         ArchiveWritten = "archive-written",
         /// It has its name.

@@ -247,23 +247,31 @@ impl Invocation {
         let limits = config.cache_limits()?.into();
         let compression = config.compression(self.globals.compression)?;
         let trusted = if caches.cache_from.is_empty() { Vec::new() } else { config.cache_trusted_stores()? };
-        let mut sources = Vec::new();
-        for spec in &caches.cache_from {
-            let remote = self.remote(&config, spec)?;
-            sources.push(Source { label: spec.to_string(), remote, trusted: trusted.contains(spec) });
-        }
+        let from = caches.cache_from.iter().map(|spec| self.remote(&config, spec)).collect::<Result<Vec<_>, _>>()?;
+        let sources = caches.cache_from.iter().zip(&from).map(|(spec, remote)| Source {
+            label: spec.to_string(),
+            remote: remote.clone(),
+            trusted: trusted.contains(spec),
+        });
+        let sources: Vec<Source> = sources.collect();
         let keys = if sources.is_empty() { Vec::new() } else { config.cache_trusted_keys()? };
         let elsewhere = Arc::new(Sources::new(sources, keys));
         let mut to = Vec::new();
         for spec in &caches.cache_to {
-            to.push((spec.to_string(), self.remote(&config, spec)?));
+            // A folder that is read from and written to is one: who finds damage in it sees to it that it is mended.
+            let read = caches.cache_from.iter().position(|it| it == spec && matches!(it, RemoteSpec::Dir(_)));
+            let remote = match read {
+                Some(at) => from[at].clone(),
+                None => self.remote(&config, spec)?,
+            };
+            to.push((spec.to_string(), remote));
         }
         let targets = match to.is_empty() {
             true => None,
             false => {
                 let key = config.cache_signing_key()?;
-                let labels = to.iter().map(|(label, _)| label.clone()).collect();
-                Some(Targets { publisher: Publisher::start(to, store.clone()), labels, key })
+                let places = caches.cache_to.clone();
+                Some(Targets { publisher: Publisher::start(to, store.clone()), places, key })
             }
         };
         let hold = store.hold()?;

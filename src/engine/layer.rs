@@ -138,24 +138,31 @@ impl Local<'_> {
         LayerJob { key, text, label: label.to_owned(), skeleton, fragments, ran, prefixes, made: None }
     }
 
-    /// What the last layer of these directories began with that this one begins with, too: its tar is not hashed again.
-    pub(super) fn beginning(&self, job: &LayerJob) -> Result<Prefixes, EngineError> {
+    /// What the last layer of these directories began with that this one begins with, too: its tar is not hashed again. And where to
+    /// keep what this one begins with, if that is worth it.
+    pub(super) fn beginning(&self, job: &LayerJob) -> Result<(Prefixes, Option<Last>), EngineError> {
+        let Some((key, text)) = beginning_key(job) else { return Ok((job.prefixes.clone(), None)) };
         if job.prefixes != Prefixes::default() {
-            return Ok(job.prefixes.clone());
+            return Ok((job.prefixes.clone(), Some(Last { key, text, known: None })));
         }
-        let Some((key, _)) = beginning_key(job) else { return Ok(Prefixes::default()) };
         let known = self.store.find(&key)?.and_then(|bytes| serde_json::from_slice::<Beginning>(&bytes).ok());
-        let Some(Beginning { fragments, mut prefixes }) = known else { return Ok(Prefixes::default()) };
-        let same = fragments.iter().zip(&job.fragments).take_while(|(known, fragment)| **known == fragment.blob);
-        prefixes.truncate(same.count());
-        Ok(prefixes)
+        let prefixes = known.as_ref().map(|Beginning { fragments, prefixes }| {
+            let same = fragments.iter().zip(&job.fragments).take_while(|(known, fragment)| **known == fragment.blob);
+            let mut prefixes = prefixes.clone();
+            prefixes.truncate(same.count());
+            prefixes
+        });
+        Ok((prefixes.unwrap_or_default(), Some(Last { key, text, known })))
     }
 
     /// Keeps what a layer began with for the next one of these directories.
-    pub(super) fn keep_beginning(&self, job: &LayerJob, prefixes: Prefixes) -> Result<(), EngineError> {
-        let Some((key, text)) = beginning_key(job) else { return Ok(()) };
+    pub(super) fn keep_beginning(&self, job: &LayerJob, last: Last, prefixes: &Prefixes) -> Result<(), EngineError> {
         let fragments = job.fragments.iter().take(Prefixes::MOST).map(|fragment| fragment.blob).collect();
-        Ok(self.store.keep(&key, &text, &Beginning { fragments, prefixes })?)
+        let now = Beginning { fragments, prefixes: prefixes.clone() };
+        if last.known.as_ref() != Some(&now) {
+            self.store.keep(&last.key, &last.text, &now)?;
+        }
+        Ok(())
     }
 
     fn add_user(&self, user: &User, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
@@ -252,12 +259,19 @@ impl Local<'_> {
 }
 
 /// What the ledger knows of the beginning of a layer.
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct Beginning {
     /// The first fragments.
     fragments: Vec<Digest>,
     /// What the tar comes to behind each of them.
     prefixes: Prefixes,
+}
+
+/// Where the beginnings of layers with the same directories are kept, and what was found there of the last one.
+pub(super) struct Last {
+    key: Key,
+    text: String,
+    known: Option<Beginning>,
 }
 
 /// Layers with less tar before their last fragment are hashed from their beginning, bytes.

@@ -561,13 +561,15 @@ impl Local<'_> {
         });
         let tar_size = |members: &[Member]| members.iter().map(|member| u64::from(member.tar)).sum();
         let tar_sizes: Vec<u64> = job.fragments.iter().map(|fragment| tar_size(&fragment.layout.members)).collect();
-        let ((), digests, prefixes) =
-            writer.behind(self.beginning(job)?).finish(&tar_sizes, sources, |out, digest, _| {
-                ready(out.finish_as(&digest)?);
-                Ok::<_, EngineError>(())
-            })?;
+        let (known, last) = self.beginning(job)?;
+        let ((), digests, prefixes) = writer.behind(known).finish(&tar_sizes, sources, |out, digest, _| {
+            ready(out.finish_as(&digest)?);
+            Ok::<_, EngineError>(())
+        })?;
         let record = LayerRecord { digest: digests.digest, diff_id: digests.diff_id, size: digests.size };
-        self.keep_beginning(job, prefixes.clone())?;
+        if let Some(last) = last {
+            self.keep_beginning(job, last, &prefixes)?;
+        }
         self.store.keep(&job.key, &job.text, &KeptLayer { record: record.clone(), prefixes })?;
         self.observer.on(Event::LayerFinished { label: &job.label, digest: record.digest, size: record.size });
         Ok(record)

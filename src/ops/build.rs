@@ -19,7 +19,7 @@ use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
 use layers::op::Op;
 use layers::source::Python;
-use layers::{ImageConfig, Key, PlannedImage, Platform, StageId};
+use layers::{Digest, ImageConfig, Key, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
 use super::exchange;
@@ -36,7 +36,7 @@ use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
 use crate::parallel::{at_once, in_parallel};
-use crate::remote::TRANSFERS;
+use crate::remote::{Payload, TRANSFERS};
 
 /// What is to be built.
 #[derive(Debug, Clone)]
@@ -69,7 +69,7 @@ pub struct Built {
 #[serde(rename_all = "camelCase")]
 pub struct BuiltLayer {
     /// Compressed digest.
-    pub digest: layers::Digest,
+    pub digest: Digest,
     /// Uncompressed digest.
     pub diff_id: layers::DiffId,
     /// Compressed bytes.
@@ -103,6 +103,8 @@ pub(super) struct Wanted<'a> {
     pub resolved: Resolved,
     pub key: ImageKey,
     pub record: Option<ImageRecord>,
+    /// What caches elsewhere will be told of it.
+    pub told: Option<Payload>,
 }
 
 /// Builds images; what a mirror no longer has is locked anew, unless the request is `locked`.
@@ -139,6 +141,12 @@ pub trait Beside<'b>: Sync {
 
     /// Hears of a layer of an image that was made and lies in the store. That image may still fail.
     fn made(&self, image: &str, layer: Blob);
+
+    /// Hears what a cache elsewhere says of an image's last build: the manifest or index that it was delivered as, with all its platforms,
+    /// and the layers for one of them.
+    fn last(&self, _image: &str, _platform: Platform, _top: Digest, _layers: &[Digest]) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Is given what the next build is quicker with, to be done before the command ends: at once, or beside what follows.
     fn later(&self, work: Work<'b>) -> Result<(), Failure> {
@@ -182,7 +190,7 @@ impl<E: Into<Failure>> From<E> for Trouble {
 }
 
 /// The archive that every mirror says it does not have.
-fn gone(error: &EngineError) -> Option<layers::Digest> {
+fn gone(error: &EngineError) -> Option<Digest> {
     match error {
         EngineError::Gone { digest, .. } => Some(*digest),
         EngineError::At { source, .. } => gone(source),
@@ -191,7 +199,7 @@ fn gone(error: &EngineError) -> Option<layers::Digest> {
 }
 
 /// The Debian packages whose .deb has this digest.
-fn packages_of(lock: &Lock, digest: layers::Digest) -> Option<Vec<String>> {
+fn packages_of(lock: &Lock, digest: Digest) -> Option<Vec<String>> {
     let mut names: Vec<String> = lock
         .debian
         .values()
@@ -254,12 +262,13 @@ fn build_once<'b>(
                 Some(record) if record.is_whole(bench.store, &resolved, &mut present)? => Some(record),
                 _ => None,
             };
-            wanted.push(Wanted { name, image, platform, resolved, key, record });
+            wanted.push(Wanted { name, image, platform, resolved, key, record, told: None });
         }
     }
     let found = super::remote::images(
         bench,
         wanted.iter().filter(|it| it.record.is_none()).map(|it| (it.name, it.platform, &it.key)),
+        beside,
     )?;
     for it in &mut wanted {
         let record = it.record.take().or_else(|| found.get(&it.key.key).cloned());
@@ -285,6 +294,8 @@ fn build_once<'b>(
         let mine: Vec<(usize, &Wanted<'_>)> = wanted.iter().enumerate().filter(|(_, it)| it.name == *name).collect();
         let all_cached = mine.iter().all(|(at, _)| cached[*at]);
         let image = finish(bench, request, name, image, mine.into_iter().map(|(_, it)| it), created, all_cached)?;
+        let told = wanted.iter_mut().filter(|it| it.name == *name).filter_map(|it| it.told.take());
+        told.for_each(|payload| super::remote::tell(bench, payload, image.image.top().digest));
         bench.observer.on(Event::ImageFinished { name, digest: image.image.top().digest, cached: all_cached });
         built.push(image);
     }
@@ -381,7 +392,7 @@ fn make_layers<'b>(
             missing.iter().filter(|it| !walked.contains_key(&it.at)).collect()
         };
         in_parallel(TRANSFERS, &rest(&walked), |it| {
-            if let Some(bundle) = super::remote::warm(bench, wanted[it.at].name, wanted[it.at].platform) {
+            if let Some(bundle) = super::remote::warm(bench, wanted[it.at].name, wanted[it.at].platform, beside)? {
                 bundles.lock().expect("no thread panics while it holds this").insert(it.at, bundle);
             }
             Ok::<(), Failure>(())
@@ -517,7 +528,7 @@ fn make_layers<'b>(
             cut: cut.as_ref(),
             record: &record,
         };
-        super::remote::publish(bench, engine, &made)?;
+        it.told = super::remote::publish(bench, engine, &made)?;
         it.record = Some(record);
     }
     Ok(())
@@ -582,7 +593,7 @@ fn finish<'a>(
 ) -> Result<Built, Trouble> {
     let mut images: Vec<BuiltImage> = Vec::new();
     let mut platforms = Vec::new();
-    let mut blobs: Vec<(layers::Digest, u64)> = Vec::new();
+    let mut blobs: Vec<(Digest, u64)> = Vec::new();
     for it in wanted {
         let record = it.record.as_ref().expect("every image has its record by now");
         let mut labels: BTreeMap<String, String> = BTreeMap::new();

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Scope;
 
 use cache::Blob;
-use layers::Digest;
 use layers::oci::{self, Document};
+use layers::{Digest, Platform};
 
 use super::Bench;
 use super::build::{Beside, Built, Request, Work, build_beside};
@@ -19,6 +19,7 @@ use crate::registry::{
     self, Ahead, Bundle, Delivery, Planned, Pushed, Reference, Registries, RegistryError, Repository, Supply,
     TagRequest,
 };
+use crate::remote::RemoteSpec;
 
 /// What is to be pushed.
 #[derive(Debug, Clone)]
@@ -82,6 +83,10 @@ pub fn places(
 /// Builds what is stale and pushes everything.
 pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<PushedImage>, Failure> {
     let places = places(bench, registries, request)?;
+    let written: BTreeSet<&str> = bench.targets.iter().flat_map(|it| &it.places).filter_map(RemoteSpec::host).collect();
+    // What a registry has for one repository it takes over for another: the push comes first, and its layers are not sent twice.
+    let held = bench.targets.filter(|_| places.values().flatten().any(|it| written.contains(&*it.repository.registry)));
+    held.inspect(|targets| targets.publisher.hold());
     let is_lost = AtomicBool::new(false);
     let once = || build_and_push(bench, registries, request, &places, &is_lost);
     let (built, deliveries, pushed) = match once() {
@@ -91,6 +96,7 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
         }
         done => done?,
     };
+    held.inspect(|targets| targets.publisher.release());
     let mut pushed = pushed.into_iter().zip(&deliveries).peekable();
     let mut done = Vec::new();
     for built in built {
@@ -122,8 +128,9 @@ fn build_and_push(
     std::thread::scope(|scope| {
         // Nothing goes on for longer than the push, whatever ends it.
         let _stops = Stops(registries);
-        let (one, later) = (AtomicBool::new(false), Mutex::default());
-        let beside = Sends { bench, registries, places, scope, one, later };
+        let (one, told, later) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
+        let platforms = request.build.platforms.len();
+        let beside = Sends { bench, registries, places, platforms, scope, one, told, later };
         let ready = prepare(bench, request, places, &beside);
         let push = || {
             let (built, deliveries, supply) = ready.inspect_err(|_| registries.end_uploads())?;
@@ -136,6 +143,7 @@ fn build_and_push(
                 Err(RegistryError::Lost(_)) => is_lost.store(true, Ordering::Relaxed),
                 Err(error @ RegistryError::File { .. }) if !bench.elsewhere.is_empty() => {
                     is_lost.store(true, Ordering::Relaxed);
+                    bench.elsewhere.distrust();
                     bench.observer.on(Event::Warning(&format!("a cache elsewhere is passed over: {error}")));
                 }
                 _ => {}
@@ -182,12 +190,19 @@ struct Sends<'scope, 'env> {
     bench: &'env Bench<'env>,
     registries: &'env Registries,
     places: &'env BTreeMap<String, Vec<Reference>>,
+    /// For so many platforms.
+    platforms: usize,
     scope: &'scope Scope<'scope, 'env>,
     /// Whether one may push, and one image alone is made: what several have in common is sent once, and mounted.
     one: AtomicBool,
+    /// What caches elsewhere said of the last build of each image, for each platform.
+    told: Mutex<BTreeMap<String, Told>>,
     /// What is done beside the push.
     later: Mutex<Option<Work<'env>>>,
 }
+
+/// What an image was delivered as, and its layers, for each platform.
+type Told = BTreeMap<Platform, (Digest, Vec<Digest>)>;
 
 /// Ends what is sent ahead when it is dropped.
 struct Stops<'a>(&'a Registries);
@@ -230,6 +245,20 @@ impl<'env> Beside<'env> for Sends<'_, 'env> {
                 let _ = std::thread::Builder::new().spawn_scoped(self.scope, send);
             }
         }
+    }
+
+    fn last(&self, image: &str, platform: Platform, top: Digest, layers: &[Digest]) -> Result<(), Failure> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_image = told.entry(image.to_owned()).or_default();
+        of_image.insert(platform, (top, layers.to_vec()));
+        // Where platforms were delivered apart, none of that names all layers.
+        if of_image.len() == self.platforms && of_image.values().all(|(other, _)| *other == top) {
+            for Reference { repository, .. } in self.places.get(image).into_iter().flatten() {
+                let layers = of_image.values().flat_map(|(_, layers)| layers.iter().copied());
+                registry::may_have(self.bench.store, repository, top, layers)?;
+            }
+        }
+        Ok(())
     }
 
     fn later(&self, work: Work<'env>) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use layers::lower::Resolved;
 use layers::{Digest, Key, Platform};
 
 use super::Bench;
-use super::build::Built;
+use super::build::{Beside, Built};
 use super::explain::{Left, remember_latest};
 use super::key::{ImageKey, ImageRecord};
 use crate::engine::foundation::Cut;
@@ -19,16 +19,16 @@ use crate::observe::Event;
 use crate::parallel::in_parallel;
 use crate::registry::{Demand, Supply};
 use crate::remote::{
-    Answer, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, SigningKey, TRANSFERS, image_name,
-    latest_name, layers_name, parts_name,
+    Answer, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, RemoteSpec, SigningKey, TRANSFERS,
+    image_name, latest_name, layers_name, parts_name,
 };
 
 /// Where a build's outcome goes.
 pub struct Targets {
     /// Who sends.
     pub publisher: crate::remote::Publisher,
-    /// Where to, as it was written.
-    pub labels: Vec<String>,
+    /// Where to.
+    pub places: Vec<RemoteSpec>,
     /// What documents are signed with.
     pub key: Option<SigningKey>,
 }
@@ -38,8 +38,9 @@ pub struct Targets {
 pub(super) fn images<'a>(
     bench: &Bench<'_>,
     wanted: impl Iterator<Item = (&'a str, Platform, &'a ImageKey)>,
+    beside: &dyn Beside<'_>,
 ) -> Result<HashMap<Key, ImageRecord>, Failure> {
-    let found = Mutex::new(HashMap::new());
+    let found = Mutex::new(HashMap::<Key, Payload>::new());
     if bench.elsewhere.is_empty() {
         return Ok(HashMap::new());
     }
@@ -48,16 +49,37 @@ pub(super) fn images<'a>(
         let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(()) };
         key.keep(bench.store, &payload.image)?;
         remember_latest(bench, name, *platform, &key.key, |_| Ok(Left::default()))?;
-        found.lock().expect("no thread panics while it holds this").insert(key.key, payload.image);
+        found.lock().expect("no thread panics while it holds this").insert(key.key, payload);
         Ok::<(), Failure>(())
     })?;
-    Ok(found.into_inner().expect("no thread panics while it holds this"))
+    let found = found.into_inner().expect("no thread panics while it holds this");
+    // Of an image that is there for all its platforms there is nothing to send.
+    let made: BTreeSet<&str> =
+        wanted.iter().filter(|(_, _, key)| !found.contains_key(&key.key)).map(|(name, ..)| *name).collect();
+    for (name, platform, key) in wanted.iter().filter(|(name, ..)| made.contains(name)) {
+        found.get(&key.key).map_or(Ok(()), |payload| tell_last(beside, name, *platform, payload))?;
+    }
+    Ok(found.into_iter().map(|(key, payload)| (key, payload.image)).collect())
 }
 
 /// Asks for the last build of an image, whatever it was made from: what did not change since need not be made. Gives the
 /// bundle with the fragments of its layers.
-pub(super) fn warm(bench: &Bench<'_>, name: &str, platform: Platform) -> Option<Blob> {
-    bench.elsewhere.ask(&latest_name(name, platform, bench.compression), bench.observer)?.bundle
+pub(super) fn warm(
+    bench: &Bench<'_>,
+    name: &str,
+    platform: Platform,
+    beside: &dyn Beside<'_>,
+) -> Result<Option<Blob>, Failure> {
+    let asked = bench.elsewhere.ask(&latest_name(name, platform, bench.compression), bench.observer);
+    let Some(payload) = asked else { return Ok(None) };
+    tell_last(beside, name, platform, &payload)?;
+    Ok(payload.bundle)
+}
+
+/// Says what an image was delivered as when it was built elsewhere, if that is known.
+fn tell_last(beside: &dyn Beside<'_>, name: &str, platform: Platform, payload: &Payload) -> Result<(), Failure> {
+    let layers: Vec<Digest> = payload.image.layers.iter().map(|layer| layer.digest).collect();
+    payload.top.map_or(Ok(()), |top| beside.last(name, platform, top, &layers))
 }
 
 /// Brings a bundle: what its fragments are made from, and their indexes, are known from then on.
@@ -147,18 +169,19 @@ pub(super) struct Made<'a> {
     pub record: &'a ImageRecord,
 }
 
-/// Hands an image that was built here to the caches that are written to.
-pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) -> Result<(), Failure> {
-    let Some(targets) = bench.targets else { return Ok(()) };
+/// Hands the layers of an image that was built here to the caches that are written to, and what they are made of; gives what is to be
+/// told of it once it is known what it is delivered as.
+pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) -> Result<Option<Payload>, Failure> {
+    let Some(targets) = bench.targets else { return Ok(None) };
     let mut bundle = made.cut.and_then(|cut| bench.elsewhere.bundle(&cut.key));
     if !made.walked.is_on_foundation() {
         bundle = Some(publish_parts(bench, targets, engine.fragments_of(made.resolved, made.walked))?);
-    } else if !targets.labels.iter().all(|label| bench.elsewhere.reads(label)) {
+    } else if !targets.places.iter().all(|place| bench.elsewhere.reads(&place.to_string())) {
         // Layers that were not made here are not in every cache that is written to.
         for layer in &made.record.layers {
             let is_here = bench.store.has(&layer.digest)? == Some(layer.size);
             if !is_here && !bench.elsewhere.bring(&layer.digest, bench.store, bench.observer) {
-                return Ok(());
+                return Ok(None);
             }
         }
     }
@@ -169,18 +192,26 @@ pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) ->
     });
     let names = vec![image_name(made.key), latest_name(made.name, made.platform, bench.compression)];
     let payload = Payload {
-        names: names.clone(),
+        names,
         image: made.record.clone(),
         layers: made.walked.jobs.iter().map(|job| KnownLayer { key: job.key, ran: job.ran.clone() }).collect(),
         foundation,
         bundle,
+        top: None,
     };
     let blobs: BTreeSet<(Digest, u64)> = made.record.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
     let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
-    targets.publisher.publish(vec![layers_name(made.key)], Vec::new(), blobs);
-    // It leads to what was sent before, so it comes last; who reads it need not read the list of that.
-    targets.publisher.publish(names, Answer::write(&payload, targets.key.as_ref()), Vec::new());
-    Ok(())
+    targets.publisher.publish_in_turn(vec![layers_name(made.key)], Vec::new(), blobs);
+    Ok(Some(payload))
+}
+
+/// Tells the caches that are written to of an image, and what it is delivered as: that leads to what was sent before, so it comes
+/// last, and who reads it need not read the list of that.
+pub(super) fn tell(bench: &Bench<'_>, mut payload: Payload, top: Digest) {
+    let Some(targets) = bench.targets else { return };
+    payload.top = Some(top);
+    let names = payload.names.clone();
+    targets.publisher.publish_in_turn(names, Answer::write(&payload, targets.key.as_ref()), Vec::new());
 }
 
 /// Hands fragments over, under a name that keeps a registry from collecting them, and gives the bundle that tells of them.

@@ -54,32 +54,30 @@ impl Layout {
         }
     }
 
-    /// Everything that descriptors lead to.
-    fn reachable(&self, descriptors: &[Value]) -> BTreeSet<Digest> {
-        let mut found = BTreeSet::new();
-        let mut todo: Vec<Value> = descriptors.to_vec();
-        while let Some(descriptor) = todo.pop() {
-            let Some(digest) = descriptor.get("digest").and_then(Value::as_str).and_then(|text| text.parse().ok())
-            else {
+    /// Everything that the descriptors of an index lead to. `None` where a document on the way cannot be followed: it is named by another
+    /// algorithm, or cannot be read.
+    fn reachable(&self, descriptors: &[Value]) -> Option<BTreeSet<Digest>> {
+        let (mut found, mut followed) = (BTreeSet::new(), BTreeSet::new());
+        let mut todo: Vec<(Value, bool)> = descriptors.iter().map(|it| (it.clone(), true)).collect();
+        while let Some((descriptor, leads_on)) = todo.pop() {
+            let text = |key: &str| descriptor.get(key).and_then(Value::as_str).unwrap_or_default();
+            let leads_on = leads_on && (text("mediaType").is_empty() || text("mediaType").ends_with("+json"));
+            let Ok(digest) = text("digest").parse::<Digest>() else { if leads_on { return None } else { continue } };
+            found.insert(digest);
+            if !leads_on || !followed.insert(digest) {
                 continue;
+            }
+            let document: Value = match fs::read(self.blob(&digest)) {
+                Ok(bytes) => serde_json::from_slice(&bytes).ok()?,
+                // Of an index, a layout may have some images only.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(_) => return None,
             };
-            if !found.insert(digest) {
-                continue;
-            }
-            let media_type = descriptor.get("mediaType").and_then(Value::as_str).unwrap_or_default();
-            if !media_type.ends_with("+json") || media_type.contains("config") {
-                continue;
-            }
-            let document: Option<Value> =
-                fs::read(self.blob(&digest)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            if let Some(document) = document {
-                for list in ["manifests", "layers"] {
-                    todo.extend(document.get(list).and_then(Value::as_array).cloned().unwrap_or_default());
-                }
-                todo.extend(document.get("config").cloned());
-            }
+            let list = |key: &str| document.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+            todo.extend(list("manifests").into_iter().map(|it| (it, true)));
+            todo.extend(list("layers").into_iter().chain(document.get("config").cloned()).map(|it| (it, false)));
         }
-        found
+        Some(found)
     }
 
     /// Puts a blob in place: as a reflink, else a copy made by the kernel; a read-only hard link where the disk is full.
@@ -194,12 +192,13 @@ impl Output for Layout {
         for entry in fs::read_dir(&blobs).map_err(self.io(&blobs))? {
             let entry = entry.map_err(self.io(&blobs))?;
             let digest = entry.file_name().to_str().and_then(|name| Digest::from_hex(name).ok());
-            if digest.is_none_or(|digest| !kept.contains(&digest)) {
+            // Where it is not known what others need, all of it stays.
+            if kept.as_ref().is_some_and(|kept| digest.is_none_or(|digest| !kept.contains(&digest))) {
                 let _ = fs::remove_file(entry.path());
                 Kept::LayoutSwept.reach();
             }
         }
-        seen.save(&kept);
+        seen.save(kept.as_ref());
         Ok(())
     }
 }
@@ -247,8 +246,9 @@ impl Seen {
     }
 
     /// Failing to save is no error: the next build puts the blobs anew.
-    fn save(mut self, kept: &BTreeSet<Digest>) {
-        self.known.retain(|name, _| Digest::from_hex(name).is_ok_and(|digest| kept.contains(&digest)));
+    fn save(mut self, kept: Option<&BTreeSet<Digest>>) {
+        let is_kept = |digest: &Digest| kept.is_none_or(|kept| kept.contains(digest));
+        self.known.retain(|name, _| Digest::from_hex(name).is_ok_and(|digest| is_kept(&digest)));
         let text = json!(self.known).to_string();
         if fs::read_to_string(&self.path).is_ok_and(|found| found == text) {
             return;

@@ -94,7 +94,7 @@ impl Client {
         }
         let url = self.url(repository, &format!("{}/manifests/latest", repository.path)).await?;
         let scopes = vec![push_scope(repository)];
-        let ask = Ask::new("push", Method::HEAD, url, scopes).header(ACCEPT, MANIFESTS);
+        let ask = Ask::new("push", Method::HEAD, url, scopes).header(ACCEPT, layers::oci::MANIFEST);
         let answer = self.ask(repository, &ask).await?;
         match answer.status.as_u16() {
             401 | 403 => Err(self.failed(repository, "push", answer).await),
@@ -145,7 +145,7 @@ impl Client {
     /// long for it, and trouble is none: whoever needs the answer asks again.
     async fn look_ahead(&self, repository: &Repository, last: Option<&AnyDigest>) {
         let Some(digest) = last else { return };
-        let look = self.has_manifest(repository, *digest);
+        let look = self.has_manifest(repository, *digest, MANIFESTS);
         if let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, look).await {
             lock(&self.ahead.seen).insert((repository.clone(), *digest), Instant::now());
         }

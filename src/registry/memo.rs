@@ -81,6 +81,11 @@ impl Memo {
         store.keep(&key, &text, &record)
     }
 
+    /// Remembers what somebody else may have pushed to a repository, where nothing is known of it.
+    pub fn guess(&self, repository: &Repository, remembered: &Remembered) -> Result<(), CacheError> {
+        if self.last(repository).is_some() { Ok(()) } else { self.keep(repository, remembered) }
+    }
+
     /// Forgets a repository.
     pub fn forget(&self, repository: &Repository) -> Result<(), CacheError> {
         match &self.store {
@@ -121,6 +126,18 @@ impl Memo {
 /// The manifest that was last pushed to a repository from this cache.
 pub fn last_pushed(store: &Store, repository: &Repository) -> Option<AnyDigest> {
     Memo::new(store).last(repository).map(|remembered| remembered.top)
+}
+
+/// Says that an image with these blobs may have been pushed to a repository by somebody else. A push that would gain by it asks
+/// the registry whether it has the image.
+pub fn may_have(
+    store: &Store,
+    repository: &Repository,
+    image: layers::Digest,
+    blobs: impl Iterator<Item = layers::Digest>,
+) -> Result<(), CacheError> {
+    let below = blobs.map(AnyDigest::from).collect();
+    Memo::new(store).guess(repository, &Remembered { top: image.into(), below })
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub use ahead::{Ahead, Announced};
 pub use client::{Client, ClientConfig, Counters, Patience};
 pub use digest::{AnyDigest, NotADigest};
 pub use error::RegistryError;
-pub use memo::last_pushed;
+pub use memo::{last_pushed, may_have};
 pub use pull::{Glimpse, Pulled};
 pub use push::{Act, Planned, Pushed};
 pub use reference::{DOCKER_HUB, InvalidReference, Reference, Repository, TagRequest, is_host, is_tag};

@@ -49,7 +49,7 @@ impl Client {
     /// Asks for a manifest without its bytes; `None` where there is none.
     pub async fn glimpse(&self, reference: &Reference) -> Result<Option<Glimpse>, RegistryError> {
         let repository = &reference.repository;
-        let answer = self.manifest_answer(repository, &reference.version(), Method::HEAD).await?;
+        let answer = self.manifest_answer(repository, &reference.version(), Method::HEAD, MANIFESTS).await?;
         match answer.status.as_u16() {
             200 => {
                 let text = |name: &str| answer.headers.get(name).and_then(|it| it.to_str().ok()).map(str::to_owned);
@@ -69,9 +69,10 @@ impl Client {
         repository: &Repository,
         version: &str,
         method: Method,
+        accept: &str,
     ) -> Result<Answer, RegistryError> {
         let url = self.url(repository, &format!("{}/manifests/{version}", repository.path)).await?;
-        let ask = Ask::new("read a manifest", method, url, vec![pull_scope(repository)]).header(ACCEPT, MANIFESTS);
+        let ask = Ask::new("read a manifest", method, url, vec![pull_scope(repository)]).header(ACCEPT, accept);
         self.ask(repository, &ask).await
     }
 
@@ -81,19 +82,29 @@ impl Client {
         if let Some(digest) = &reference.digest {
             for mirror in self.mirrors(&reference.repository) {
                 // A mirror that fails or lies is passed over: the registry itself is asked last.
-                if let Ok(found) = self.manifest_from(&mirror, &mirror.at(*digest)).await {
+                if let Ok(found) = self.manifest_from(&mirror, &mirror.at(*digest), MANIFESTS).await {
                     return Ok(found);
                 }
             }
         }
-        self.manifest_from(&reference.repository, reference).await
+        self.manifest_from(&reference.repository, reference, MANIFESTS).await
     }
 
-    async fn manifest_from(&self, repository: &Repository, reference: &Reference) -> Result<Document, RegistryError> {
+    /// Reads the manifest of an artifact, which is of no other type than the image specification's; from its registry, not a mirror.
+    pub async fn artifact(&self, reference: &Reference) -> Result<Document, RegistryError> {
+        self.manifest_from(&reference.repository, reference, layers::oci::MANIFEST).await
+    }
+
+    async fn manifest_from(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        accept: &str,
+    ) -> Result<Document, RegistryError> {
         let registry = repository.registry.clone();
         let mut failures = 0;
         loop {
-            let mut answer = self.manifest_answer(repository, &reference.version(), Method::GET).await?;
+            let mut answer = self.manifest_answer(repository, &reference.version(), Method::GET, accept).await?;
             match answer.status.as_u16() {
                 200 => {}
                 404 | 410 => {

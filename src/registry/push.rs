@@ -13,13 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::{BoxFuture, Either, FutureExt as _, join, join3, select, try_join, try_join_all};
 use reqwest::Method;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use tokio::sync::OnceCell;
 
 use super::body::Outgoing;
 use super::client::{Ask, Client, lock};
 use super::digest::AnyDigest;
-use super::document::{Descriptor, Document};
+use super::document::{ACCEPT as MANIFESTS, Descriptor, Document};
 use super::error::RegistryError;
 use super::memo::{Memo, Remembered};
 use super::reference::{Reference, Repository};
@@ -249,7 +249,7 @@ impl<'a> Run<'a> {
         {
             return Ok(false);
         }
-        self.client.has_manifest(repository, bundle.top().digest).await
+        self.client.has_manifest(repository, bundle.top().digest, &bundle.top().media_type).await
     }
 
     /// Takes over what the memo says about a repository, if the registry still has what the memo was written for. That is
@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
     async fn recall(&self, repository: &Repository, top: AnyDigest) -> Result<(), RegistryError> {
         let Some(remembered) = self.last.get(repository).filter(|it| it.top != top) else { return Ok(()) };
         let was_seen = self.client.was_seen(repository, remembered.top);
-        if was_seen || self.client.has_manifest(repository, remembered.top).await? {
+        if was_seen || self.client.has_manifest(repository, remembered.top, MANIFESTS).await? {
             let mut known = lock(&self.known);
             let of_repository = known.entry(repository.clone()).or_default();
             of_repository.extend(&remembered.below);
@@ -331,7 +331,7 @@ impl<'a> Run<'a> {
             // Of an index that changed, most images may not have.
             let there = place != last
                 && (self.is_known(repository, document.digest)
-                    || self.client.has_manifest(repository, document.digest).await?);
+                    || self.client.has_manifest(repository, document.digest, &document.media_type).await?);
             let size = document.bytes.len() as u64;
             self.planned(repository, document.digest, size, if there { Act::Keep } else { Act::Send });
             if !there {
@@ -664,13 +664,17 @@ fn misses(error: &RegistryError) -> bool {
 }
 
 impl Client {
-    /// Whether a repository has a manifest, asked with the right to push so that one token does for everything.
-    pub(super) async fn has_manifest(&self, repository: &Repository, digest: AnyDigest) -> Result<bool, RegistryError> {
+    /// Whether a repository has a manifest of these types, asked with the right to push so that one token does for everything.
+    pub(super) async fn has_manifest(
+        &self,
+        repository: &Repository,
+        digest: AnyDigest,
+        types: &str,
+    ) -> Result<bool, RegistryError> {
         let _permit = self.requests.acquire().await;
         let what = "look for a manifest";
         let url = self.url(repository, &format!("{}/manifests/{digest}", repository.path)).await?;
-        let ask = Ask::new(what, Method::HEAD, url, vec![push_scope(repository)])
-            .header(reqwest::header::ACCEPT, super::document::ACCEPT);
+        let ask = Ask::new(what, Method::HEAD, url, vec![push_scope(repository)]).header(ACCEPT, types);
         let answer = self.ask(repository, &ask).await?;
         match answer.status.as_u16() {
             200 => Ok(true),

@@ -6,11 +6,14 @@
 //!   imgbuild-cache-v1/blobs/ab/abcdef...        a blob by its SHA-256
 //! ```
 //!
-//! Files are written aside and renamed, so readers and writers need no locks.
+//! Files are written aside and renamed, so readers and writers need no locks. What a writer that was killed left aside goes with the next one
+//! there, a day later.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cache::{Blob, Store};
 use layers::Digest;
@@ -18,17 +21,26 @@ use sha2::{Digest as _, Sha256};
 
 use super::document::LARGEST;
 use super::{Place, Remote, RemoteError};
+use crate::failpoint::Kept;
+
+/// What a file is called until it has its name.
+const ASIDE: &str = ".new-";
+
+/// Who writes a file does so more often than this.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A cache in a folder.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
+    /// Something in it is damaged: what is there is read before it counts.
+    is_damaged: AtomicBool,
 }
 
 impl Folder {
     /// The cache below `path`, which is made when something is published.
     pub fn new(path: &Path) -> Folder {
-        Folder { root: path.join("imgbuild-cache-v1") }
+        Folder { root: path.join("imgbuild-cache-v1"), is_damaged: AtomicBool::new(false) }
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
@@ -38,6 +50,14 @@ impl Folder {
 
     fn name(&self, name: &str) -> PathBuf {
         self.root.join("names").join(name)
+    }
+
+    /// Whether a blob is there: by its length, or by all of its bytes once something was damaged.
+    fn has(&self, blob: &Blob) -> bool {
+        let path = self.blob(&blob.digest);
+        fs::metadata(&path).is_ok_and(|there| there.len() == blob.size)
+            && (!self.is_damaged.load(Ordering::Relaxed)
+                || File::open(&path).and_then(|mut file| copy(blob, &mut file, &mut io::sink())).unwrap_or(false))
     }
 }
 
@@ -68,12 +88,26 @@ fn copy(blob: &Blob, from: &mut dyn Read, to: &mut dyn Write) -> io::Result<bool
 fn place(path: &Path, write: impl FnOnce(&mut File) -> Result<(), RemoteError>) -> Result<(), RemoteError> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).map_err(at(folder))?;
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder).map_err(at(folder))?;
+    remove_leftovers(folder);
+    let mut file = tempfile::Builder::new().prefix(ASIDE).tempfile_in(folder).map_err(at(folder))?;
     write(file.as_file_mut())?;
     let shared = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     file.as_file().set_permissions(shared).map_err(at(path))?;
+    Kept::ElsewhereWritten.reach();
     file.persist(path).map_err(|error| at(path)(error.error))?;
+    Kept::ElsewhereSettled.reach();
     Ok(())
+}
+
+/// Removes what nobody has written to for a day. Trouble is none: it is in nobody's way.
+fn remove_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_aside = entry.file_name().to_str().is_some_and(|name| name.starts_with(ASIDE));
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if is_aside && age().is_some_and(|age| age > ABANDONED) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 impl Remote for Folder {
@@ -96,6 +130,7 @@ impl Remote for Folder {
         };
         let mut writer = store.writer_unhashed()?;
         if !copy(blob, &mut file, &mut writer).map_err(at(&path))? {
+            self.distrust();
             return Err(RemoteError::Damaged(blob.digest));
         }
         writer.finish_as(&blob.digest)?;
@@ -106,10 +141,14 @@ impl Remote for Folder {
         Place::File(self.blob(digest))
     }
 
+    fn distrust(&self) {
+        self.is_damaged.store(true, Ordering::Relaxed);
+    }
+
     fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError> {
         for blob in blobs {
             let path = self.blob(&blob.digest);
-            if fs::metadata(&path).is_ok_and(|there| there.len() == blob.size) {
+            if self.has(blob) {
                 continue;
             }
             let mut from = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
@@ -124,5 +163,29 @@ impl Remote for Folder {
             place(&path, |file| file.write_all(document).map_err(at(&path)))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_aside_goes_after_a_day() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::new(root.path());
+        let store = Store::open_at(&root.path().join("store")).expect("opens");
+        let names = root.path().join("imgbuild-cache-v1/names");
+        fs::create_dir_all(&names).expect("makes");
+        for (name, hours) in [(".new-old", 25), (".new-young", 1), ("image-old", 25)] {
+            let file = File::create(names.join(name)).expect("writes");
+            let past = std::time::SystemTime::now() - Duration::from_secs(hours * 60 * 60);
+            file.set_modified(past).expect("sets its time");
+        }
+        folder.publish(&["image-new".into()], b"document", &[], &store).expect("publishes");
+        let there = fs::read_dir(&names).expect("reads").map(|it| it.expect("reads").file_name());
+        let mut there: Vec<_> = there.map(|name| name.to_string_lossy().into_owned()).collect();
+        there.sort();
+        assert_eq!(there, [".new-young", "image-new", "image-old"]);
     }
 }

@@ -102,6 +102,10 @@ pub struct Payload {
     pub foundation: Option<KnownFoundation>,
     /// A blob with the fragments of its layers.
     pub bundle: Option<Blob>,
+    /// What the image was delivered as, together with its other platforms: its manifest or its index, without annotations. A
+    /// repository that has it has the layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<Digest>,
 }
 
 impl Payload {
@@ -330,6 +334,7 @@ mod tests {
             layers: vec![KnownLayer { key: Key(Digest::of(b"k")), ran: Vec::new() }],
             foundation: None,
             bundle: Some(Blob { digest: Digest::of(b"b"), size: 9 }),
+            top: None,
         }
     }
 

@@ -82,6 +82,9 @@ pub trait Remote: Send + Sync {
     /// Where a blob of it lies, for who can take it from there without bringing it first.
     fn place(&self, digest: &layers::Digest) -> Place;
 
+    /// Hears that something of it is damaged.
+    fn distrust(&self) {}
+
     /// Stores a document under its names after the blobs that are kept by it; what is there is not sent. Blobs are hashed
     /// while they are sent. An empty document does nothing but keep blobs.
     fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError>;
@@ -107,6 +110,16 @@ pub enum RemoteSpec {
     Registry(Repository),
     /// `s3://BUCKET/PREFIX`.
     Bucket(BucketPlace),
+}
+
+impl RemoteSpec {
+    /// The registry that it is in.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            RemoteSpec::Registry(repository) => Some(&repository.registry),
+            _ => None,
+        }
+    }
 }
 
 impl FromStr for RemoteSpec {
@@ -311,6 +324,11 @@ impl Sources {
         let found = self.found();
         let at = found.remembered.holders(digest).into_iter().find(|at| !found.failed[*at])?;
         Some(self.sources[at].remote.place(digest))
+    }
+
+    /// Something that lies in one of the caches is damaged.
+    pub fn distrust(&self) {
+        self.sources.iter().for_each(|source| source.remote.distrust());
     }
 
     /// Asks no cache any more: what they told is forgotten.

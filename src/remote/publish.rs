@@ -1,7 +1,7 @@
 //! What goes out while the build goes on.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use cache::{Blob, Store};
@@ -18,6 +18,8 @@ struct Job {
 /// Sends documents and their blobs to caches elsewhere, one after another, on a thread of its own.
 pub struct Publisher {
     jobs: Sender<Job>,
+    /// What waits until it may go.
+    held: Mutex<Option<Vec<Job>>>,
     thread: JoinHandle<Vec<String>>,
 }
 
@@ -40,7 +42,7 @@ impl Publisher {
             }
             troubles
         });
-        Publisher { jobs, thread }
+        Publisher { jobs, held: Mutex::default(), thread }
     }
 
     /// Hands over a document and the blobs that are kept by it. Those that were handed over before are there by then, or it is
@@ -50,8 +52,33 @@ impl Publisher {
         let _ = self.jobs.send(Job { names, document, blobs });
     }
 
+    /// As [`publish`](Publisher::publish), but not before [`release`](Publisher::release) after [`hold`](Publisher::hold).
+    pub fn publish_in_turn(&self, names: Vec<String>, document: Vec<u8>, blobs: Vec<Blob>) {
+        match &mut *self.held() {
+            Some(held) => held.push(Job { names, document, blobs }),
+            None => self.publish(names, document, blobs),
+        }
+    }
+
+    /// From now on what goes in turn waits.
+    pub fn hold(&self) {
+        self.held().get_or_insert_default();
+    }
+
+    /// What waits goes, and nothing waits any more.
+    pub fn release(&self) {
+        for Job { names, document, blobs } in self.held().take().unwrap_or_default() {
+            self.publish(names, document, blobs);
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Vec<Job>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits until everything is sent; what went wrong, a line each.
     pub fn finish(self) -> Vec<String> {
+        self.release();
         drop(self.jobs);
         self.thread.join().unwrap_or_else(|_| vec!["a cache was not written: its thread ended".into()])
     }

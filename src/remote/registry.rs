@@ -84,7 +84,7 @@ impl Artifacts {
 impl Remote for Artifacts {
     fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
         let reference = self.repository.tagged(name);
-        let read = self.registries.client().manifest(&reference);
+        let read = self.registries.client().artifact(&reference);
         let document = match self.wait(&format!("read {name}"), 0, read) {
             Err(RegistryError::NotFound { .. }) => return Ok(None),
             document => document?,

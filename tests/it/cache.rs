@@ -10,6 +10,7 @@ use layers::lock::Lock;
 use layers::source::{Unpack, fetch, files};
 use layers::{Catalogue, Digest, Stage, path};
 
+use crate::support::cache::bucket;
 use crate::support::layout::Layout;
 use crate::support::random::Random;
 use crate::support::run::{Outcome, Sandbox, outcome, tool};
@@ -81,12 +82,7 @@ impl Project {
 
     /// The files of a bucket.
     pub(crate) fn bucket(&self, name: &str) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        for folder in fs::read_dir(self.sandbox.cache().join(name)).unwrap() {
-            found.extend(fs::read_dir(folder.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
-        }
-        found.sort();
-        found
+        bucket(self.sandbox.cache(), name)
     }
 
     pub(crate) fn entries(&self) -> Vec<PathBuf> {

@@ -1,7 +1,8 @@
 //! Entries of a cache that another version may have written: whole by their own account, and of another shape.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use layers::Digest;
 use serde_json::Value;
@@ -32,6 +33,31 @@ impl Record {
     }
 }
 
+/// A project, and its cache, which knows the project as it is.
+struct Known {
+    project: Project,
+    /// A copy of the cache.
+    saved: PathBuf,
+    records: Vec<PathBuf>,
+    /// What the project comes to, and what it comes to once it is edited.
+    old: BTreeMap<String, String>,
+    new: BTreeMap<String, String>,
+}
+
+impl Known {
+    fn new() -> Known {
+        let project = Project::new();
+        let old = project.rebuilt();
+        let saved = project.save();
+        project.sandbox.write("src/app.py", "print('changed')\n");
+        let new = project.rebuilt();
+        project.sandbox.write("src/app.py", "print('hello')\n");
+        project.restore(&saved);
+        let records = project.bucket("ledger-v1");
+        Known { project, saved, records, old, new }
+    }
+}
+
 /// The same members under other names.
 fn renamed(value: Value) -> Value {
     match value {
@@ -45,16 +71,9 @@ fn renamed(value: Value) -> Value {
 
 #[test]
 fn slow_records_of_another_shape_are_made_again() {
-    let project = Project::new();
-    let old = project.rebuilt();
-    let saved = project.save();
+    let Known { project, saved, records, old, new } = Known::new();
     let edit = |text: &str| project.sandbox.write("src/app.py", text);
-    edit("print('changed')\n");
-    let new = project.rebuilt();
-    project.restore(&saved);
-    let records = project.bucket("ledger-v1");
-    let kinds: std::collections::BTreeSet<String> =
-        records.iter().map(|path| Record::read(path).kind().to_owned()).collect();
+    let kinds: BTreeSet<String> = records.iter().map(|path| Record::read(path).kind().to_owned()).collect();
     assert!(["image", "layer"].iter().all(|kind| kinds.contains(*kind)) && kinds.len() >= 4, "{kinds:?}");
     type Change = fn(&mut Record);
     let changes: [(&str, Change); 9] = [
@@ -89,15 +108,8 @@ fn slow_records_of_another_shape_are_made_again() {
 
 #[test]
 fn slow_indexes_of_another_format_are_made_again() {
-    let project = Project::new();
-    let old = project.rebuilt();
-    let saved = project.save();
+    let Known { project, saved, records, old, new } = Known::new();
     let edit = |text: &str| project.sandbox.write("src/app.py", text);
-    edit("print('changed')\n");
-    let new = project.rebuilt();
-    edit("print('hello')\n");
-    project.restore(&saved);
-    let records = project.bucket("ledger-v1");
     let blobs = project.sandbox.cache().join("blobs-v1");
     let place = |digest: &Digest| blobs.join(&digest.hex()[..2]).join(digest.hex());
     let with_index = |path: &Path| {

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -357,6 +358,44 @@ fn an_output_is_a_file_or_a_layout_and_replaces_nothing_else() {
     run(&sandbox, &chosen, &both).failure(1, &["holds one platform", "`--platform`"]);
     let mut late = sandbox.command([&chosen[0], &chosen[1], "build"]);
     outcome(late.env("SOURCE_DATE_EPOCH", "253402300800")).failure(2, &["SOURCE_DATE_EPOCH", "year 10000"]);
+}
+
+#[test]
+fn what_only_an_image_of_somebody_needs_stays_whatever_names_that_image() {
+    let (sandbox, chosen) = plain();
+    run(&sandbox, &chosen, &["build", "hello"]).success();
+    let layout = sandbox.work().join("dist");
+    let index = layout.join("index.json");
+    let said = |index: &Path| serde_json::from_slice::<serde_json::Value>(&fs::read(index).unwrap()).unwrap();
+    let blob = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
+    // A manifest that cannot be followed, and one of an index that is not here, over a layer of their own.
+    let layer = b"somebody's layer";
+    let name = layers::Digest::of(layer).to_string();
+    let kept = blob(&name);
+    fs::create_dir_all(layout.join("blobs/sha512")).unwrap();
+    let manifest = layers::oci::MANIFEST;
+    let cases = [
+        (format!("sha512:{}", "5".repeat(128)), true),
+        (layers::Digest::of(b"no JSON").to_string(), true),
+        (layers::Digest::of(b"of an index, and not here").to_string(), false),
+    ];
+    for (digest, stays) in cases {
+        fs::write(&kept, layer).unwrap();
+        if stays {
+            fs::write(blob(&digest), "no JSON").unwrap();
+        }
+        let mut changed = said(&index);
+        let theirs = serde_json::json!({"mediaType": manifest, "digest": digest, "size": 7});
+        changed["manifests"].as_array_mut().unwrap().push(theirs);
+        fs::write(&index, changed.to_string()).unwrap();
+        run(&sandbox, &chosen, &["build", "world"]).success();
+        assert_eq!(kept.exists(), stays, "{digest}");
+        let mut changed = said(&index);
+        changed["manifests"].as_array_mut().unwrap().retain(|it| it["digest"] != digest.as_str());
+        fs::write(&index, changed.to_string()).unwrap();
+    }
+    run(&sandbox, &chosen, &["build", "world"]).success();
+    assert!(!kept.exists(), "nothing leads to it any more");
 }
 
 #[test]

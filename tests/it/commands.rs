@@ -1,193 +1,18 @@
 //! Commands in build stages.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
-use std::thread::spawn;
 use std::time::Duration;
 
-use layers::{Catalogue, Image, ImagePath, Network, Run, Stage, command, debian, files, inline, link, path};
-use rustix::process::{Pid, Signal, kill_process};
+use layers::{Catalogue, ImagePath, Network, Run, Stage, command, debian, files, inline, link, path};
 
 use crate::support::layout::{Layout, sha256};
-use crate::support::processes::{alive, child_of, wait_until};
-use crate::support::run::{Outcome, Sandbox, binary, outcome, tool};
+use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::shared;
 use crate::support::tiny::{Packaged, now};
 
-/// A catalogue of one image, `app`, written into a sandbox.
-fn with(image: Image) -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.write("plan.json", Catalogue::new("commands").with("app", image).plan().to_json());
-    sandbox
-}
-
-#[test]
-fn plan_shows_commands_below_what_is_taken_from_them() {
-    let tool = Stage::scratch().run(command(["fetch-it"]).network(Network::Open));
-    let made = Stage::scratch()
-        .layer(inline("", path!("/a")))
-        .run(command(["make", "all"]).input(tool.take(path!("/tool"))).input(files("src", path!("/src"))));
-    let sandbox = with(Stage::scratch().layer(made.take(path!("/out"))).image());
-    sandbox.imgbuild(["--catalogue", "plan.json", "lock"]).success();
-    let text = sandbox.imgbuild(["--catalogue", "plan.json", "plan", "--platform", "amd64"]).success();
-    let shown: Vec<&str> = text.lines().map(|line| line.split("  (tests/").next().unwrap()).collect();
-    let expected = [
-        "app linux/amd64: 1 layers",
-        "  take /out -> /out",
-        "    run make all",
-        "      run fetch-it, network open: not reproducible",
-    ];
-    assert_eq!(shown, expected);
-    assert!(text.contains("(tests/it/commands.rs:"), "{text}");
-    let dot = sandbox.imgbuild(["--catalogue", "plan.json", "plan", "--format", "dot"]).success();
-    assert!(dot.contains("[label=\"run make all\", style=rounded]"), "{dot}");
-    assert_eq!(dot.matches("style=dashed").count(), 2, "{dot}");
-}
-
-#[test]
-fn an_image_that_stands_on_a_command_is_refused_with_both_places() {
-    let sandbox = with(Stage::scratch().run(["make"]).layer(inline("", path!("/a"))).image());
-    let said = ["image `app` (tests/it/commands.rs:", "`run make` (tests/it/commands.rs:", "stage.take("];
-    sandbox.imgbuild(["--catalogue", "plan.json", "plan"]).failure(2, &said);
-}
-
-#[test]
-fn a_command_without_a_program_is_refused_with_its_place() {
-    let nothing = Stage::scratch().run(command(Vec::<String>::new()));
-    let sandbox = with(Stage::scratch().layer(nothing.take(path!("/a"))).image());
-    let said = ["tests/it/commands.rs:", "no program"];
-    sandbox.imgbuild(["--catalogue", "plan.json", "plan"]).failure(2, &said);
-}
-
-#[test]
-fn what_a_take_says_more_reaches_the_image() {
-    let made = Stage::scratch().layer(inline("a\n", path!("/out/a")));
-    let sandbox =
-        with(Stage::scratch().layer(made.take(path!("/out")).to(path!("/srv")).owner(7, 8).portable()).image());
-    sandbox.imgbuild(["--catalogue", "plan.json", "lock"]).success();
-    sandbox.imgbuild(["--catalogue", "plan.json", "build", "--platform", "amd64,arm64"]).success();
-    let images = Layout::open(&sandbox.work().join("dist")).image("app");
-    let owners = |at: usize| {
-        let members = images[at].layers.iter().flat_map(|layer| layer.members());
-        members.map(|member| (member.path, member.owner)).collect::<Vec<_>>()
-    };
-    assert_eq!(owners(0), [("srv/".to_owned(), (7, 8)), ("srv/a".to_owned(), (7, 8))]);
-    assert_eq!(owners(0), owners(1));
-}
-
-#[test]
-fn tree_tells_what_is_only_in_a_stage_that_an_image_takes_from() {
-    let packaged = Packaged::new(now());
-    let built = Stage::scratch().layer(debian(["data"])).run(["make"]);
-    let image = Stage::scratch().layer(debian(["libapp"])).layer(built.take(path!("/out"))).image();
-    let plan = packaged.sandbox.write("other.json", Catalogue::new("other").with("x", image).plan().to_json());
-    let run = |word: &str| {
-        let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str(), word.as_ref()]);
-        packaged.configure(&mut command);
-        outcome(&mut command).success()
-    };
-    run("lock");
-    let tree = run("tree");
-    let headings: Vec<&str> = tree.lines().filter(|line| line.starts_with("debian")).collect();
-    assert_eq!(headings, ["debian data  (x, in a stage that it takes from)", "debian libapp  (x)"], "{tree}");
-}
-
-/// A catalogue that is locked, and of which the cache knows nothing; gives what runs imgbuild with it.
-fn locked<'a>(packaged: &'a Packaged, catalogue: &Catalogue) -> impl Fn(&[&str]) -> Command + use<'a> {
-    let plan = packaged.sandbox.write("early.json", catalogue.plan().to_json());
-    let run = move |words: &[&str]| {
-        let mut command = packaged.sandbox.command(["--catalogue".as_ref(), plan.as_os_str()]);
-        packaged.configure(&mut command);
-        command.args(words);
-        command
-    };
-    outcome(&mut run(&["lock"])).success();
-    outcome(&mut run(&["cache", "clear"])).success();
-    run
-}
-
-/// Two images, of which one takes from a command; the package of the other is held back until the command tells `until`. Gives
-/// whether it did, all that was said, and whether the build succeeded.
-fn beside_a_download(script_text: &str, until: &str) -> (bool, Vec<String>, bool) {
-    let packaged = Packaged::new(now());
-    let built = world(&packaged.sandbox).layer(debian(["data"])).run(script(script_text));
-    let catalogue = Catalogue::new("early")
-        .with("other", Stage::scratch().layer(debian(["libapp"])).image())
-        .with("site", Stage::scratch().layer(built.take(path!("/out"))).image());
-    let run = locked(&packaged, &catalogue);
-    let lock = fs::read_to_string(packaged.lock_file()).unwrap();
-    let withheld = lock.split('"').find(|text| text.ends_with(".deb") && text.contains("libapp_")).unwrap();
-    let withheld = format!("/{withheld}");
-    packaged.files.hold(&withheld);
-    let mut build = run(&["--progress", "json", "build", "--platform", "amd64"]);
-    let mut child = build.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let (sender, lines) = channel();
-    let said = BufReader::new(child.stderr.take().unwrap());
-    let reader = spawn(move || said.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
-    let mut heard = Vec::new();
-    let told = loop {
-        match lines.recv_timeout(Duration::from_secs(60)) {
-            Ok(line) if line.contains(until) => break true,
-            Ok(line) => heard.push(line),
-            Err(_) => break false,
-        }
-    };
-    packaged.files.let_go();
-    heard.extend(lines.iter());
-    reader.join().unwrap();
-    (told, heard, child.wait().unwrap().success())
-}
-
-#[test]
-fn a_command_does_not_wait_for_the_archives_of_other_images() {
-    let (ran, said, built) = beside_a_download("mkdir /out; cp /usr/share/data/plain /out/", "step-finished");
-    assert!(ran, "the command waited: {said:#?}");
-    assert!(built, "{said:#?}");
-    assert_eq!(said.iter().filter(|line| line.contains("step-started")).count(), 1, "{said:#?}");
-}
-
-#[test]
-fn a_command_that_fails_beside_other_work_runs_once_and_is_what_is_told() {
-    // It ends after an image that takes from it has come to wait for it.
-    let (_, said, built) = beside_a_download("echo tried; sleep 1; exit 3", "step-output");
-    assert!(!built);
-    assert!(said.iter().any(|line| line.contains("status 3")), "{said:#?}");
-    assert_eq!(said.iter().filter(|line| line.contains("step-started")).count(), 1, "{said:#?}");
-}
-
-#[test]
-fn two_commands_are_run_on_one_core_whichever_has_its_archives_first() {
-    for names in [["data", "libapp"], ["libapp", "data"]] {
-        let packaged = Packaged::new(now());
-        // An archive of its own: else commands wait for all of them.
-        let mut catalogue = Catalogue::new("early").with("z", Stage::scratch().layer(debian(["app"])).image());
-        for (image, name) in ["a", "b"].into_iter().zip(names) {
-            let built = world(&packaged.sandbox).layer(debian([name])).run(script("mkdir /out; echo > /out/a"));
-            catalogue = catalogue.with(image, Stage::scratch().layer(built.take(path!("/out"))).image());
-        }
-        let run = locked(&packaged, &catalogue);
-        let mut build = run(&["--jobs", "1", "build", "--platform", "amd64"]);
-        let mut child = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        let ended = loop {
-            match child.try_wait().unwrap() {
-                Some(status) => break Some(status),
-                None if std::time::Instant::now() > deadline => break None,
-                None => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
-        if ended.is_none() {
-            child.kill().unwrap();
-        }
-        assert!(ended.is_some_and(|status| status.success()), "{names:?}: {ended:?}");
-    }
-}
-
 /// A world for commands: the machine's static busybox, and `/bin/sh`.
-fn world(sandbox: &Sandbox) -> Stage {
+pub(crate) fn world(sandbox: &Sandbox) -> Stage {
     let busybox = std::fs::read("/bin/busybox").unwrap_or_else(|error| {
         panic!("/bin/busybox cannot be read ({error}): install Debian's `busybox-static`");
     });
@@ -201,12 +26,12 @@ fn world(sandbox: &Sandbox) -> Stage {
     .fold(stage, |stage, name| stage.layer(link(ImagePath::new(format!("/bin/{name}")).unwrap(), "busybox")))
 }
 
-fn script(text: &str) -> Run {
+pub(crate) fn script(text: &str) -> Run {
     command(["sh", "-ec", text])
 }
 
 /// A sandbox with one image that takes `/out` from a stage; the stage is made by `of`.
-fn taking(of: impl FnOnce(&Sandbox) -> Stage) -> Sandbox {
+pub(crate) fn taking(of: impl FnOnce(&Sandbox) -> Stage) -> Sandbox {
     let sandbox = Sandbox::new();
     let stage = of(&sandbox);
     write(&sandbox, &stage);
@@ -214,17 +39,17 @@ fn taking(of: impl FnOnce(&Sandbox) -> Stage) -> Sandbox {
     sandbox
 }
 
-fn write(sandbox: &Sandbox, stage: &Stage) {
+pub(crate) fn write(sandbox: &Sandbox, stage: &Stage) {
     let image = Stage::scratch().layer(stage.take(path!("/out"))).image();
     sandbox.write("plan.json", Catalogue::new("commands").with("app", image).plan().to_json());
 }
 
-fn build(sandbox: &Sandbox, more: &[&str]) -> Outcome {
+pub(crate) fn build(sandbox: &Sandbox, more: &[&str]) -> Outcome {
     sandbox.imgbuild([&["--catalogue", "plan.json", "build"], more].concat())
 }
 
 /// The members of the image below `/out`: path, mode in octal, link; all are owned by root and of one time.
-fn made(sandbox: &Sandbox) -> Vec<String> {
+pub(crate) fn made(sandbox: &Sandbox) -> Vec<String> {
     let image = &Layout::open(&sandbox.work().join("dist")).image("app")[0];
     let members = image.layers.iter().flat_map(|layer| layer.members());
     let mut told: Vec<String> = members
@@ -239,7 +64,7 @@ fn made(sandbox: &Sandbox) -> Vec<String> {
 }
 
 /// What a file of the image holds.
-fn content(sandbox: &Sandbox, path: &str) -> String {
+pub(crate) fn content(sandbox: &Sandbox, path: &str) -> String {
     let image = &Layout::open(&sandbox.work().join("dist")).image("app")[0];
     String::from_utf8(image.content(path)).unwrap()
 }
@@ -339,220 +164,6 @@ fn a_command_runs_again_only_when_what_it_reads_has_changed_and_an_equal_outcome
     assert_eq!(kept().len(), 1);
     sandbox.imgbuild(["cache", "clear"]).success();
     assert_eq!(kept(), [""; 0]);
-}
-
-#[test]
-fn a_command_that_fails_says_where_and_what_and_leaves_nothing() {
-    let sandbox = taking(|sandbox| {
-        let text = "mkdir /out; i=0; while [ $i -lt 40 ]; do echo line $i; i=$((i+1)); done; echo bad >&2; exit 7";
-        world(sandbox).run(script(text))
-    });
-    for _ in 0..2 {
-        let failed = build(&sandbox, &[])
-            .failure(1, &["exit status 7", "tests/it/commands.rs:", "  | line 39", "  | bad", "the whole log is in `"]);
-        assert!(failed.stderr.contains("line 0\n"), "streamed: {}", failed.stderr);
-        let (_, error) = failed.stderr.split_once("error:").unwrap();
-        assert!(!error.contains("line 0\n") && !error.contains("layer `run"), "{error}");
-        let log = error.split("the whole log is in `").nth(1).unwrap().split('`').next().unwrap();
-        let log = std::fs::read_to_string(log).unwrap();
-        assert!(log.starts_with("line 0\nline 1\n") && log.ends_with("bad\n"), "{log}");
-    }
-    assert!(!sandbox.work().join("dist").exists());
-    let left: Vec<_> = std::fs::read_dir(sandbox.cache().join("tmp-v1")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
-}
-
-/// What a cache remembers, and what lies on its way there.
-#[derive(Debug, PartialEq, Eq)]
-struct Kept {
-    ledger: Vec<PathBuf>,
-    blobs: Vec<PathBuf>,
-    temporary: Vec<PathBuf>,
-}
-
-fn kept(cache: &Path) -> Kept {
-    let below = |bucket: &str| {
-        let listed = tool("find", [cache.join(bucket).as_os_str(), "-mindepth".as_ref(), "1".as_ref()]);
-        let mut found: Vec<PathBuf> = listed.lines().map(PathBuf::from).collect();
-        found.sort();
-        found
-    };
-    Kept { ledger: below("ledger-v1"), blobs: below("blobs-v1"), temporary: below("tmp-v1") }
-}
-
-/// A sandbox whose stage is known, so that another command in it adds nothing but itself; and what its cache holds.
-fn warm() -> (Sandbox, Kept) {
-    let sandbox = taking(|sandbox| world(sandbox).run(script("mkdir /out; echo good > /out/a")));
-    build(&sandbox, &[]).success();
-    let before = kept(sandbox.cache());
-    assert_eq!(before.temporary, [""; 0].map(PathBuf::from));
-    assert!(!before.ledger.is_empty());
-    (sandbox, before)
-}
-
-/// Processes in the foreground, in the background and in a session of their own, which all have `marker` among their words.
-fn busy(marker: &str) -> String {
-    format!("mkdir /out; echo x > /out/x; setsid sleep {marker} & sleep {marker} & ")
-}
-
-fn marker(number: u32) -> String {
-    format!("{}{number}", 500_000 + std::process::id())
-}
-
-#[track_caller]
-fn nothing_is_left(sandbox: &Sandbox, before: &Kept, marker: &str) {
-    wait_until("the command's processes are gone", || !alive(marker));
-    assert_eq!(kept(sandbox.cache()), *before);
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(sandbox.cache().to_str().unwrap()), "{mounts}");
-}
-
-#[test]
-fn a_command_that_fails_or_is_ended_leaves_no_record_no_file_no_mount_and_no_process() {
-    let (sandbox, before) = warm();
-    let cases = [
-        ("exit 3", "ended with exit status 3"),
-        ("kill -9 $$", "was ended by signal 9"),
-        ("sleep 600", "took longer than 1 s and was ended"),
-    ];
-    for (number, (end, said)) in (0..).zip(cases) {
-        let marker = marker(number);
-        let run = script(&format!("{}{end}", busy(&marker))).timeout(Duration::from_secs(1));
-        write(&sandbox, &world(&sandbox).run(run));
-        build(&sandbox, &[]).failure(1, &[said, "tests/it/commands.rs:"]);
-        nothing_is_left(&sandbox, &before, &marker);
-    }
-}
-
-#[test]
-fn whoever_is_killed_while_a_command_runs_nothing_is_left() {
-    let (sandbox, before) = warm();
-    // imgbuild twice, then the guard, then the first process of the namespaces.
-    for (number, generation) in (10..).zip([0, 0, 1, 2]) {
-        let marker = marker(number);
-        write(&sandbox, &world(&sandbox).run(script(&format!("{}sleep {marker}", busy(&marker)))));
-        let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--sandbox", "namespaces"]);
-        let building = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_until("the command runs", || alive(&marker));
-        let victim = (0..generation).fold(building.id(), |pid, _| child_of(pid));
-        kill_process(Pid::from_raw(victim.cast_signed()).unwrap(), Signal::KILL).unwrap();
-        let ended = Outcome::of(building.wait_with_output().unwrap());
-        if generation == 0 {
-            assert_eq!(ended.status, 128 + 9);
-            // Its files are the next builder's to remove.
-            wait_until("the command's processes are gone", || !alive(&marker));
-            assert!(!kept(sandbox.cache()).temporary.is_empty());
-            write(&sandbox, &world(&sandbox).run(script("exit 1")));
-            build(&sandbox, &[]).failure(1, &["exit status 1"]);
-        } else {
-            ended.failure(1, &["cannot set up the sandbox", "tests/it/commands.rs:"]);
-        }
-        nothing_is_left(&sandbox, &before, &marker);
-    }
-    write(&sandbox, &world(&sandbox).run(script("mkdir /out; echo better > /out/a")));
-    build(&sandbox, &[]).success();
-    assert_eq!(content(&sandbox, "out/a"), "better\n");
-}
-
-#[test]
-fn files_of_a_command_that_runs_are_not_taken_for_those_of_a_killed_builder() {
-    let (sandbox, _) = warm();
-    let marker = marker(20);
-    let text = format!("mkdir /out; echo slow > /out/a; while test ! -e /kept/go; do sleep 0.0{marker}; done");
-    write(&sandbox, &world(&sandbox).run(script(&text).cache(path!("/kept"))));
-    let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--output", "oci:slow"]);
-    let building = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_until("the command runs", || alive(&format!("0.0{marker}")));
-    // Another builder of the same cache, which lets the first one go when it is done.
-    let run = script("mkdir /out; echo quick > /out/a; touch /kept/go").cache(path!("/kept"));
-    write(&sandbox, &world(&sandbox).run(run));
-    build(&sandbox, &[]).success();
-    Outcome::of(building.wait_with_output().unwrap()).success();
-    assert_eq!(kept(sandbox.cache()).temporary, [""; 0].map(PathBuf::from));
-}
-
-#[test]
-fn a_command_that_fills_the_disk_of_the_cache_is_ended_and_leaves_nothing() {
-    assert!(rustix::process::geteuid().is_root(), "only root can mount a small disk; run the tests as root");
-    let sandbox = taking(|sandbox| world(sandbox).run(script("mkdir /out; echo good > /out/a")));
-    let marker = marker(30);
-    let fill = "mkdir /out; i=0; while cat /bin/busybox > /out/$i; do i=$((i+1)); done; ";
-    let image =
-        Stage::scratch().layer(world(&sandbox).run(script(&format!("{fill} sleep {marker}"))).take(path!("/out")));
-    sandbox.write("fill.json", Catalogue::new("commands").with("app", image.image()).plan().to_json());
-    let disk = sandbox.path().join("disk");
-    fs::create_dir(&disk).unwrap();
-    let script = "disk=$1; imgbuild=$2; mount -t tmpfs -o size=300m,mode=0700 disk $disk
-        list() { find $disk/ledger-v1 $disk/blobs-v1 $disk/tmp-v1 | sort; }
-        used() { df --output=used $disk | tail -n 1; }
-        export IMGBUILD_CACHE_DIR=$disk
-        $imgbuild --catalogue plan.json build
-        list > before; before=$(used)
-        if $imgbuild --catalogue fill.json build; then exit 9; fi
-        rm $disk/commands-v1/log-*; list > after
-        diff before after
-        # The stat cache learns of files that are no longer quite new.
-        test $(($(used) - before)) -lt 1024
-        test $(grep -c $disk /proc/self/mounts) = 1
-        rm -r $disk/ledger-v1/* dist
-        $imgbuild --catalogue plan.json build";
-    let mut command = Command::new("unshare");
-    sandbox.place(&mut command);
-    command.args(["--mount", "sh", "-euxc", script, "sh"]).arg(&disk).arg(binary());
-    let ended = outcome(&mut command);
-    assert!(ended.stderr.contains("less than 64 MiB are left and was ended"), "{}", ended.stderr);
-    assert!(!alive(&marker));
-    ended.success();
-}
-
-/// Every file below a folder that holds this text.
-fn holding(folder: &std::path::Path, text: &str) -> Vec<String> {
-    let found = Command::new("grep").args(["-rlaF", text]).arg(folder).output().unwrap();
-    String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect()
-}
-
-#[test]
-fn a_secret_is_read_and_found_nowhere() {
-    const CANARY: &str = "canary-5fd1c0de-of-the-secret";
-    let sandbox = taking(|sandbox| {
-        let text = "mkdir /out; cat /run/secrets/token; grep -c canary /run/secrets/token > /out/count";
-        world(sandbox).run(script(text).secret("token"))
-    });
-    build(&sandbox, &[]).failure(2, &["it needs the secret `token`", "--secret token=env:"]);
-    let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--secret", "token=env:TOKEN"]);
-    let built = outcome(command.args(["--metadata-file", "built.json"]).env("TOKEN", CANARY));
-    assert!(built.stderr.contains("| ***"), "{}", built.stderr);
-    assert!(!built.stderr.contains(CANARY) && !built.stdout.contains(CANARY));
-    built.success();
-    assert_eq!(holding(sandbox.path(), CANARY), [""; 0]);
-    // Known without the secret, and whatever it holds.
-    build(&sandbox, &[]).success();
-    sandbox.write("secret", CANARY);
-    build(&sandbox, &["--secret", "token=file:secret"]).success();
-    build(&sandbox, &["--secret", "token"]).failure(2, &["`token` is not a secret"]);
-    build(&sandbox, &["--secret", "token=env:ABSENT"]).failure(2, &["variable ABSENT is not set"]);
-}
-
-#[test]
-fn a_secret_that_is_left_behind_is_refused() {
-    let sandbox =
-        taking(|sandbox| world(sandbox).run(script("mkdir /out; cp /run/secrets/token /out/x").secret("token")));
-    sandbox.write("secret", "0123456789abcdef\n");
-    build(&sandbox, &["--secret", "token=file:secret"]).failure(1, &["left the secret `token` in `/out/x`"]);
-}
-
-#[test]
-fn a_secret_is_found_in_names_links_and_by_its_lines() {
-    for (text, place) in [
-        ("mkdir /out; : >/out/$(cat /run/secrets/token | sed -n 2p)", "`/out`"),
-        ("mkdir /out; ln -s x-$(sed -n 2p /run/secrets/token) /out/l", "`/out/l`"),
-        ("mkdir /out; sed -n 2p /run/secrets/token >/out/line", "`/out/line`"),
-    ] {
-        let sandbox = taking(|sandbox| world(sandbox).run(script(text).secret("token")));
-        sandbox.write("secret", "[first]\nanother-line-0123456789\n");
-        let said = format!("left the secret `token` in {place}");
-        build(&sandbox, &["--secret", "token=file:secret"]).failure(1, &[&said]);
-    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use layers::lock::Lock;
 use layers::source::{dir, files, inline, link};
 use layers::{Catalogue, Stage, path};
 
+use crate::support::cache::bucket;
 use crate::support::layout::Layout;
 use crate::support::run::{Outcome, Sandbox, outcome};
 
@@ -48,8 +49,7 @@ fn build(sandbox: &Sandbox, cache: Option<&Path>) -> Outcome {
 
 /// The blobs of the cache.
 fn blobs(sandbox: &Sandbox) -> BTreeSet<PathBuf> {
-    let folders = fs::read_dir(sandbox.cache().join("blobs-v1")).unwrap();
-    folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap()).map(|blob| blob.unwrap().path()).collect()
+    bucket(sandbox.cache(), "blobs-v1").into_iter().collect()
 }
 
 #[test]

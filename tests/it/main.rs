@@ -13,6 +13,8 @@ mod cache_gc;
 mod cache_versions;
 mod command_line;
 mod commands;
+mod commands_left;
+mod commands_plans;
 mod commands_real;
 mod config_real;
 mod conformance;

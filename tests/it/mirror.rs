@@ -7,6 +7,7 @@ use layers::{Catalogue, Digest, Stage, debian, path};
 
 use crate::registry::registry;
 use crate::registry_real::Real;
+use crate::support::cache::bucket;
 use crate::support::registry::Mounting;
 use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::tiny::{Packaged, now};
@@ -185,10 +186,8 @@ fn archives_that_are_not_mounted_after_all_are_fetched_and_sent() {
     outside.run(here, &["mirror", "push", &first], "").success();
     // Here they are gone, and what is remembered is that the first repository has them.
     let tidy = || {
-        for folder in std::fs::read_dir(here.cache().join("blobs-v1")).unwrap() {
-            for blob in std::fs::read_dir(folder.unwrap().path()).unwrap() {
-                std::fs::remove_file(blob.unwrap().path()).unwrap();
-            }
+        for blob in bucket(here.cache(), "blobs-v1") {
+            std::fs::remove_file(blob).unwrap();
         }
     };
     tidy();

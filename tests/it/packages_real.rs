@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::cache::bucket;
 use crate::support::debs::Deb;
 use crate::support::layout::{Layout, applied};
 use crate::support::listing;
@@ -131,14 +132,7 @@ fn real_damage_in_the_cache_is_noticed_and_mended() {
     run(&packaged, &["lock"]).success();
     let build = ["build", "--platform", "linux/amd64", "--output", "oci:dist"];
     let expected = run(&packaged, &build).success();
-    let blobs = packaged.sandbox.cache().join("blobs-v1");
-    let all = || -> Vec<std::path::PathBuf> {
-        let folders = fs::read_dir(&blobs).unwrap().map(|it| it.unwrap().path());
-        let mut files: Vec<_> =
-            folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|it| it.unwrap().path())).collect();
-        files.sort();
-        files
-    };
+    let all = || bucket(packaged.sandbox.cache(), "blobs-v1");
     assert!(all().len() > 6, "{:?}", all());
     type Damage = fn(&std::path::Path);
     let damages: [(&str, Damage); 4] = [

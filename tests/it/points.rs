@@ -189,6 +189,8 @@ fn slow_whoever_writes_may_be_killed_at_every_named_point() {
     let stand = Stand::new();
     let (project, work) = (&stand.project, stand.project.sandbox.work());
     let cache = project.sandbox.cache();
+    let elsewhere = project.sandbox.path().join("elsewhere");
+    let store = format!("dir:{}", elsewhere.display());
     let build = |plan: &'static str| Box::new(|| stand.build(plan));
     let scenes = [
         Scene {
@@ -272,6 +274,16 @@ fn slow_whoever_writes_may_be_killed_at_every_named_point() {
             }),
             act: Box::new(|| project.sandbox.command(["cache", "import", "out/cache.tar"])),
         },
+        Scene {
+            name: "a build into a cache elsewhere",
+            plan: "plan.json",
+            before: Box::new(|| drop(fs::remove_dir_all(&elsewhere))),
+            act: Box::new(|| {
+                let mut build = stand.build("plan.json");
+                build.args(["--cache-to", &store]);
+                build
+            }),
+        },
     ];
     let all: Vec<&str> = Point::ALL.iter().map(|it| it.name()).chain(Kept::ALL.iter().map(|it| it.name())).collect();
     let mut reached: BTreeSet<&str> = BTreeSet::new();
@@ -301,6 +313,17 @@ fn slow_whoever_writes_may_be_killed_at_every_named_point() {
                     project.imgbuild(&["cache", "clear"]).success();
                     let taken = project.imgbuild(&["cache", "import", "out/cache.tar"]);
                     assert!(taken.status <= 1 && !taken.stderr.contains("panicked"), "{what}: {}", taken.stderr);
+                }
+                if elsewhere.exists() {
+                    // Another machine takes what is there and makes the rest.
+                    let another = tempfile::tempdir_in(project.sandbox.path()).unwrap();
+                    let mut build = stand.build(scene.plan);
+                    build.arg("--cache-dir").arg(another.path()).args(["--cache-from", &store]);
+                    outcome(build.env("IMGBUILD_CACHE_TRUSTED_STORES", &store)).success();
+                    let right = &stand.right[scene.plan];
+                    assert_eq!(only(&stand.layout().names(), right), *right, "{what}");
+                    whole(&stand.layout());
+                    fs::remove_dir_all(&elsewhere).unwrap();
                 }
                 stand.mend(scene.plan, ["a build over damage", "a check"].contains(&scene.name), &what);
             }

@@ -9,10 +9,11 @@ use layers::lock::Lock;
 use layers::source::{files, python};
 use layers::{Catalogue, Digest, Stage, path};
 
+use crate::support::cache::bucket;
 use crate::support::layout::{Layout, Member};
 use crate::support::random::Random;
 use crate::support::run::{Sandbox, outcome, tool};
-use crate::support::wheels::Index;
+use crate::support::wheels::{Index, Wheel, poetry_lock};
 
 const SMALL: usize = 3_000;
 const LARGE: usize = 9 << 20;
@@ -48,18 +49,15 @@ fn build(sandbox: &Sandbox, cache: &str, jobs: &str) -> (String, BTreeMap<String
 
 /// The blobs of a cache with their lengths.
 fn blobs(cache: &Path) -> BTreeMap<PathBuf, u64> {
-    let folders = fs::read_dir(cache.join("blobs-v1")).unwrap();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
-    files.map(|file| file.unwrap()).map(|file| (file.path(), file.metadata().unwrap().len())).collect()
+    let length = |blob: &PathBuf| blob.metadata().unwrap().len();
+    bucket(cache, "blobs-v1").into_iter().map(|blob| (blob.clone(), length(&blob))).collect()
 }
 
 /// Puts other states into what a cache knows of the beginnings of layers; how many it knows.
 fn lie_of_beginnings(cache: &Path) -> usize {
-    let folders = fs::read_dir(cache.join("ledger-v1")).unwrap();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
     let kind = format!("\nbeginning {}\n", layers::encode::LAYER_FORMAT);
     let mut found = 0;
-    for file in files.map(|file| file.unwrap().path()) {
+    for file in bucket(cache, "ledger-v1") {
         let text = fs::read_to_string(&file).unwrap();
         if let Some(start) = text.find(&kind) {
             // The record's digest and length, itself, and the text of its key.
@@ -216,41 +214,20 @@ fn slow_a_file_beyond_four_gibibytes_is_whole() {
     assert!(texts.iter().any(|text| text.contains("diff_ids") && text.contains(&diff_id)), "{diff_id}: {texts:#?}");
 }
 
-/// Writes so many wheels into folders of an index, and prints the poetry.lock that names them.
-const WHEELS: &str = r#"
-import base64, hashlib, os, sys, zipfile
-folder, count, changed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-for at in range(count):
-    name, version = f"package{at:04}", "1.1" if at == changed else "1.0"
-    info, file = f"{name}-{version}.dist-info", f"{name}-{version}-py3-none-any.whl"
-    held = {
-        f"{name}/__init__.py": f"NAME = '{name}'\n" * (at % 9),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    digest = lambda text: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-    held[f"{info}/RECORD"] = "".join(f"{path},sha256={digest(text)},{len(text)}\n" for path, text in held.items()) + f"{info}/RECORD,,\n"
-    os.makedirs(f"{folder}/{name}", exist_ok=True)
-    with zipfile.ZipFile(f"{folder}/{name}/{file}", "w", zipfile.ZIP_DEFLATED) as wheel:
-        for path, text in held.items():
-            wheel.writestr(zipfile.ZipInfo(path), text, zipfile.ZIP_DEFLATED)
-    sha256 = hashlib.sha256(open(f"{folder}/{name}/{file}", "rb").read()).hexdigest()
-    open(f"{folder}/{name}/index.html", "w").write(f'<a href="{file}#sha256={sha256}">{file}</a>')
-    print(f'[[package]]\nname = "{name}"\nversion = "{version}"\ndescription = ""\noptional = false\npython-versions = ">=3.8"')
-    print(f'groups = ["main"]\nfiles = [{{file = "{file}", hash = "sha256:{sha256}"}}]\n')
-print('[metadata]\nlock-version = "2.1"\npython-versions = ">=3.8"\ncontent-hash = "0"')
-"#;
-
 #[test]
 fn slow_a_lock_of_two_thousand_packages_is_built_and_one_of_them_replaced() {
     const COUNT: usize = 2_000;
     let sandbox = Sandbox::new();
-    let folder = sandbox.path().join("index");
-    let index = Index::new(&folder);
-    let write = |changed: &str| {
-        let mut python = Command::new("python3");
-        let lock = outcome(python.args(["-c", WHEELS]).arg(&folder).args([&COUNT.to_string(), changed])).success();
-        sandbox.write("poetry.lock", lock);
+    let index = Index::new(&sandbox.path().join("index"));
+    let write = |changed: Option<usize>| {
+        let wheel = |at: usize| -> Wheel {
+            let name = format!("package{at:04}");
+            let version = if changed == Some(at) { "1.1" } else { "1.0" };
+            let module = format!("{name}/__init__.py={}", format!("NAME = '{name}'\n").repeat(at % 9));
+            (name, version.to_owned(), vec![module])
+        };
+        let wheels: Vec<Wheel> = (0..COUNT).map(wheel).collect();
+        sandbox.write("poetry.lock", poetry_lock(&index.wheels(&wheels)));
     };
     let stage = Stage::scratch().layer(python(layers::poetry_lock("poetry.lock")));
     sandbox.write("plan.json", Catalogue::new("many").with("app", stage.image()).plan().to_json());
@@ -270,10 +247,10 @@ fn slow_a_lock_of_two_thousand_packages_is_built_and_one_of_them_replaced() {
         let layers: Vec<String> = image.layers.iter().map(|layer| layer.digest.clone()).collect();
         (versions.collect::<Vec<String>>(), layers)
     };
-    write("-1");
+    write(None);
     let (before, layers) = built();
     assert_eq!(before.len(), COUNT);
-    write("1000");
+    write(Some(1000));
     let (after, others) = built();
     let new: Vec<&String> = after.iter().filter(|path| !before.contains(path)).collect();
     assert!(after.len() == COUNT && new.len() == 1 && new[0].contains("package1000-1.1."), "{new:?}");

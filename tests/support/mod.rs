@@ -3,6 +3,7 @@
 //! * [`run`]: the program in a sandbox, other tools, and what came out.
 //! * [`shared`]: what is made once and kept in `target/`: a trixie root, downloads.
 //! * [`server`]: processes that end with the test, whatever happens; a file server that can be told to fail.
+//! * [`cache`]: what lies in a cache.
 //! * [`docker`]: a Docker engine of the tests' own.
 //! * [`registry`]: a registry in this process that keeps objects of S3 buckets as well, with scripted faults and a log of every request.
 //! * [`elsewhere`]: a project on another machine, as another user.
@@ -19,6 +20,7 @@
 
 #![allow(dead_code, reason = "a helper may wait for its second caller")]
 
+pub mod cache;
 pub mod debs;
 pub mod docker;
 pub mod elsewhere;

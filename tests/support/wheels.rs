@@ -6,28 +6,33 @@ use std::process::Command;
 
 use layers::Digest;
 
-use super::run::outcome;
+use super::run::tool;
 use super::server::Files;
 
-/// Writes a wheel of these files, `path=content` or `path=@file`, as its RECORD lists them.
-const WHEEL: &str = r#"
-import base64, hashlib, sys, zipfile
-folder, name, version, *files = sys.argv[1:]
-info = f"{name}-{version}.dist-info"
+/// Writes the wheels that a JSON document lists, each with its name, its version and its files, `path=content` or `path=@file`, as
+/// its RECORD lists them.
+const WHEELS: &str = r#"
+import base64, hashlib, json, sys, zipfile
 def content(text):
     return open(text[1:], "rb").read() if text.startswith("@") else text.encode()
-held = [file.split("=", 1) for file in files]
-held.append((f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"))
-held.append((f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"))
-record = ""
-with zipfile.ZipFile(f"{folder}/{name}-{version}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
-    for path, data in ((path, content(text)) for path, text in held):
-        # Without the time of day: the same files make the same wheel.
-        wheel.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        record += f"{path},sha256={digest},{len(data)}\n"
-    wheel.writestr(zipfile.ZipInfo(f"{info}/RECORD"), record + f"{info}/RECORD,,\n", zipfile.ZIP_DEFLATED)
+for name, version, files in json.load(open(sys.argv[2])):
+    info = f"{name}-{version}.dist-info"
+    held = [file.split("=", 1) for file in files]
+    held.append((f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"))
+    held.append((f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"))
+    record = ""
+    place = f"{sys.argv[1]}/{name}/{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for path, data in ((path, content(text)) for path, text in held):
+            # Without the time of day: the same files make the same wheel.
+            wheel.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            record += f"{path},sha256={digest},{len(data)}\n"
+        wheel.writestr(zipfile.ZipInfo(f"{info}/RECORD"), record + f"{info}/RECORD,,\n", zipfile.ZIP_DEFLATED)
 "#;
+
+/// The name, the version and the files of a wheel, `path=content` or `path=@file`.
+pub type Wheel = (String, String, Vec<String>);
 
 /// An index on loopback.
 #[derive(Debug)]
@@ -46,12 +51,17 @@ impl Index {
     /// Puts a wheel of these files, `path=content` or `path=@file`, onto the index in place of others of its name; gives its entry in
     /// poetry.lock.
     pub fn wheel<S: AsRef<str>>(&self, name: &str, version: &str, files: &[S]) -> String {
-        let folder = self.folder.join(name);
-        fs::create_dir_all(&folder).unwrap();
-        let mut write = Command::new("python3");
-        write.args(["-c", WHEEL]).arg(&folder).args([name, version]).args(files.iter().map(AsRef::as_ref));
-        outcome(&mut write).success();
-        self.offer(name, version)
+        let files = files.iter().map(|file| file.as_ref().to_owned()).collect();
+        self.wheels(&[(name.to_owned(), version.to_owned(), files)]).remove(0)
+    }
+
+    /// The same for many, by one interpreter.
+    pub fn wheels(&self, wheels: &[Wheel]) -> Vec<String> {
+        wheels.iter().for_each(|(name, ..)| fs::create_dir_all(self.folder.join(name)).unwrap());
+        let list = tempfile::NamedTempFile::new().unwrap();
+        fs::write(list.path(), serde_json::to_vec(wheels).unwrap()).unwrap();
+        tool("python3", ["-c".as_ref(), WHEELS.as_ref(), self.folder.as_os_str(), list.path().as_os_str()]);
+        wheels.iter().map(|(name, version, _)| self.offer(name, version)).collect()
     }
 
     /// Where a wheel that was put onto the index lies.

@@ -1,17 +1,19 @@
 //! The merged file system of a stage under construction.
 
+mod content;
+mod paths;
+
 use std::collections::HashMap;
 use std::fs::File;
-use std::hash::BuildHasher as _;
-use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::io::{self, Read as _};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
-use layers::encode::{Entry, Kind, MEMBER_SIZE, Member, TarReader};
+use layers::encode::{Entry, Kind};
 use layers::{Digest, ImagePath};
 
+use self::content::Inflated;
+use self::paths::{Entries, Paths, Place};
 use super::foundation::{Answers, Known, Linked};
 use super::index::Fragment;
 use super::tree::{Tree, TreeError};
@@ -19,128 +21,6 @@ use crate::debian::elf::ElfFacts;
 
 /// Opens the bytes of a fragment.
 pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<File> + Sync + 'a;
-
-/// Where the entry of a path is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In `View::dirs`.
-    Dir(u32),
-    /// An entry of a fragment.
-    Item { fragment: u32, entry: u32 },
-}
-
-/// What places lie in.
-#[derive(Default)]
-struct Entries {
-    fragments: Vec<Arc<Fragment>>,
-    dirs: Vec<Entry>,
-}
-
-impl Entries {
-    /// The numbers of directories and of fragments.
-    fn lengths(&self) -> (u32, u32) {
-        (self.dirs.len() as u32, self.fragments.len() as u32)
-    }
-
-    fn push_dir(&mut self, dir: &Entry) -> Place {
-        self.dirs.push(dir.clone());
-        Place::Dir(self.dirs.len() as u32 - 1)
-    }
-
-    /// Adds a fragment, and gives its number.
-    fn push(&mut self, fragment: &Arc<Fragment>) -> u32 {
-        self.fragments.push(fragment.clone());
-        self.fragments.len() as u32 - 1
-    }
-
-    fn fragment(&self, number: u32) -> &Arc<Fragment> {
-        &self.fragments[number as usize]
-    }
-
-    fn at(&self, place: Place) -> &Entry {
-        match place {
-            Place::Dir(at) => &self.dirs[at as usize],
-            Place::Item { fragment, entry } => &self.fragment(fragment).entries[entry as usize].entry,
-        }
-    }
-}
-
-/// Places by their paths, which are those of their entries: tens of thousands, of which few are asked for in their order.
-#[derive(Default)]
-struct Paths {
-    places: HashTable<Place>,
-    hasher: DefaultHashBuilder,
-    /// Sorted by path, once somebody needs it.
-    sorted: OnceLock<Vec<Place>>,
-    /// Questions since the last change that were answered without sorting.
-    searched: AtomicUsize,
-}
-
-/// Questions that are answered without sorting: each looks at every path, a tenth of what sorting takes.
-const SEARCHES: usize = 4;
-
-impl Paths {
-    fn get(&self, entries: &Entries, path: &ImagePath) -> Option<Place> {
-        self.places.find(self.hasher.hash_one(path), |place| entries.at(*place).path == *path).copied()
-    }
-
-    /// Puts an entry at its path, and gives what was there.
-    fn insert(&mut self, entries: &Entries, place: Place) -> Option<Place> {
-        self.changed();
-        let path = &entries.at(place).path;
-        let hash = |place: &Place| self.hasher.hash_one(&entries.at(*place).path);
-        match self.places.entry(self.hasher.hash_one(path), |other| entries.at(*other).path == *path, hash) {
-            hashbrown::hash_table::Entry::Occupied(mut there) => Some(std::mem::replace(there.get_mut(), place)),
-            hashbrown::hash_table::Entry::Vacant(free) => {
-                free.insert(place);
-                None
-            }
-        }
-    }
-
-    fn changed(&mut self) {
-        self.sorted.take();
-        *self.searched.get_mut() = 0;
-    }
-
-    /// Everything at `path` and below it, sorted.
-    fn below<'p>(
-        &'p self,
-        entries: &'p Entries,
-        path: &ImagePath,
-    ) -> impl Iterator<Item = (Place, &'p Entry)> + use<'p> {
-        let by_path = |a: &Place, b: &Place| entries.at(*a).path.cmp(&entries.at(*b).path);
-        let is_below = |place: &Place| entries.at(*place).path.starts_with(path);
-        let search = !path.is_root() && self.sorted.get().is_none();
-        let found: Vec<Place> = if search && self.searched.fetch_add(1, Ordering::Relaxed) < SEARCHES {
-            let mut found: Vec<Place> = self.places.iter().copied().filter(is_below).collect();
-            found.sort_unstable_by(by_path);
-            found
-        } else {
-            let sorted = self.sorted.get_or_init(|| {
-                let mut sorted: Vec<Place> = self.places.iter().copied().collect();
-                sorted.sort_unstable_by(by_path);
-                sorted
-            });
-            let start = sorted.partition_point(|place| entries.at(*place).path < *path);
-            // Siblings such as `/a b` and `/a-b` sort between `/a` and what is inside of it: they begin as it does.
-            let begins = |place: &&Place| entries.at(**place).path.as_str().starts_with(path.as_str());
-            sorted[start..].iter().take_while(begins).filter(|place| is_below(place)).copied().collect()
-        };
-        found.into_iter().map(move |place| (place, entries.at(place)))
-    }
-
-    /// Removes these places.
-    fn remove(&mut self, entries: &Entries, gone: &[Place]) {
-        self.changed();
-        for place in gone {
-            let hash = self.hasher.hash_one(&entries.at(*place).path);
-            if let Ok(there) = self.places.find_entry(hash, |found| found == place) {
-                there.remove();
-            }
-        }
-    }
-}
 
 /// Layers applied in order.
 pub struct View<'a> {
@@ -182,25 +62,6 @@ impl Chain {
             }
         }
         linked
-    }
-}
-
-/// A member of a fragment: the fragment's blob, the member's start in its tar, and its bytes.
-type Inflated = (Digest, u64, Arc<Vec<u8>>);
-
-/// A part of a member.
-struct Slice {
-    member: Arc<Vec<u8>>,
-    at: usize,
-    end: usize,
-}
-
-impl Read for Slice {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = out.len().min(self.end - self.at);
-        out[..count].copy_from_slice(&self.member[self.at..self.at + count]);
-        self.at += count;
-        Ok(count)
     }
 }
 
@@ -494,96 +355,6 @@ impl<'a> View<'a> {
         }
         Ok(())
     }
-
-    /// The member of a fragment that starts at `start` in its tar and at `packed` in its blob, whole.
-    fn inflated(&self, fragment: &Fragment, member: Member, start: u64, packed: u64) -> io::Result<Arc<Vec<u8>>> {
-        let thread = std::thread::current().id();
-        let members = || self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((blob, at, bytes)) = members().get(&thread)
-            && (*blob, *at) == (fragment.blob, start)
-        {
-            return Ok(bytes.clone());
-        }
-        let mut bytes = (self.open)(&fragment.blob)?;
-        bytes.seek(SeekFrom::Start(packed))?;
-        let mut tar = Vec::with_capacity(member.tar as usize);
-        TarReader::new(bytes, std::iter::once(member)).read_to_end(&mut tar)?;
-        let tar = Arc::new(tar);
-        members().insert(thread, (fragment.blob, start, tar.clone()));
-        Ok(tar)
-    }
-
-    /// Streams the content of a regular file.
-    pub fn open(&self, path: &ImagePath) -> Result<Box<dyn Read + '_>, TreeError> {
-        self.whole();
-        let fail = |why: String| TreeError { path: path.clone(), why };
-        let Some(Place::Item { fragment, entry }) = self.paths.get(&self.entries, path) else {
-            return Err(fail("it is not a file".into()));
-        };
-        let fragment = self.entries.fragment(fragment);
-        let mut indexed = &fragment.entries[entry as usize];
-        if let Kind::Hardlink { target } = &indexed.entry.kind {
-            let at = fragment.position(target).ok_or_else(|| fail(format!("its first name `{target}` is gone")))?;
-            indexed = &fragment.entries[at];
-        }
-        let Kind::File { size } = indexed.entry.kind else { return Err(fail("it is not a regular file".into())) };
-        if size == 0 {
-            return Ok(Box::new(io::empty()));
-        }
-        // Whole members before the content are passed over.
-        let (mut start, mut packed) = (0u64, 0u64);
-        let mut members = fragment.layout.members.iter().copied();
-        let mut first = None;
-        for member in members.by_ref() {
-            if start + u64::from(member.tar) > indexed.offset {
-                first = Some(member);
-                break;
-            }
-            start += u64::from(member.tar);
-            packed += u64::from(member.compressed);
-        }
-        let mut skip = indexed.offset.saturating_sub(start);
-        if let Some(member) = first.filter(|member| member.tar as usize <= MEMBER_SIZE) {
-            let in_first = size.min(u64::from(member.tar).saturating_sub(skip));
-            let slice = |member, start, packed, at: u64, length: u64| -> Result<Slice, TreeError> {
-                let member = self.inflated(fragment, member, start, packed).map_err(|error| fail(error.to_string()))?;
-                let end = (at + length) as usize;
-                if member.len() < end {
-                    return Err(fail("its fragment is shorter than its index says".into()));
-                }
-                Ok(Slice { member, at: at as usize, end })
-            };
-            let rest = size - in_first;
-            if rest == 0 {
-                return Ok(Box::new(slice(member, start, packed, skip, size)?));
-            }
-            // The end lies in the member behind, and so do its neighbours.
-            let mut behind = members.clone();
-            if let Some(next) =
-                behind.next().filter(|next| next.tar as usize <= MEMBER_SIZE && rest <= u64::from(next.tar))
-            {
-                let (start_of_next, packed_before) =
-                    (start + u64::from(member.tar), packed + u64::from(member.compressed));
-                let head = slice(member, start, packed, skip, in_first)?;
-                return Ok(Box::new(head.chain(slice(next, start_of_next, packed_before, 0, rest)?)));
-            }
-        }
-        let mut bytes = (self.open)(&fragment.blob).map_err(|error| fail(error.to_string()))?;
-        bytes.seek(SeekFrom::Start(packed)).map_err(|error| fail(error.to_string()))?;
-        let bytes = BufReader::with_capacity(128 << 10, bytes);
-        let members: Vec<_> = first.into_iter().chain(members).collect();
-        let mut reader = TarReader::new(bytes, members.into_iter());
-        while skip > 0 {
-            let held = reader.fill_buf().map_err(|error| fail(error.to_string()))?.len() as u64;
-            if held == 0 {
-                return Err(fail("its fragment is shorter than its index says".into()));
-            }
-            let count = held.min(skip);
-            reader.consume(count as usize);
-            skip -= count;
-        }
-        Ok(Box::new(reader.take(size)))
-    }
 }
 
 /// Whether an entry that is no ELF file can change where the loader finds a library.
@@ -627,6 +398,7 @@ mod tests {
     use layers::encode::FragmentLayout;
 
     use super::super::index::{Elf, Indexed};
+    use super::paths::SEARCHES;
     use super::*;
 
     fn path(text: &str) -> ImagePath {
