@@ -211,7 +211,12 @@ pub(super) fn tell(bench: &Bench<'_>, mut payload: Payload, top: Digest) {
     let Some(targets) = bench.targets else { return };
     payload.top = Some(top);
     let names = payload.names.clone();
-    targets.publisher.publish_in_turn(names, Answer::write(&payload, targets.key.as_ref()), Vec::new());
+    match Answer::write_short(payload, targets.key.as_ref()) {
+        Some(document) => targets.publisher.publish_in_turn(names, document, Vec::new()),
+        None => bench
+            .observer
+            .on(Event::Note("what is known of an image is too long for a cache elsewhere, which is not told of it")),
+    }
 }
 
 /// Hands fragments over, under a name that keeps a registry from collecting them, and gives the bundle that tells of them.

@@ -29,9 +29,12 @@ use crate::engine::local::LayerRecord;
 use crate::engine::run::Ran;
 use crate::ops::key::ImageRecord;
 
+/// What a bundle may unfold to, bytes: it is held in memory. An index in it has 16 kB on average.
+const LARGEST_BUNDLE: u64 = 256 << 20;
+
 const MAGIC: &str = "imgbuild-cache 2\n";
 
-/// The largest document that is read, bytes: registries take manifests of 4 MiB.
+/// The largest document that is read or written, bytes: registries take manifests of 4 MiB.
 pub const LARGEST: usize = 4 << 20;
 
 /// The name of the document of an image's key.
@@ -138,7 +141,8 @@ impl Parts {
     pub fn unpack(blob: &[u8]) -> Option<Parts> {
         use std::io::Read as _;
         let mut bytes = Vec::new();
-        layers::format::decompress(blob, &layers::format::Limits::default()).ok()?.read_to_end(&mut bytes).ok()?;
+        let limits = layers::format::Limits { max_output: LARGEST_BUNDLE, ..Default::default() };
+        layers::format::decompress(blob, &limits).ok()?.read_to_end(&mut bytes).ok()?;
         postcard::from_bytes(&bytes).ok()
     }
 }
@@ -166,6 +170,16 @@ impl Answer {
             bytes.extend_from_slice(format!("ed25519 {} {signature}\n", key.public()).as_bytes());
         }
         bytes
+    }
+
+    /// Writes a document that is short enough to be read: without the foundation where it is too long with it. `None` where that does
+    /// not help.
+    pub fn write_short(mut payload: Payload, key: Option<&SigningKey>) -> Option<Vec<u8>> {
+        let whole = Answer::write(&payload, key);
+        if whole.len() <= LARGEST || payload.foundation.take().is_none() {
+            return (whole.len() <= LARGEST).then_some(whole);
+        }
+        Some(Answer::write(&payload, key)).filter(|shorter| shorter.len() <= LARGEST)
     }
 
     /// Reads a document that was found under `name`; a signature counts if it is by one of `keys`.
@@ -325,6 +339,8 @@ impl FromStr for SigningKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::foundation::{Answers, Linked};
+    use layers::ImagePath;
 
     fn payload(name: &str) -> Payload {
         let record = LayerRecord { digest: Digest::of(b"l"), diff_id: layers::DiffId(Digest::of(b"d")), size: 7 };
@@ -336,6 +352,39 @@ mod tests {
             bundle: Some(Blob { digest: Digest::of(b"b"), size: 9 }),
             top: None,
         }
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_read_is_written_without_its_foundation_or_not_at_all() {
+        let mut below = Below { answers: Answers::default(), linked: Linked::default(), gate: Key(Digest::of(b"g")) };
+        for number in 0..20_000 {
+            below.answers.note(&ImagePath::new(format!("/{}{number}", "a".repeat(250))).expect("a path"), None);
+        }
+        let mut payload = payload("image-a");
+        payload.foundation = Some(KnownFoundation { key: Key(Digest::of(b"f")), layers: 1, below });
+        let (_, key) = SigningKey::generate().expect("makes a key");
+        let read = |bytes: &[u8]| Answer::read(bytes, "image-a", &[key.public()]);
+        assert!(read(&Answer::write(&payload, Some(&key))).is_err(), "it is too long");
+        let short = Answer::write_short(payload.clone(), Some(&key)).expect("the rest is short");
+        let without = Payload { foundation: None, ..payload };
+        assert_eq!(read(&short), Ok((without.clone(), Believed::Signed)));
+        assert_eq!(Answer::write_short(without.clone(), Some(&key)), Some(short));
+        let layers = vec![without.layers[0].clone(); 60_000];
+        assert_eq!(Answer::write_short(Payload { layers, ..without }, Some(&key)), None);
+    }
+
+    #[test]
+    fn a_bundle_that_unfolds_to_more_than_memory_should_hold_is_none() {
+        let unpacked = |mebibytes: usize| {
+            // No fragment, and an index of zeros.
+            let mut head = vec![0, 1];
+            head.extend(postcard::to_stdvec(&(mebibytes << 20)).expect("a number"));
+            let packed =
+                [layers::encode::gzip(&head), layers::encode::gzip(&vec![0; 1 << 20]).repeat(mebibytes)].concat();
+            Parts::unpack(&packed).map(|parts| parts.indexes[0].len() >> 20)
+        };
+        assert_eq!(unpacked(3), Some(3));
+        assert_eq!(unpacked(256), None);
     }
 
     #[test]
