@@ -119,8 +119,11 @@ impl StatCache {
         let oldest = clock() - LASTS;
         self.known.retain(|_, known| known.asked || known.seen >= oldest);
         let saved = Saved { version: VERSION, files: std::mem::take(&mut self.known) };
-        if let Ok(body) = postcard::to_stdvec(&saved) {
-            let _ = store.keep_stats(root, &[Digest::of(&body).as_bytes().as_slice(), &body].concat());
+        // Room for the digest first: of a large context it is too much to be copied.
+        if let Ok(mut bytes) = postcard::to_extend(&saved, vec![0; 32]) {
+            let digest = Digest::of(&bytes[32..]);
+            bytes[..32].copy_from_slice(digest.as_bytes());
+            let _ = store.keep_stats(root, &bytes);
         }
         self.known = saved.files;
         self.changed = false;
