@@ -94,7 +94,14 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             }
         };
     }
-    let pushed = push(&bench, &registries, &request)?;
+    let pushed = match push(&bench, &registries, &request) {
+        Ok(pushed) => pushed,
+        Err(failure) => {
+            // What was built goes to caches elsewhere all the same: the next attempt need not build it.
+            setup.close();
+            return Err(failure.into());
+        }
+    };
     let document = || pushed_json(&pushed, &registries);
     setup.close();
     let printed = match args.format {

@@ -36,7 +36,7 @@ use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
 use crate::parallel::{at_once, in_parallel};
-use crate::remote::{Payload, TRANSFERS};
+use crate::remote::{Delivered, Payload, TRANSFERS};
 
 /// What is to be built.
 #[derive(Debug, Clone)]
@@ -143,8 +143,8 @@ pub trait Beside<'b>: Sync {
     fn made(&self, image: &str, layer: Blob);
 
     /// Hears what a cache elsewhere says of an image's last build: the manifest or index that it was delivered as, with all its platforms,
-    /// and the layers for one of them.
-    fn last(&self, _image: &str, _platform: Platform, _top: Digest, _layers: &[Digest]) -> Result<(), Failure> {
+    /// and the configuration and layers for one of them.
+    fn last(&self, _image: &str, _platform: Platform, _top: Digest, _blobs: Vec<Digest>) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -294,8 +294,12 @@ fn build_once<'b>(
         let mine: Vec<(usize, &Wanted<'_>)> = wanted.iter().enumerate().filter(|(_, it)| it.name == *name).collect();
         let all_cached = mine.iter().all(|(at, _)| cached[*at]);
         let image = finish(bench, request, name, image, mine.into_iter().map(|(_, it)| it), created, all_cached)?;
-        let told = wanted.iter_mut().filter(|it| it.name == *name).filter_map(|it| it.told.take());
-        told.for_each(|payload| super::remote::tell(bench, payload, image.image.top().digest));
+        for (it, built) in wanted.iter_mut().filter(|it| it.name == *name).zip(&image.image.platforms) {
+            if let Some(payload) = it.told.take() {
+                let delivered = Delivered { top: image.image.top().digest, config: built.config.digest };
+                super::remote::tell(bench, payload, delivered);
+            }
+        }
         bench.observer.on(Event::ImageFinished { name, digest: image.image.top().digest, cached: all_cached });
         built.push(image);
     }

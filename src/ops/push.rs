@@ -83,15 +83,18 @@ pub fn places(
 /// Builds what is stale and pushes everything.
 pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -> Result<Vec<PushedImage>, Failure> {
     let places = places(bench, registries, request)?;
-    let written: BTreeSet<&str> = bench.targets.iter().flat_map(|it| &it.places).filter_map(RemoteSpec::host).collect();
+    let hosts: BTreeSet<&str> = places.values().flatten().map(|it| &*it.repository.registry).collect();
     // What a registry has for one repository it takes over for another: the push comes first, and its layers are not sent twice.
-    let held = bench.targets.filter(|_| places.values().flatten().any(|it| written.contains(&*it.repository.registry)));
+    let is_of_these = |place: &RemoteSpec| place.host().is_some_and(|host| hosts.contains(host));
+    let held = bench.targets.filter(|targets| targets.places.iter().all(is_of_these));
     held.inspect(|targets| targets.publisher.hold());
     let is_lost = AtomicBool::new(false);
     let once = || build_and_push(bench, registries, request, &places, &is_lost);
     let (built, deliveries, pushed) = match once() {
         Err(_) if is_lost.load(Ordering::Relaxed) && !bench.elsewhere.is_empty() => {
             super::remote::give_up(bench);
+            // What the first attempt has to tell is of layers that could not be had.
+            held.inspect(|targets| targets.publisher.hold());
             once()?
         }
         done => done?,
@@ -201,7 +204,7 @@ struct Sends<'scope, 'env> {
     later: Mutex<Option<Work<'env>>>,
 }
 
-/// What an image was delivered as, and its layers, for each platform.
+/// What an image was delivered as, and its blobs, for each platform.
 type Told = BTreeMap<Platform, (Digest, Vec<Digest>)>;
 
 /// Ends what is sent ahead when it is dropped.
@@ -247,15 +250,19 @@ impl<'env> Beside<'env> for Sends<'_, 'env> {
         }
     }
 
-    fn last(&self, image: &str, platform: Platform, top: Digest, layers: &[Digest]) -> Result<(), Failure> {
+    fn last(&self, image: &str, platform: Platform, top: Digest, blobs: Vec<Digest>) -> Result<(), Failure> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let of_image = told.entry(image.to_owned()).or_default();
-        of_image.insert(platform, (top, layers.to_vec()));
-        // Where platforms were delivered apart, none of that names all layers.
+        of_image.insert(platform, (top, blobs));
+        // Where platforms were delivered apart, none of that names all blobs.
         if of_image.len() == self.platforms && of_image.values().all(|(other, _)| *other == top) {
             for Reference { repository, .. } in self.places.get(image).into_iter().flatten() {
-                let layers = of_image.values().flat_map(|(_, layers)| layers.iter().copied());
-                registry::may_have(self.bench.store, repository, top, layers)?;
+                let is_here = |place: &Reference| place.repository == *repository;
+                // Of several images in a repository, one is not what the others were.
+                if !self.places.iter().any(|(other, places)| other != image && places.iter().any(is_here)) {
+                    let blobs = of_image.values().flat_map(|(_, blobs)| blobs.iter().copied());
+                    registry::may_have(self.bench.store, repository, top, blobs)?;
+                }
             }
         }
         Ok(())

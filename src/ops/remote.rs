@@ -19,8 +19,8 @@ use crate::observe::Event;
 use crate::parallel::in_parallel;
 use crate::registry::{Demand, Supply};
 use crate::remote::{
-    Answer, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, RemoteSpec, SigningKey, TRANSFERS,
-    image_name, latest_name, layers_name, parts_name,
+    Answer, Delivered, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, RemoteSpec, SigningKey,
+    TRANSFERS, image_name, latest_name, layers_name, parts_name,
 };
 
 /// Where a build's outcome goes.
@@ -40,26 +40,21 @@ pub(super) fn images<'a>(
     wanted: impl Iterator<Item = (&'a str, Platform, &'a ImageKey)>,
     beside: &dyn Beside<'_>,
 ) -> Result<HashMap<Key, ImageRecord>, Failure> {
-    let found = Mutex::new(HashMap::<Key, Payload>::new());
+    let found = Mutex::new(HashMap::new());
     if bench.elsewhere.is_empty() {
         return Ok(HashMap::new());
     }
     let wanted: Vec<_> = wanted.collect();
     in_parallel(TRANSFERS, &wanted, |(name, platform, key)| {
         let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(()) };
+        // Its labels may be others by now.
+        tell_last(beside, name, *platform, &payload)?;
         key.keep(bench.store, &payload.image)?;
         remember_latest(bench, name, *platform, &key.key, |_| Ok(Left::default()))?;
-        found.lock().expect("no thread panics while it holds this").insert(key.key, payload);
+        found.lock().expect("no thread panics while it holds this").insert(key.key, payload.image);
         Ok::<(), Failure>(())
     })?;
-    let found = found.into_inner().expect("no thread panics while it holds this");
-    // Of an image that is there for all its platforms there is nothing to send.
-    let made: BTreeSet<&str> =
-        wanted.iter().filter(|(_, _, key)| !found.contains_key(&key.key)).map(|(name, ..)| *name).collect();
-    for (name, platform, key) in wanted.iter().filter(|(name, ..)| made.contains(name)) {
-        found.get(&key.key).map_or(Ok(()), |payload| tell_last(beside, name, *platform, payload))?;
-    }
-    Ok(found.into_iter().map(|(key, payload)| (key, payload.image)).collect())
+    Ok(found.into_inner().expect("no thread panics while it holds this"))
 }
 
 /// Asks for the last build of an image, whatever it was made from: what did not change since need not be made. Gives the
@@ -78,8 +73,11 @@ pub(super) fn warm(
 
 /// Says what an image was delivered as when it was built elsewhere, if that is known.
 fn tell_last(beside: &dyn Beside<'_>, name: &str, platform: Platform, payload: &Payload) -> Result<(), Failure> {
-    let layers: Vec<Digest> = payload.image.layers.iter().map(|layer| layer.digest).collect();
-    payload.top.map_or(Ok(()), |top| beside.last(name, platform, top, &layers))
+    let Some(Delivered { top, config }) = payload.delivered else { return Ok(()) };
+    let ImageRecord { layers, base, .. } = &payload.image;
+    let below = base.iter().flat_map(|(_, parts)| &parts.layers).map(|layer| layer.digest);
+    let blobs = below.chain(layers.iter().map(|layer| layer.digest)).chain([config]);
+    beside.last(name, platform, top, blobs.collect())
 }
 
 /// Brings a bundle: what its fragments are made from, and their indexes, are known from then on.
@@ -175,7 +173,7 @@ pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) ->
     let Some(targets) = bench.targets else { return Ok(None) };
     let mut bundle = made.cut.and_then(|cut| bench.elsewhere.bundle(&cut.key));
     if !made.walked.is_on_foundation() {
-        bundle = Some(publish_parts(bench, targets, engine.fragments_of(made.resolved, made.walked))?);
+        bundle = publish_parts(bench, targets, engine.fragments_of(made.resolved, made.walked))?;
     } else if !targets.places.iter().all(|place| bench.elsewhere.reads(&place.to_string())) {
         // Layers that were not made here are not in every cache that is written to.
         for layer in &made.record.layers {
@@ -197,7 +195,7 @@ pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) ->
         layers: made.walked.jobs.iter().map(|job| KnownLayer { key: job.key, ran: job.ran.clone() }).collect(),
         foundation,
         bundle,
-        top: None,
+        delivered: None,
     };
     let blobs: BTreeSet<(Digest, u64)> = made.record.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
     let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
@@ -207,9 +205,9 @@ pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) ->
 
 /// Tells the caches that are written to of an image, and what it is delivered as: that leads to what was sent before, so it comes
 /// last, and who reads it need not read the list of that.
-pub(super) fn tell(bench: &Bench<'_>, mut payload: Payload, top: Digest) {
+pub(super) fn tell(bench: &Bench<'_>, mut payload: Payload, delivered: Delivered) {
     let Some(targets) = bench.targets else { return };
-    payload.top = Some(top);
+    payload.delivered = Some(delivered);
     let names = payload.names.clone();
     match Answer::write_short(payload, targets.key.as_ref()) {
         Some(document) => targets.publisher.publish_in_turn(names, document, Vec::new()),
@@ -219,8 +217,13 @@ pub(super) fn tell(bench: &Bench<'_>, mut payload: Payload, top: Digest) {
     }
 }
 
-/// Hands fragments over, under a name that keeps a registry from collecting them, and gives the bundle that tells of them.
-fn publish_parts(bench: &Bench<'_>, targets: &Targets, fragments: Vec<(Key, Arc<Fragment>)>) -> Result<Blob, Failure> {
+/// Hands fragments over, under a name that keeps a registry from collecting them, and gives the bundle that tells of them, if there may
+/// be one.
+fn publish_parts(
+    bench: &Bench<'_>,
+    targets: &Targets,
+    fragments: Vec<(Key, Arc<Fragment>)>,
+) -> Result<Option<Blob>, Failure> {
     let mut parts = Parts::default();
     let (mut blobs, mut indexes) = (BTreeSet::new(), BTreeMap::new());
     for (key, fragment) in fragments {
@@ -232,9 +235,10 @@ fn publish_parts(bench: &Bench<'_>, targets: &Targets, fragments: Vec<(Key, Arc<
         parts.fragments.push(KnownFragment { key, blob, index });
     }
     parts.indexes = indexes.into_values().collect();
-    let bundle = bench.store.put(&parts.pack())?;
+    let Some(bundle) = parts.pack() else { return Ok(None) };
+    let bundle = bench.store.put(&bundle)?;
     blobs.insert((bundle.digest, bundle.size));
     let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
     targets.publisher.publish(vec![parts_name(&bundle.digest)], Vec::new(), blobs);
-    Ok(bundle)
+    Ok(Some(bundle))
 }

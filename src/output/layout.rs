@@ -61,7 +61,8 @@ impl Layout {
         let mut todo: Vec<(Value, bool)> = descriptors.iter().map(|it| (it.clone(), true)).collect();
         while let Some((descriptor, leads_on)) = todo.pop() {
             let text = |key: &str| descriptor.get(key).and_then(Value::as_str).unwrap_or_default();
-            let leads_on = leads_on && (text("mediaType").is_empty() || text("mediaType").ends_with("+json"));
+            let media_type = text("mediaType").split(';').next().unwrap_or_default().trim_end();
+            let leads_on = leads_on && (media_type.is_empty() || media_type.ends_with("+json"));
             let Ok(digest) = text("digest").parse::<Digest>() else { if leads_on { return None } else { continue } };
             found.insert(digest);
             if !leads_on || !followed.insert(digest) {
@@ -74,8 +75,9 @@ impl Layout {
                 Err(_) => return None,
             };
             let list = |key: &str| document.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-            todo.extend(list("manifests").into_iter().map(|it| (it, true)));
-            todo.extend(list("layers").into_iter().chain(document.get("config").cloned()).map(|it| (it, false)));
+            todo.extend(list("manifests").into_iter().chain(document.get("subject").cloned()).map(|it| (it, true)));
+            let content = list("layers").into_iter().chain(list("blobs")).chain(document.get("config").cloned());
+            todo.extend(content.map(|it| (it, false)));
         }
         Some(found)
     }

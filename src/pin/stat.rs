@@ -117,7 +117,8 @@ impl StatCache {
         let (Some((store, root)), true) = (&self.place, self.changed) else { return };
         // Names that come and go, as those of bundlers, would add up for ever.
         let oldest = clock() - LASTS;
-        self.known.retain(|_, known| known.asked || known.seen >= oldest);
+        let is_there = |path: &str| std::fs::symlink_metadata(root.join(path)).is_ok();
+        self.known.retain(|path, known| known.asked || known.seen >= oldest || is_there(path));
         let saved = Saved { version: VERSION, files: std::mem::take(&mut self.known) };
         // Room for the digest first: of a large context it is too much to be copied.
         if let Ok(mut bytes) = postcard::to_extend(&saved, vec![0; 32]) {

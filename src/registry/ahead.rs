@@ -14,7 +14,6 @@ use tokio::sync::watch;
 
 use super::client::{Ask, Client, lock};
 use super::digest::AnyDigest;
-use super::document::ACCEPT as MANIFESTS;
 use super::error::RegistryError;
 use super::memo::Memo;
 use super::push::UNASKED;
@@ -145,7 +144,7 @@ impl Client {
     /// long for it, and trouble is none: whoever needs the answer asks again.
     async fn look_ahead(&self, repository: &Repository, last: Option<&AnyDigest>) {
         let Some(digest) = last else { return };
-        let look = self.has_manifest(repository, *digest, MANIFESTS);
+        let look = self.has_manifest(repository, *digest, "");
         if let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, look).await {
             lock(&self.ahead.seen).insert((repository.clone(), *digest), Instant::now());
         }

@@ -22,6 +22,11 @@ pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/v
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.oci.artifact.manifest.v1+json, */*;q=0.1";
 
+/// What is accepted when one of this type is asked for: a registry that has another under its name says so.
+pub fn accept_of(media_type: &str) -> String {
+    if media_type.is_empty() { ACCEPT.into() } else { format!("{media_type}, */*;q=0.1") }
+}
+
 /// A reference to a blob or manifest, with everything that imgbuild looks at (descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -92,7 +92,7 @@ impl Client {
 
     /// Reads the manifest of an artifact, which is of no other type than the image specification's; from its registry, not a mirror.
     pub async fn artifact(&self, reference: &Reference) -> Result<Document, RegistryError> {
-        self.manifest_from(&reference.repository, reference, layers::oci::MANIFEST).await
+        self.manifest_from(&reference.repository, reference, &document::accept_of(layers::oci::MANIFEST)).await
     }
 
     async fn manifest_from(

@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 use super::body::Outgoing;
 use super::client::{Ask, Client, lock};
 use super::digest::AnyDigest;
-use super::document::{ACCEPT as MANIFESTS, Descriptor, Document};
+use super::document::{Descriptor, Document, accept_of};
 use super::error::RegistryError;
 use super::memo::{Memo, Remembered};
 use super::reference::{Reference, Repository};
@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
     async fn recall(&self, repository: &Repository, top: AnyDigest) -> Result<(), RegistryError> {
         let Some(remembered) = self.last.get(repository).filter(|it| it.top != top) else { return Ok(()) };
         let was_seen = self.client.was_seen(repository, remembered.top);
-        if was_seen || self.client.has_manifest(repository, remembered.top, MANIFESTS).await? {
+        if was_seen || self.client.has_manifest(repository, remembered.top, "").await? {
             let mut known = lock(&self.known);
             let of_repository = known.entry(repository.clone()).or_default();
             of_repository.extend(&remembered.below);
@@ -664,21 +664,23 @@ fn misses(error: &RegistryError) -> bool {
 }
 
 impl Client {
-    /// Whether a repository has a manifest of these types, asked with the right to push so that one token does for everything.
+    /// Whether a repository has a manifest of this type, or of any where it is empty, asked with the right to push so that one token does for everything.
     pub(super) async fn has_manifest(
         &self,
         repository: &Repository,
         digest: AnyDigest,
-        types: &str,
+        media_type: &str,
     ) -> Result<bool, RegistryError> {
         let _permit = self.requests.acquire().await;
         let what = "look for a manifest";
         let url = self.url(repository, &format!("{}/manifests/{digest}", repository.path)).await?;
-        let ask = Ask::new(what, Method::HEAD, url, vec![push_scope(repository)]).header(ACCEPT, types);
+        let ask =
+            Ask::new(what, Method::HEAD, url, vec![push_scope(repository)]).header(ACCEPT, &accept_of(media_type));
         let answer = self.ask(repository, &ask).await?;
         match answer.status.as_u16() {
             200 => Ok(true),
-            404 | 410 => Ok(false),
+            // One of another type (406) is not this one.
+            404 | 406 | 410 => Ok(false),
             _ => Err(self.failed(repository, what, answer).await),
         }
     }

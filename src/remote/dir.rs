@@ -6,8 +6,8 @@
 //!   imgbuild-cache-v1/blobs/ab/abcdef...        a blob by its SHA-256
 //! ```
 //!
-//! Files are written aside and renamed, so readers and writers need no locks. What a writer that was killed left aside goes with the next one
-//! there, a day later.
+//! Files are written aside and renamed, so readers and writers need no locks. What a writer of blobs that was killed left aside goes with the
+//! next one there, a day later.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -88,7 +88,6 @@ fn copy(blob: &Blob, from: &mut dyn Read, to: &mut dyn Write) -> io::Result<bool
 fn place(path: &Path, write: impl FnOnce(&mut File) -> Result<(), RemoteError>) -> Result<(), RemoteError> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).map_err(at(folder))?;
-    remove_leftovers(folder);
     let mut file = tempfile::Builder::new().prefix(ASIDE).tempfile_in(folder).map_err(at(folder))?;
     write(file.as_file_mut())?;
     let shared = std::os::unix::fs::PermissionsExt::from_mode(0o644);
@@ -151,6 +150,7 @@ impl Remote for Folder {
             if self.has(blob) {
                 continue;
             }
+            remove_leftovers(path.parent().unwrap_or(&path));
             let mut from = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
             place(&path, |file| match copy(blob, &mut from, file).map_err(at(&path))? {
                 true => Ok(()),
@@ -175,17 +175,19 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let folder = Folder::new(root.path());
         let store = Store::open_at(&root.path().join("store")).expect("opens");
-        let names = root.path().join("imgbuild-cache-v1/names");
-        fs::create_dir_all(&names).expect("makes");
-        for (name, hours) in [(".new-old", 25), (".new-young", 1), ("image-old", 25)] {
-            let file = File::create(names.join(name)).expect("writes");
+        let blob = store.put(b"blob").expect("puts");
+        let place = folder.blob(&blob.digest);
+        let beside = place.parent().expect("is in a folder");
+        fs::create_dir_all(beside).expect("makes");
+        for (name, hours) in [(".new-old", 25), (".new-young", 1), ("old", 25)] {
+            let file = File::create(beside.join(name)).expect("writes");
             let past = std::time::SystemTime::now() - Duration::from_secs(hours * 60 * 60);
             file.set_modified(past).expect("sets its time");
         }
-        folder.publish(&["image-new".into()], b"document", &[], &store).expect("publishes");
-        let there = fs::read_dir(&names).expect("reads").map(|it| it.expect("reads").file_name());
+        folder.publish(&[], b"", &[blob], &store).expect("publishes");
+        let there = fs::read_dir(beside).expect("reads").map(|it| it.expect("reads").file_name());
         let mut there: Vec<_> = there.map(|name| name.to_string_lossy().into_owned()).collect();
         there.sort();
-        assert_eq!(there, [".new-young", "image-new", "image-old"]);
+        assert_eq!(there, [".new-young".to_owned(), blob.digest.hex(), "old".to_owned()]);
     }
 }

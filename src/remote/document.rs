@@ -105,10 +105,18 @@ pub struct Payload {
     pub foundation: Option<KnownFoundation>,
     /// A blob with the fragments of its layers.
     pub bundle: Option<Blob>,
-    /// What the image was delivered as, together with its other platforms: its manifest or its index, without annotations. A
-    /// repository that has it has the layers.
+    /// What it was delivered as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub top: Option<Digest>,
+    pub delivered: Option<Delivered>,
+}
+
+/// What an image was delivered as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivered {
+    /// Its manifest, or the index of all its platforms, without annotations. A repository that has it has all below it.
+    pub top: Digest,
+    /// Its configuration.
+    pub config: Digest,
 }
 
 impl Payload {
@@ -132,9 +140,10 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// As one compressed blob.
-    pub fn pack(&self) -> Vec<u8> {
-        layers::encode::gzip(&postcard::to_stdvec(self).expect("lists and bytes have nothing that postcard cannot say"))
+    /// As one compressed blob; `None` where nobody would read it.
+    pub fn pack(&self) -> Option<Vec<u8>> {
+        let bytes = postcard::to_stdvec(self).expect("lists and bytes have nothing that postcard cannot say");
+        (bytes.len() as u64 <= LARGEST_BUNDLE).then(|| layers::encode::gzip(&bytes))
     }
 
     /// Reads a blob; `None` where it is something else.
@@ -350,7 +359,7 @@ mod tests {
             layers: vec![KnownLayer { key: Key(Digest::of(b"k")), ran: Vec::new() }],
             foundation: None,
             bundle: Some(Blob { digest: Digest::of(b"b"), size: 9 }),
-            top: None,
+            delivered: None,
         }
     }
 

@@ -28,8 +28,8 @@ use layers::Key;
 
 pub use dir::Folder;
 pub use document::{
-    Answer, Believed, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, PublicKey, Remembered, SigningKey,
-    image_name, latest_name, layers_name, parts_name,
+    Answer, Believed, Delivered, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, PublicKey, Remembered,
+    SigningKey, image_name, latest_name, layers_name, parts_name,
 };
 pub use publish::Publisher;
 pub use registry::Artifacts;

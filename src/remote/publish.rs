@@ -60,9 +60,9 @@ impl Publisher {
         }
     }
 
-    /// From now on what goes in turn waits.
+    /// From now on what goes in turn waits; what waits already is forgotten.
     pub fn hold(&self) {
-        self.held().get_or_insert_default();
+        *self.held() = Some(Vec::new());
     }
 
     /// What waits goes, and nothing waits any more.

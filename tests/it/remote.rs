@@ -13,6 +13,7 @@ use crate::registry::registry;
 use crate::server::{Answer, Server};
 use crate::support::layout::Layout;
 use crate::support::random::Random;
+use crate::support::registry::{Act, Response};
 use crate::support::run::{Outcome, Sandbox, outcome};
 
 /// A project that several machines have: an archive from a server that counts, and files of the context.
@@ -357,6 +358,45 @@ fn what_was_delivered_for_several_platforms_is_one_question() {
         let tag = |tag: &str| registry.tag(&format!("{team}/one"), &format!("{tag}-{at}"));
         assert!(tag("v2").is_some() && tag("v2") == tag("alone"), "{:?} {:?}", tag("v2"), tag("alone"));
     }
+    // Another label, and nothing else: two configurations are sent.
+    registry.clear_log();
+    push(&project.machine(), "team/{image}:v3", &[&both[..], &["--label", "revision=3"]].concat());
+    assert_eq!(registry.requests("HEAD /v2/team/one/blobs/").len(), 0);
+    assert_eq!(registry.requests("PUT /v2/team/one/blobs/uploads/").len(), 2);
+}
+
+#[test]
+fn images_that_share_a_repository_are_not_taken_for_each_other() {
+    let project = Project::new();
+    let registry = registry(|_| {});
+    let shared = tempfile::tempdir().unwrap();
+    let store = format!("dir:{}", shared.path().display());
+    let push = |machine: &Machine<'_>, tag: &str, cache: [&str; 2]| {
+        let tag = format!("{}/team/all:{{image}}-{tag}", registry.host());
+        machine.run(&[&["push", "--tag", &tag][..], &cache].concat(), &[(STORES, &store)]).success();
+        registry.assert_whole();
+    };
+    push(&project.machine(), "v1", ["--cache-to", &store]);
+    let machine = project.machine();
+    machine.sandbox.write("src/main", "changed");
+    registry.clear_log();
+    push(&machine, "v2", ["--cache-from", &store]);
+    let sent = registry.requests("PUT /v2/team/all/blobs/uploads/");
+    assert_eq!(sent.len(), 2, "the layer and the configuration of the one that changed: {sent:?}");
+}
+
+#[test]
+fn what_was_built_is_kept_elsewhere_though_the_push_fails() {
+    let project = Project::new();
+    let registry = registry(|_| {});
+    let store = format!("registry:{}/team/cache", registry.host());
+    let refused = Response::error(400, "TAG_INVALID", "this tag is never written anew");
+    registry.fail("PUT /v2/team/one/manifests/v1", 0, usize::MAX, Act::Answer(refused));
+    let tag = format!("{}/team/{{image}}:v1", registry.host());
+    let words = ["push", "--tag", &tag, "--cache-to", &store];
+    project.machine().run(&words, &[]).failure(1, &["this tag is never written anew"]);
+    let (_, said, asked) = project.machine().build(&["--cache-from", &store], &[(STORES, &store)]);
+    assert_eq!(asked, 0, "{said}");
 }
 
 #[test]

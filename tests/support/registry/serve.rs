@@ -146,7 +146,7 @@ fn answer(registry: &Registry, request: &Request, body: Vec<u8>) -> Response {
     }
     let parts: Vec<&str> = act.split('/').collect();
     match (request.method.as_str(), parts.as_slice()) {
-        ("GET" | "HEAD", ["manifests", version]) => read_manifest(&state, &repository, version),
+        ("GET" | "HEAD", ["manifests", version]) => read_manifest(&state, request, &repository, version),
         ("PUT", ["manifests", version]) => write_manifest(&mut state, request, &repository, version, body),
         ("DELETE", ["manifests", version]) => delete_manifest(&mut state, &repository, version),
         ("POST", ["blobs", "uploads", ""]) => begin(registry, &mut state, request, &repository, body),
@@ -450,7 +450,7 @@ fn wanted(first: &str, last: &str, total: usize) -> Option<(usize, usize)> {
     }
 }
 
-fn read_manifest(state: &State, repository: &str, version: &str) -> Response {
+fn read_manifest(state: &State, request: &Request, repository: &str, version: &str) -> Response {
     if state.kind.lies.contains(version) {
         return Response::new(200).with("Docker-Content-Digest", version);
     }
@@ -459,6 +459,12 @@ fn read_manifest(state: &State, repository: &str, version: &str) -> Response {
         repo.manifests.get(digest).map(|found| (digest.to_owned(), found.clone()))
     });
     match found {
+        // As strict as any: the type is named, or anything will do.
+        Some((_, (media_type, _)))
+            if !request.header("accept").is_some_and(|it| it.contains(&media_type) || it.contains("*/*")) =>
+        {
+            Response::error(406, "MANIFEST_INVALID", "it is of another type")
+        }
         Some((digest, (media_type, bytes))) => {
             Response::new(200).with("Content-Type", media_type).with("Docker-Content-Digest", digest).body(bytes)
         }
