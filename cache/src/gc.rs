@@ -432,9 +432,12 @@ mod tests {
                     fs::write(scratch.join((number % 8).to_string()), vec![1; (number % 8) << 16]).expect("writes");
                 }
             });
-            while !builder.is_finished() {
+            loop {
                 let would = cache.store.would_collect(&Limits::default(), 1000).expect("looks");
                 assert!(would.removed.is_empty() && would.kept == before.total, "{would:?}");
+                if builder.is_finished() {
+                    break;
+                }
             }
         });
         let contents = cache.store.contents().expect("looks");
