@@ -42,7 +42,7 @@ pub use ledger::Recorded;
 pub use locks::{Hold, Turn, Waiting};
 use points::Point;
 pub use survey::Class;
-pub use transfer::Imported;
+pub use transfer::{Copied, Imported};
 
 /// The version of a folder's layout.
 fn version(bucket: &str) -> u32 {

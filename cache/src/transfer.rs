@@ -36,14 +36,20 @@ fn archive(source: io::Error) -> CacheError {
 }
 
 /// What is copied; remembers whether reading is what failed.
-struct Copied<R> {
+pub struct Copied<R> {
     inner: R,
     failed: bool,
 }
 
 impl<R> Copied<R> {
-    fn from(inner: R) -> Copied<R> {
+    /// What is read from `inner`.
+    pub fn from(inner: R) -> Copied<R> {
         Copied { inner, failed: false }
+    }
+
+    /// Whether it could not be read.
+    pub fn failed(&self) -> bool {
+        self.failed
     }
 }
 
@@ -80,7 +86,7 @@ impl Store {
             header.set_mtime(0);
             let mut blob = Copied::from((&file).take(size));
             let appended = tar.append_data(&mut header, format!("{bucket}/{name}"), &mut blob);
-            appended.map_err(|error| if blob.failed { CacheError::at(&item.path)(error) } else { archive(error) })?;
+            appended.map_err(|error| if blob.failed() { CacheError::at(&item.path)(error) } else { archive(error) })?;
             amount.count += 1;
             amount.bytes += size;
             Point::Exported.reach();
@@ -129,7 +135,7 @@ impl Store {
         let mut writer = self.writer()?;
         let mut bytes = Copied::from(bytes);
         let copied = io::copy(&mut bytes, &mut writer);
-        copied.map_err(|error| if bytes.failed { archive(error) } else { CacheError::at(&self.scratch())(error) })?;
+        copied.map_err(|error| if bytes.failed() { archive(error) } else { CacheError::at(&self.scratch())(error) })?;
         match writer.finish_as(digest) {
             Ok(_) => Ok(Some(true)),
             Err(CacheError::Mismatch { .. }) => Ok(None),

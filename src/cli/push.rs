@@ -94,16 +94,11 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             }
         };
     }
-    let pushed = match push(&bench, &registries, &request) {
-        Ok(pushed) => pushed,
-        Err(failure) => {
-            // What was built goes to caches elsewhere all the same: the next attempt need not build it.
-            setup.close();
-            return Err(failure.into());
-        }
-    };
-    let document = || pushed_json(&pushed, &registries);
+    let pushed = push(&bench, &registries, &request);
+    // What was built goes to caches elsewhere though the push fails: the next attempt need not build it.
     setup.close();
+    let pushed = pushed?;
+    let document = || pushed_json(&pushed, &registries);
     let printed = match args.format {
         Format::Text => {
             let references = pushed.iter().flat_map(|it| &it.pushed).flat_map(|it| &it.references);

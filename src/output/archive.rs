@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
 
-use cache::Store;
+use cache::{CacheError, Copied, Store};
 use layers::Digest;
 use layers::encode::EPOCH;
 use serde_json::{Value, json};
@@ -98,11 +98,11 @@ impl Output for Archive {
                     continue;
                 }
                 let Some(blob) = store.open(digest)? else { return Err(OutputError::Lost(*digest)) };
-                let mut hashing = Hashing { inner: blob, hasher: sha2::Digest::new(), failed: false };
+                let mut hashing = Hashing { inner: Copied::from(blob), hasher: sha2::Digest::new() };
                 let appended = append(&mut tar, &blob_name(digest), &mut hashing, *size);
                 match appended {
-                    Err(error) if hashing.failed => {
-                        return Err(cache::CacheError::at(&store.blob_path(digest))(error).into());
+                    Err(error) if hashing.inner.failed() => {
+                        return Err(CacheError::at(&store.blob_path(digest))(error).into());
                     }
                     appended => write(appended)?,
                 }
@@ -144,10 +144,8 @@ pub(crate) fn header(name: &str, size: u64) -> io::Result<tar::Header> {
 
 /// Bytes that leave the process are hashed on their way.
 struct Hashing {
-    inner: File,
+    inner: Copied<File>,
     hasher: sha2::Sha256,
-    /// Reading did.
-    failed: bool,
 }
 
 impl Hashing {
@@ -159,9 +157,7 @@ impl Hashing {
 
 impl Read for Hashing {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(out);
-        self.failed = read.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
-        let count = read?;
+        let count = self.inner.read(out)?;
         sha2::Digest::update(&mut self.hasher, &out[..count]);
         Ok(count)
     }

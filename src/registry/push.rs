@@ -664,7 +664,8 @@ fn misses(error: &RegistryError) -> bool {
 }
 
 impl Client {
-    /// Whether a repository has a manifest of this type, or of any where it is empty, asked with the right to push so that one token does for everything.
+    /// Whether a repository has a manifest of this type, or of any where it is empty; asked with the right to push so that one token
+    /// does for everything.
     pub(super) async fn has_manifest(
         &self,
         repository: &Repository,

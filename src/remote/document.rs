@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::Read as _;
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -148,12 +149,16 @@ impl Parts {
 
     /// Reads a blob; `None` where it is something else.
     pub fn unpack(blob: &[u8]) -> Option<Parts> {
-        use std::io::Read as _;
-        let mut bytes = Vec::new();
-        let limits = layers::format::Limits { max_output: LARGEST_BUNDLE, ..Default::default() };
-        layers::format::decompress(blob, &limits).ok()?.read_to_end(&mut bytes).ok()?;
-        postcard::from_bytes(&bytes).ok()
+        postcard::from_bytes(&unfolded(blob, LARGEST_BUNDLE)?).ok()
     }
+}
+
+/// What was compressed, of at most so many bytes; `None` where it is more, or something else.
+pub(super) fn unfolded(packed: &[u8], most: u64) -> Option<Vec<u8>> {
+    let limits = layers::format::Limits { max_output: most, ..Default::default() };
+    let mut bytes = Vec::new();
+    layers::format::decompress(packed, &limits).ok()?.read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Whether a document is signed by a key that counts.
@@ -184,11 +189,11 @@ impl Answer {
     /// Writes a document that is short enough to be read: without the foundation where it is too long with it. `None` where that does
     /// not help.
     pub fn write_short(mut payload: Payload, key: Option<&SigningKey>) -> Option<Vec<u8>> {
-        let whole = Answer::write(&payload, key);
-        if whole.len() <= LARGEST || payload.foundation.take().is_none() {
-            return (whole.len() <= LARGEST).then_some(whole);
-        }
-        Some(Answer::write(&payload, key)).filter(|shorter| shorter.len() <= LARGEST)
+        let fits = |payload: &Payload| Some(Answer::write(payload, key)).filter(|document| document.len() <= LARGEST);
+        fits(&payload).or_else(|| {
+            payload.foundation.take()?;
+            fits(&payload)
+        })
     }
 
     /// Reads a document that was found under `name`; a signature counts if it is by one of `keys`.

@@ -7,7 +7,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use cache::{Blob, Store};
 use layers::Digest;
 use serde_json::json;
 
-use super::document::LARGEST;
+use super::document::{LARGEST, unfolded};
 use super::{Place, Remote, RemoteError};
 use crate::fetch::{Watch, with_last};
 use crate::observe::Silent;
@@ -93,12 +92,7 @@ impl Remote for Artifacts {
         let said = document.read().map_err(wrong)?;
         let text = said.annotations.get(ANNOTATION).filter(|_| said.artifact_type.as_deref() == Some(ARTIFACT));
         let packed = text.and_then(|text| STANDARD.decode(text).ok());
-        let bytes = packed.and_then(|packed| {
-            let mut bytes = Vec::new();
-            let limits = layers::format::Limits { max_output: LARGEST as u64, ..Default::default() };
-            layers::format::decompress(packed.as_slice(), &limits).ok()?.read_to_end(&mut bytes).ok()?;
-            Some(bytes)
-        });
+        let bytes = packed.and_then(|packed| unfolded(&packed, LARGEST as u64));
         Ok(Some(bytes.ok_or_else(|| wrong("it is no cache of imgbuild's".into()))?))
     }
 
