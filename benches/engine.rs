@@ -153,7 +153,7 @@ fn key(criterion: &mut Criterion) {
                 let resolved =
                     layers::lower::lower(&plan, image.stage, &lock, Platform::Amd64, &lock_file).expect("locked");
                 let mut hasher = KeyHasher::new("bench", 1);
-                for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+                for op in resolved.layers.iter().flat_map(|layer| layer.ops()) {
                     hasher.field("op", op.to_json());
                 }
                 black_box(hasher.finish());

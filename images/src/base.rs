@@ -17,7 +17,12 @@ pub const LEFT_OUT: [&str; 2] = ["debconf", "debianutils"];
 
 /// Base's files: other images stand on them.
 pub fn stage() -> Stage {
-    Stage::scratch().layer(packages()).layer(account()).layer(
+    stage_with([])
+}
+
+/// The same with more packages: as one source they share with base what they have in common, and are set up in one layer.
+pub fn stage_with<const N: usize>(more: [&str; N]) -> Stage {
+    Stage::scratch().layer(packages(more)).layer(account()).layer(
         // A shell and curl would cost megabytes only to ask for one status line.
         inline(include_str!("../base/healthy.py"), path!("/usr/local/lib/obelisk/healthy.py")).mode(0o755),
     )
@@ -25,8 +30,8 @@ pub fn stage() -> Stage {
 
 /// `dash` is there for `/bin/sh`: entry points, `docker exec` and Python's `subprocess` with a shell need one; `libc-bin`
 /// has the `ldconfig` that Python's `ctypes.util.find_library` asks.
-fn packages() -> Debian {
-    debian(COMMON.into_iter().chain(["dash", "libc-bin", "python3"]))
+fn packages<const N: usize>(more: [&str; N]) -> Debian {
+    debian(COMMON.into_iter().chain(["dash", "libc-bin", "python3"]).chain(more))
         .without(LEFT_OUT)
         .without(["dpkg", "readline-common", "tar"])
         .slim()

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   base   Python, certificates, time zones, the user 10001
-//!    |- core   the documentation site over the vault
-//!    '- rag    answers from the vault
+//!    '- core   the documentation site over the vault
+//!   rag    answers from the vault; base's files with one package more
 //!   init   prepares the services around them; shares base's packages, not its files
 //! ```
 //!

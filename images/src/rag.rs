@@ -6,11 +6,10 @@ use crate::base;
 
 /// The image. Its argument is a command of `obelisk rag`: `serve`, `index`, `query`, `stats`, `config`.
 pub fn image() -> Image {
-    let stage = base::stage()
-        // numpy, pandas and grpcio are C++; manylinux leaves its run-time library to the distribution.
-        .layer(debian(["libstdc++6"]).slim())
-        .layer(python(poetry_lock("poetry.lock").group("rag")))
+    // numpy, pandas and grpcio are C++; manylinux leaves its run-time library to the distribution.
+    let stage = base::stage_with(["libstdc++6"])
         .layer(inline(include_str!("../rag/entrypoint.sh"), path!("/app/entrypoint.sh")).mode(0o755))
+        .layer(python(poetry_lock("poetry.lock").group("rag")))
         .layer(files("src", path!("/app/src")))
         .layer(files("vault", path!("/app/vault")));
     base::python_settings(stage.image())

@@ -43,6 +43,8 @@ pub mod oci;
 pub mod op;
 #[cfg(feature = "encode")]
 pub mod partition;
+#[cfg(feature = "encode")]
+mod sharing;
 
 #[cfg(feature = "encode")]
 pub mod written;

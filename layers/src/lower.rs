@@ -6,11 +6,13 @@ use crate::digest::Digest;
 use crate::hash::KeyHasher;
 use crate::lock::{Lock, LockedPackage};
 use crate::op::{
-    Archive, Build, ByteCode, Configure, Conversion, Dpkg, Interpreter, LayerPlan, Op, Origin, Placed, Step, Unpacked,
+    Archive, Build, ByteCode, Configure, Conversion, Dpkg, Interpreter, LayerPlan, Op, Origin, Part, Placed, Step,
+    Unpacked,
 };
 use crate::plan::{Plan, StageId, StageStep};
 use crate::platform::Platform;
 use crate::run::Run;
+use crate::sharing;
 use crate::source::{Base, Debian, Fetch, Inline, Link, Modules, OciLayout, Owner, Python, Source};
 use crate::stage::Location;
 
@@ -206,12 +208,8 @@ pub fn lower(
                         Some(Placed { path: input.path().clone(), op, platform: None })
                     })
                     .collect();
-                resolved.layers.push(LayerPlan {
-                    label: run.label(),
-                    at: planned.at.clone(),
-                    stage,
-                    ops: vec![Op::Run(Step { run: Run { inputs: Vec::new(), ..run.clone() }, inputs })],
-                });
+                let ops = vec![Op::Run(Step { run: Run { inputs: Vec::new(), ..run.clone() }, inputs })];
+                resolved.lay(stage, Part { label: run.label(), at: planned.at.clone(), ops });
                 continue;
             }
             StageStep::Layer { source, .. } => source,
@@ -219,7 +217,7 @@ pub fn lower(
         let at = planned.at.clone();
         let label = source.label();
         let unlocked = || LowerError::Unlocked { label: label.clone(), platform, at: at.clone() };
-        let layer = |label: String, ops: Vec<Op>| LayerPlan { label, at: at.clone(), stage, ops };
+        let part = |label: String, ops: Vec<Op>| Part { label, at: at.clone(), ops };
         let no_interpreter = |python: &str| LowerError::NoInterpreter {
             label: label.clone(),
             python: python.to_owned(),
@@ -255,11 +253,12 @@ pub fn lower(
                             conversion: Conversion::Deb { exclude: debian.exclude.clone() },
                         })
                         .collect();
-                    resolved.layers.push(layer(format!("debian {names}"), ops));
+                    resolved.lay(stage, part(format!("debian {names}"), ops));
                 }
-                resolved
-                    .layers
-                    .push(layer(format!("{label}{CONFIGURATION}"), vec![Op::Configure(configure(&chain, &installed))]));
+                resolved.lay(
+                    stage,
+                    part(format!("{label}{CONFIGURATION}"), vec![Op::Configure(configure(&chain, &installed))]),
+                );
                 if let Some(dpkg) = dpkg(debian, &installed) {
                     let dpkg = dpkg.map_err(|package| LowerError::NothingToConfigure {
                         label: label.clone(),
@@ -269,7 +268,7 @@ pub fn lower(
                     })?;
                     let names: Vec<&str> = debian.configured.iter().map(String::as_str).collect();
                     let label = format!("dpkg --configure {}", names.join(" "));
-                    resolved.layers.push(layer(label, vec![Op::Dpkg(dpkg)]));
+                    resolved.lay(stage, part(label, vec![Op::Dpkg(dpkg)]));
                 }
                 if debian.bytecode != Modules::None {
                     // `python3.13-minimal`, not the `python3-minimal` that depends on it.
@@ -281,7 +280,7 @@ pub fn lower(
                     let found = found.ok_or_else(|| no_interpreter(python.unwrap_or("3")))?;
                     let interpreter = resolved.remember(found);
                     let compile = Op::Compile(ByteCode { modules: debian.bytecode.clone(), interpreter });
-                    resolved.layers.push(layer(format!("{label}{BYTE_CODE}"), vec![compile]));
+                    resolved.lay(stage, part(format!("{label}{BYTE_CODE}"), vec![compile]));
                 }
             }
             Source::Python(python) => {
@@ -304,7 +303,7 @@ pub fn lower(
                 let wheels = locked.wheels.get(&platform).ok_or_else(unlocked)?;
                 let by_name = wheels.iter().map(|wheel| (wheel.name.as_str(), wheel)).collect();
                 let groups = lock.groups.get(&platform).map(|groups| groups.python.as_slice()).unwrap_or_default();
-                resolved.layers.push(layer(format!("python {} environment", python.venv), venv(python)));
+                resolved.lay(stage, part(format!("python {} environment", python.venv), venv(python)));
                 for (names, members) in split(groups, by_name) {
                     let ops = members
                         .iter()
@@ -328,10 +327,10 @@ pub fn lower(
                             }
                         })
                         .collect();
-                    resolved.layers.push(layer(format!("python {names}"), ops));
+                    resolved.lay(stage, part(format!("python {names}"), ops));
                 }
             }
-            other => resolved.layers.push(layer(label, plain(other).into_iter().collect())),
+            other => resolved.lay(stage, part(label, plain(other).into_iter().collect())),
         }
     }
     Ok(resolved)
@@ -371,6 +370,17 @@ fn fetched(fetch: &Fetch) -> Op {
 }
 
 impl Resolved {
+    /// Puts a step on top: as a layer, or into the one below.
+    fn lay(&mut self, stage: StageId, part: Part) {
+        match self.layers.last_mut().filter(|below| sharing::joins(below, &part)) {
+            Some(below) => {
+                below.parts.push(part);
+                below.stage = stage;
+            }
+            None => self.layers.push(LayerPlan { stage, parts: vec![part] }),
+        }
+    }
+
     fn remember(&mut self, interpreter: Interpreter) -> Digest {
         let mut hasher = KeyHasher::new("interpreter", 1);
         hasher.field("packages", serde_json::to_string(&interpreter).expect("plain strings and numbers"));

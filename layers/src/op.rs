@@ -166,6 +166,9 @@ pub enum Op {
     Run(Step),
 }
 
+/// The files that accounts are in; adding a user rewrites those that are there.
+pub const ACCOUNTS: [&str; 4] = ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"];
+
 /// Packages whose own maintainer scripts are run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dpkg {
@@ -245,17 +248,62 @@ impl Run<StageId> {
     }
 }
 
-/// One layer: operations whose outcome becomes one tar.
+/// One layer: steps whose outcome becomes one tar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerPlan {
-    /// One line for people and for the image's history.
+    /// The step of the plan that it ends with.
+    pub stage: StageId,
+    /// The steps, in order; at least one.
+    pub parts: Vec<Part>,
+}
+
+/// A step of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// One line for people.
     pub label: String,
     /// Where the definition says so.
     pub at: Option<Location>,
-    /// The step of the plan that it belongs to.
-    pub stage: StageId,
     /// What is done, in order.
     pub ops: Vec<Op>,
+}
+
+impl LayerPlan {
+    /// One line for people and for the image's history: the labels of its parts.
+    pub fn label(&self) -> String {
+        self.parts.iter().map(|part| part.label.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Where it begins in a definition.
+    pub fn at(&self) -> Option<&Location> {
+        self.parts.first().and_then(|part| part.at.as_ref())
+    }
+
+    /// A layer of one operation in the place of this one's.
+    pub fn with(&self, label: String, op: Op) -> LayerPlan {
+        LayerPlan { stage: self.stage, parts: vec![Part { label, at: self.at().cloned(), ops: vec![op] }] }
+    }
+
+    /// All that is done, in order.
+    pub fn ops(&self) -> impl Iterator<Item = &Op> {
+        self.parts.iter().flat_map(|part| &part.ops)
+    }
+
+    /// The same, to be changed.
+    pub fn ops_mut(&mut self) -> impl Iterator<Item = &mut Op> {
+        self.parts.iter_mut().flat_map(|part| &mut part.ops)
+    }
+
+    /// The command that it is the outcome of.
+    pub fn command(&self) -> Option<&Step> {
+        match self.parts.as_slice() {
+            [Part { ops, .. }] => match ops.as_slice() {
+                [Op::Run(step)] => Some(step),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 /// Shared libraries that may be missing in an image although something needs them.

@@ -5,6 +5,7 @@
 //! that are large travel alone and small ones in buckets, so that a changed source takes at most a bucket along. The partition
 //! is recorded in the lock and sticky: an updated package stays where it was.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Something to be placed.
@@ -65,10 +66,11 @@ pub fn partition(units: &[Unit], previous: &[Vec<String>], grain: Grain) -> Vec<
     for unit in by_name.values().filter(|unit| !placed.contains(unit.name.as_str())) {
         newcomers.entry((&unit.users, &unit.source)).or_default().push(unit);
     }
-    // Layers that most stages share come first, so that images also share the chain of layers below them.
+    // Layers that most stages share come first, so that images also share the chain of layers below them. The largest of them
+    // come first, because small ones fit into what they leave.
     let mut newcomers: Vec<Group<'_>> =
         newcomers.into_iter().map(|((users, _), members)| Group { users, members }).collect();
-    newcomers.sort_by_key(|it| (std::cmp::Reverse(it.users.len()), it.users, &it.members[0].name));
+    newcomers.sort_by_key(|it| (Reverse(it.users.len()), it.users, Reverse(it.size()), &it.members[0].name));
     for new in newcomers {
         let has_room = |group: &Group<'_>| group.size() + new.size() <= grain.bucket;
         let source = &new.members[0].source;
@@ -137,18 +139,18 @@ mod tests {
             unit("b", 300_000, &[0, 1]),
             unit("only0", 10, &[0]),
         ];
-        assert_eq!(text(&partition(&units, &[], Grain::OF_WHEELS)), "a+b big only0");
+        assert_eq!(text(&partition(&units, &[], Grain::OF_WHEELS)), "big a+b only0");
     }
 
     #[test]
     fn an_update_moves_nothing_and_a_newcomer_joins_a_tail() {
         let before = [unit("a", 500_000, &[0]), unit("b", 400_000, &[0]), unit("c", 800_000, &[0])];
         let groups = partition(&before, &[], Grain::OF_WHEELS);
-        assert_eq!(text(&groups), "a+b c");
+        assert_eq!(text(&groups), "c a+b");
         let after =
             [unit("a", 5_000_000, &[0]), unit("aa", 100, &[0]), unit("b", 400_000, &[0]), unit("c", 800_000, &[0])];
-        assert_eq!(text(&partition(&after, &groups, Grain::OF_WHEELS)), "a+b c+aa");
-        assert_eq!(text(&partition(&after[1..], &groups, Grain::OF_WHEELS)), "b c+aa");
+        assert_eq!(text(&partition(&after, &groups, Grain::OF_WHEELS)), "c+aa a+b");
+        assert_eq!(text(&partition(&after[1..], &groups, Grain::OF_WHEELS)), "c b+aa");
     }
 
     #[test]
@@ -187,12 +189,12 @@ mod tests {
             of("small", unit("small", 300_000, &[0])),
         ];
         let groups = partition(&units, &[], Grain::OF_WHEELS);
-        assert_eq!(text(&groups), "a libsmall+small libssl+openssl openssl-doc");
+        assert_eq!(text(&groups), "libssl+openssl libsmall+small a openssl-doc");
         // Others of it join it, however large it is; nobody else is made to change along with them.
         units.push(of("ssl", unit("libssl-dev", 9_000_000, &[0])));
         units.push(of("a", unit("a-dev", 700_000, &[0])));
         let groups = partition(&units, &groups, Grain::OF_WHEELS);
-        assert_eq!(text(&groups), "a+a-dev libsmall+small libssl+openssl+libssl-dev openssl-doc");
+        assert_eq!(text(&groups), "libssl+openssl+libssl-dev libsmall+small a+a-dev openssl-doc");
         // One that shares its layer is joined where there is room.
         let some = [of("s", unit("x", 9, &[0])), unit("y", 9, &[0]), unit("z", 9, &[0]), of("s", unit("new", 9, &[0]))];
         let before = [vec!["x".to_owned(), "y".to_owned()], vec!["z".to_owned()]];
@@ -200,7 +202,7 @@ mod tests {
         units.push(of("a", unit("b", 9, &[0])));
         let mixed = [vec!["a".to_owned(), "libsmall".to_owned()]];
         let groups = partition(&units, &mixed, Grain::OF_WHEELS);
-        assert_eq!(text(&groups), "a+libsmall a-dev+b libssl+libssl-dev+openssl small openssl-doc");
+        assert_eq!(text(&groups), "a+libsmall libssl+libssl-dev+openssl a-dev+b small openssl-doc");
     }
 
     /// Units as packages and wheels are: many small ones, some of megabytes, some of a few sources; used by one stage, the other,

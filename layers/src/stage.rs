@@ -58,7 +58,8 @@ impl Stage {
         Stage(Arc::new(Node::From { base: base.into(), at: Location::caller() }))
     }
 
-    /// Puts the outcome of a source on top: one layer, or several where the source spreads (packages, wheels).
+    /// Puts the outcome of a source on top: one layer, several where the source spreads (packages, wheels), or one that small sources
+    /// share (users, directories, links and texts that follow each other and write in different places).
     #[track_caller]
     pub fn layer(&self, source: impl Into<Source>) -> Stage {
         Stage(Arc::new(Node::Layer { below: self.clone(), source: source.into(), at: Location::caller() }))

@@ -80,9 +80,11 @@ fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result
             let _ = writeln!(out, "  from {}", base.label());
         }
         for layer in &resolved.layers {
-            let at = layer.at.as_ref().map(|at| format!("  ({at})")).unwrap_or_default();
-            let _ = writeln!(out, "  {}{at}", layer.label);
-            for op in &layer.ops {
+            for (number, part) in layer.parts.iter().enumerate() {
+                let at = part.at.as_ref().map(|at| format!("  ({at})")).unwrap_or_default();
+                let _ = writeln!(out, "  {}{}{at}", if number == 0 { "" } else { "+ " }, part.label);
+            }
+            for op in layer.ops() {
                 match op {
                     Op::Configure(configure) => {
                         for (package, reason) in &configure.ignore_scripts {

@@ -8,7 +8,7 @@ use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT};
 use layers::format::wheel::{Added, Content as WheelContent, Scheme, Wheel, WheelName};
 use layers::format::{FormatError, Limits, Window, zip};
 use layers::lower::Resolved;
-use layers::op::{self, Archive, ByteCode, Conversion, Op};
+use layers::op::{self, Archive, ByteCode, Conversion, LayerPlan, Op};
 use layers::source::Modules;
 use layers::{Digest, ImagePath, KeyHasher, Platform};
 use serde::{Deserialize, Serialize};
@@ -133,7 +133,7 @@ impl Local<'_> {
         self.interpreters.learn(resolved);
         let resolved = &self.build_sdists(subject, resolved)?;
         let mut groups: BTreeMap<String, (BTreeSet<String>, Vec<&Archive>, String)> = BTreeMap::new();
-        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+        for op in resolved.layers.iter().flat_map(LayerPlan::ops) {
             if let Op::Unpack { archive, conversion: Conversion::Wheel { venv, python, bytecode: Some(wanted) } } = op
                 && let Modules::ImportedBy(roots) = &wanted.modules
             {
@@ -156,7 +156,7 @@ impl Local<'_> {
             }
         }
         let mut settled = resolved.clone();
-        for op in settled.layers.iter_mut().flat_map(|layer| &mut layer.ops) {
+        for op in settled.layers.iter_mut().flat_map(LayerPlan::ops_mut) {
             if let Op::Unpack { archive, conversion: Conversion::Wheel { venv, bytecode, .. } } = op
                 && let Some(ByteCode { modules, .. }) = bytecode
                 && let Modules::ImportedBy(roots) = modules

@@ -130,7 +130,8 @@ impl Local<'_> {
         let here = Subject { platform: machine, ..subject };
         let mut view = View::new(&open);
         let walked = self.other_stage(here, layer.stage, &mut view)?;
-        let job = walked.jobs.into_iter().rev().find(|job| job.label == layer.label);
+        let label = layer.label();
+        let job = walked.jobs.into_iter().rev().find(|job| job.label == label);
         let Some((fragment, ran)) = job.and_then(|job| Some((job.fragments.into_iter().next()?, job.ran))) else {
             return Err(EngineError::ForeignCommand { platform: subject.platform });
         };
@@ -167,7 +168,7 @@ impl Local<'_> {
     ) -> Result<Vec<Alternative>, EngineError> {
         let resolved = self.lowered(subject, layer.stage)?;
         let mut all = Vec::new();
-        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+        for op in resolved.layers.iter().flat_map(LayerPlan::ops) {
             if let Op::Unpack { archive, conversion: conversion @ Conversion::Deb { .. } } = op
                 && !dpkg.packages.iter().any(|package| package.digest == archive.digest)
             {

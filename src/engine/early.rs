@@ -14,7 +14,7 @@ use std::convert::Infallible;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use layers::lower::{PinnedBase, Resolved};
-use layers::op::Op;
+use layers::op::{LayerPlan, Op};
 use layers::{Digest, Key, StageId};
 
 use super::EngineError;
@@ -138,7 +138,7 @@ impl Local<'_> {
     pub fn early<'p>(&self, images: &[(Subject<'p>, &Resolved)]) -> Vec<Early<'p>> {
         let mut found: Vec<Early<'p>> = Vec::new();
         for (subject, resolved) in images {
-            for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+            for op in resolved.layers.iter().flat_map(LayerPlan::ops) {
                 let Op::Take(take) = op else { continue };
                 let subject = Subject { platform: platform_of(take, subject.platform), ..*subject };
                 let is_known = |it: &Early<'_>| (it.stage, it.subject.platform) == (take.stage, subject.platform);
@@ -156,12 +156,12 @@ impl Local<'_> {
     /// where wheels are built from source first.
     fn below_command(&self, subject: Subject<'_>, stage: StageId) -> Option<(BTreeSet<Key>, bool)> {
         let lowered = self.lowered(subject, stage).ok()?;
-        let ops = || lowered.layers.iter().flat_map(|layer| &layer.ops);
+        let ops = || lowered.layers.iter().flat_map(LayerPlan::ops);
         if !ops().any(|op| matches!(op, Op::Run(_))) || ops().any(|op| matches!(op, Op::Build(_))) {
             return None;
         }
         let settled = self.settle(subject, &lowered).ok()?;
-        let ops = || settled.layers.iter().flat_map(|layer| &layer.ops);
+        let ops = || settled.layers.iter().flat_map(LayerPlan::ops);
         let waits = |op: &Op| match op {
             Op::Run(step) => step.inputs.iter().any(|input| waits_for_others(&input.op)),
             op => waits_for_others(op),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use cache::{CacheError, Store};
 use layers::encode::{Entry, Kind, Prefixes};
 use layers::lower::Resolved;
-use layers::op::{Archive, Conversion, Op};
+use layers::op::{Archive, Conversion, LayerPlan, Op};
 use layers::{Digest, ImagePath, Key};
 use serde::{Deserialize, Serialize};
 
@@ -282,8 +282,7 @@ impl Local<'_> {
         footprint: &Footprint,
         archives: &[(Named, Named)],
     ) -> Result<Option<Exchange>, EngineError> {
-        let ops =
-            || resolved.layers.iter().enumerate().flat_map(|(at, layer)| layer.ops.iter().map(move |op| (at, op)));
+        let ops = || resolved.layers.iter().enumerate().flat_map(|(at, layer)| layer.ops().map(move |op| (at, op)));
         let is_wheel = |conversion: &Conversion| matches!(conversion, Conversion::Wheel { bytecode: None, .. });
         // The layer of an archive that is there once.
         let place = |is: &Named| {
@@ -316,7 +315,7 @@ impl Local<'_> {
             }
             let layer = &resolved.layers[at];
             let mut fragments = Vec::new();
-            for op in &layer.ops {
+            for op in layer.ops() {
                 let Op::Unpack { archive, conversion } = op else { return Ok(None) };
                 let was = archives.iter().find(|(_, is)| is.digest == archive.digest).map(|(was, _)| was);
                 let old = was.map(|was| Archive { name: was.name.clone(), digest: was.digest, ..archive.clone() });
@@ -336,7 +335,7 @@ impl Local<'_> {
             }
             let kept = serde_json::from_slice::<KeptLayer>(&known.record);
             let prefixes = kept.map(|kept| kept.prefixes).unwrap_or_default();
-            layers.insert(at, Layer { label: layer.label.clone(), fragments, dirs, prefixes });
+            layers.insert(at, Layer { label: layer.label(), fragments, dirs, prefixes });
         }
         for (_, (_, record)) in last.iter().enumerate().filter(|(at, _)| !layers.contains_key(at)) {
             if self.store.has(&record.digest)? != Some(record.size) {
@@ -379,7 +378,7 @@ impl Local<'_> {
         cut: Option<&Cut>,
         last: Option<(&[(Key, LayerRecord)], &Footprint)>,
     ) -> Result<Option<Footprint>, EngineError> {
-        let deletes = resolved.layers.iter().flat_map(|layer| &layer.ops).any(|op| matches!(op, Op::Run(_)));
+        let deletes = resolved.layers.iter().flat_map(LayerPlan::ops).any(|op| matches!(op, Op::Run(_)));
         if deletes || walked.base.is_some() {
             return Ok(None);
         }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cache::{CacheError, Store};
 use layers::encode::{Entry, Prefixes};
 use layers::lower::Resolved;
-use layers::op::Op;
+use layers::op::{LayerPlan, Op};
 use layers::{Digest, ImagePath, Key};
 use serde::{Deserialize, Serialize};
 
@@ -44,9 +44,9 @@ pub struct Cut {
 /// above asks more than [`Answers`] hold, or there is none above or none below.
 pub fn cut(resolved: &Resolved) -> Option<usize> {
     let from_context = |op: &Op| matches!(op, Op::Copy(_) | Op::Take(_) | Op::Run(_));
-    let at = resolved.layers.iter().position(|layer| layer.ops.iter().any(from_context))?;
+    let at = resolved.layers.iter().position(|layer| layer.ops().any(from_context))?;
     let modest = |op: &Op| matches!(op, Op::Copy(_) | Op::Take(_) | Op::Dir(_) | Op::Link(_) | Op::Inline(_));
-    let is_modest = resolved.layers[at..].iter().flat_map(|layer| &layer.ops).all(modest);
+    let is_modest = resolved.layers[at..].iter().flat_map(LayerPlan::ops).all(modest);
     (at > 0 && is_modest).then_some(at)
 }
 
@@ -196,7 +196,7 @@ impl Local<'_> {
             walked.jobs.push(LayerJob {
                 key: laid.key,
                 text: String::new(),
-                label: layer.label.clone(),
+                label: layer.label(),
                 skeleton: Vec::new(),
                 fragments: Vec::new(),
                 ran: laid.ran,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cache::CacheError;
 use layers::encode::LAYER_FORMAT;
 use layers::lower::Resolved;
-use layers::op::{Archive, Conversion, Op};
+use layers::op::{Archive, Conversion, LayerPlan, Op};
 use layers::{Digest, Key, KeyHasher};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -78,12 +78,12 @@ impl Local<'_> {
             _ => false,
         };
         let is_set_up_above = |stage: &&Resolved| {
-            let ops: Vec<&Op> = stage.layers.iter().flat_map(|layer| &layer.ops).collect();
+            let ops: Vec<&Op> = stage.layers.iter().flat_map(LayerPlan::ops).collect();
             let last = ops.iter().rposition(|op| matches!(op, Op::Configure(_)));
             last.is_some_and(|last| ops[..last].iter().any(|op| is_missed(op)))
         };
         let takes_long = |op: &Op| matches!(op, Op::Run(_)) || waits_for_others(op);
-        let mut ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
+        let mut ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(LayerPlan::ops);
         let is_quick =
             missing.is_some_and(|size| size <= FEW) && !ops.any(takes_long) && !stages.iter().any(is_set_up_above);
         *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missed;
@@ -95,7 +95,7 @@ impl Local<'_> {
         &self,
         stages: &[&'r Resolved],
     ) -> impl Iterator<Item = (Key, &'r Archive, &'r Conversion)> {
-        let ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(|layer| &layer.ops);
+        let ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(LayerPlan::ops);
         ops.filter_map(|op| match op {
             Op::Unpack { archive, conversion } => {
                 Some((self.key_of(archive, conversion, &Drops::new()), archive, conversion))

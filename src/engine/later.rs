@@ -221,7 +221,7 @@ impl<'a> Local<'a> {
     pub(super) fn inflate_neighbours(&self, stages: &[&Resolved], missing: &BTreeSet<Digest>) {
         let mut left = NEIGHBOURS;
         for layer in stages.iter().flat_map(|stage| &stage.layers) {
-            let archives = layer.ops.iter().filter_map(|op| match op {
+            let archives = layer.ops().filter_map(|op| match op {
                 Op::Unpack { archive, conversion } => Some((archive, conversion)),
                 _ => None,
             });

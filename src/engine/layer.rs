@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, Prefixes};
-use layers::op::{Configure, Conversion, LayerPlan, Op};
+use layers::op::{ACCOUNTS, Configure, Conversion, LayerPlan, Op};
 use layers::source::{Dir, Inline, Link, Owner, TakeFrom, User};
 use layers::{Digest, ImagePath, Key, KeyHasher, Platform, StageId};
 use serde::{Deserialize, Serialize};
@@ -31,11 +31,19 @@ impl Local<'_> {
         view: &View<'_>,
         below: &Walked,
     ) -> Result<LayerJob, EngineError> {
-        let mut fragments = Vec::with_capacity(layer.ops.len());
+        if let Some(step) = layer.command() {
+            let (fragment, commands) = self.run(subject, layer, step, view, below)?;
+            let (key, text) = run::outcome_key(&fragment);
+            let (label, fragments) = (layer.label(), vec![fragment]);
+            let (skeleton, prefixes) = (Vec::new(), Prefixes::default());
+            return Ok(LayerJob { key, text, label, skeleton, fragments, ran: commands, prefixes, made: None });
+        }
+        let mut fragments = Vec::new();
         let mut ran = Vec::new();
         let mut plain = Made::default();
         let mut folders: BTreeMap<ImagePath, Entry> = BTreeMap::new();
-        for op in &layer.ops {
+        for (part, op) in layer.parts.iter().flat_map(|part| part.ops.iter().map(move |op| (part, op))) {
+            let located = |error: EngineError| error.located(part.label.clone(), part.at.as_ref());
             match op {
                 Op::Unpack { archive, conversion } => {
                     let none = Drops::new();
@@ -48,11 +56,11 @@ impl Local<'_> {
                 }
                 Op::Dir(dir) => {
                     plain.commands_dirs = true;
-                    plain.push(dir_entry(dir, view)?, Content::None);
+                    plain.push(dir_entry(dir, view).map_err(located)?, Content::None);
                 }
-                Op::Link(link) => plain.push(link_entry(link, view)?, Content::None),
+                Op::Link(link) => plain.push(link_entry(link, view).map_err(located)?, Content::None),
                 Op::Inline(inline) => {
-                    let (entry, content) = inline_entry(inline, view)?;
+                    let (entry, content) = inline_entry(inline, view).map_err(located)?;
                     plain.push(entry, content);
                 }
                 Op::Copy(files) => {
@@ -65,7 +73,7 @@ impl Local<'_> {
                     }
                     fragments.extend(parts);
                 }
-                Op::AddUser(user) => fragments.push(self.add_user(user, view)?),
+                Op::AddUser(user) => fragments.push(self.add_user(user, view).map_err(located)?),
                 Op::Take(take) => {
                     let (fragment, commands) = self.take(subject, take, view)?;
                     fragments.push(fragment);
@@ -78,25 +86,14 @@ impl Local<'_> {
                     ran.extend(commands);
                 }
                 Op::Build(_) => unreachable!("`settle` turned it into `Op::Unpack`"),
-                Op::Run(step) => {
-                    let (fragment, commands) = self.run(subject, layer, step, view, below)?;
-                    let (key, text) = run::outcome_key(&fragment);
-                    let (label, fragments) = (layer.label.clone(), vec![fragment]);
-                    return Ok(LayerJob {
-                        key,
-                        text,
-                        label,
-                        skeleton: Vec::new(),
-                        fragments,
-                        ran: commands,
-                        prefixes: Prefixes::default(),
-                        made: None,
-                    });
-                }
+                Op::Run(_) => unreachable!("a command has its layer to itself"),
                 Op::Configure(configure) => {
                     fragments.push(self.configure(subject.platform, configure, view, below)?);
                 }
             }
+        }
+        if layer.parts.len() > 1 {
+            check_apart(&fragments, &plain)?;
         }
         if !plain.entries.is_empty() || !plain.dirs.is_empty() {
             let mut hasher = KeyHasher::new("plain", LAYER_FORMAT);
@@ -120,7 +117,7 @@ impl Local<'_> {
             Cow::Owned(folders)
         };
         let skeleton = skeleton(&fragments, &shared, &|path| view.entry(path));
-        Ok(LayerJob { ran, ..self.layer_of(&layer.label, skeleton, fragments) })
+        Ok(LayerJob { ran, ..self.layer_of(&layer.label(), skeleton, fragments) })
     }
 
     /// The layer of this skeleton and these fragments.
@@ -170,7 +167,7 @@ impl Local<'_> {
         hasher.field("index", INDEX_FORMAT);
         hasher.field("version", format!("{:?}", effects::versions([])));
         hasher.field("user", serde_json::to_string(user).expect("plain strings and numbers"));
-        for name in ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"] {
+        for name in ACCOUNTS {
             let path = ImagePath::new(name).expect("a normal path");
             if let Some(entry) = view.entry(&path) {
                 hasher.field("below", entry_text(entry));
@@ -308,6 +305,22 @@ pub(super) fn parts_of(text: &str) -> (BTreeMap<ImagePath, Entry>, Vec<Digest>) 
 /// Fields of a layer's key.
 const DIR: &str = "dir";
 const FRAGMENT: &str = "fragment";
+
+/// Checks that steps that share a layer write where no other one does, when links below are followed.
+fn check_apart(fragments: &[Arc<Fragment>], plain: &Made<'_>) -> Result<(), EngineError> {
+    let made = fragments.iter().flat_map(|it| it.dirs.iter().chain(it.entries.iter().map(|it| &it.entry)));
+    let mut paths: BTreeMap<&ImagePath, bool> = BTreeMap::new();
+    for entry in made.chain(&plain.dirs).chain(plain.entries.iter().map(|(entry, _)| entry)) {
+        if paths.insert(&entry.path, entry.is_dir()).is_some() {
+            return Err(EngineError::Meet { path: entry.path.clone() });
+        }
+    }
+    let is_within = |path: &&ImagePath| path.ancestors().any(|above| paths.get(&above) == Some(&false));
+    match paths.keys().copied().find(is_within) {
+        Some(path) => Err(EngineError::Meet { path: path.clone() }),
+        None => Ok(()),
+    }
+}
 
 /// Everything about an entry that reaches the tar.
 fn entry_text(entry: &Entry) -> String {

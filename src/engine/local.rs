@@ -426,7 +426,7 @@ impl Local<'_> {
                     view.listen();
                 }
                 // What lies below is put together while a command still runs.
-                let takes = layer.ops.iter().any(|op| matches!(op, Op::Take(_)));
+                let takes = layer.ops().any(|op| matches!(op, Op::Take(_)));
                 if takes && is_of_image && self.course.runs_commands() {
                     self.assemble(&walked.jobs.iter().collect::<Vec<_>>(), self.jobs, &|_| ())?;
                 }
@@ -447,7 +447,7 @@ impl Local<'_> {
         walked: &mut Walked,
     ) -> Result<(), EngineError> {
         let job = self.layer(subject, layer, together, view, walked)?;
-        if let [Op::Run(_)] = layer.ops.as_slice() {
+        if layer.command().is_some() {
             job.fragments.iter().for_each(|outcome| view.apply_base(outcome));
         } else {
             view.check_parents(&job.skeleton)?;
@@ -584,7 +584,7 @@ impl Local<'_> {
         let mut map = FragmentMap::new();
         let none = Drops::new();
         for layer in run {
-            for op in &layer.ops {
+            for op in layer.ops() {
                 if let Op::Unpack { archive, conversion } = op {
                     let drops = drops.get(&archive.digest).unwrap_or(&none);
                     let fragment = self.unpack(archive, conversion, drops).map_err(|error| located(error, layer))?;
@@ -603,7 +603,7 @@ impl Local<'_> {
     ) -> Result<Vec<Converted<'r>>, EngineError> {
         let mut found = Vec::new();
         for layer in &resolved.layers {
-            for op in &layer.ops {
+            for op in layer.ops() {
                 if let Op::Unpack { archive, conversion } = op
                     && wanted(conversion)
                 {
@@ -619,7 +619,7 @@ impl Local<'_> {
     /// Names what follows from the archives of one kind of conversion alone, in their order.
     fn archives_key(&self, kind: &str, resolved: &Resolved, wanted: impl Fn(&Conversion) -> bool) -> (Key, String) {
         let mut hasher = KeyHasher::new(kind, 1);
-        for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+        for op in resolved.layers.iter().flat_map(LayerPlan::ops) {
             if let Op::Unpack { archive, conversion } = op
                 && wanted(conversion)
             {
@@ -693,9 +693,7 @@ pub(super) fn gate_key(subject: Subject<'_>, resolved: &Resolved, linked: Linked
     hasher.finish()
 }
 
+/// An error with the layer that it is about, unless that is said already.
 pub(super) fn located(error: EngineError, layer: &LayerPlan) -> EngineError {
-    match error {
-        located @ EngineError::At { .. } => located,
-        other => EngineError::At { label: layer.label.clone(), at: layer.at.clone(), source: Box::new(other) },
-    }
+    error.located(layer.label(), layer.at())
 }

@@ -102,6 +102,14 @@ pub enum EngineError {
         /// The path.
         path: ImagePath,
     },
+    /// Steps of one layer whose paths links lead to the same place.
+    #[error(
+        "two of its steps write to `{path}`, one of them through a symbolic link: give both the path that the link leads to"
+    )]
+    Meet {
+        /// Where they meet.
+        path: ImagePath,
+    },
     /// A path that another stage does not have.
     #[error("`take` found nothing at `{path}` in its stage")]
     NothingToTake {
@@ -256,6 +264,14 @@ impl EngineError {
             | EngineError::SecretInOutcome { .. }
             | EngineError::Sandbox(_) => true,
             _ => false,
+        }
+    }
+
+    /// The error with the step that it is about, unless that is said already.
+    pub(crate) fn located(self, label: String, at: Option<&Location>) -> EngineError {
+        match self {
+            located @ EngineError::At { .. } => located,
+            other => EngineError::At { label, at: at.cloned(), source: Box::new(other) },
         }
     }
 

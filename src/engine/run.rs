@@ -201,7 +201,7 @@ impl Local<'_> {
             match known.filter(|known| self.runs.commands.accepts(known.sandbox)) {
                 // The same command may be known by another name.
                 Some(known) => {
-                    let ran = Ran { label: layer.label.clone(), ..known };
+                    let ran = Ran { label: layer.label(), ..known };
                     Ok(self.find_fragment(&key)?.map(|fragment| (fragment, ran)))
                 }
                 None => Ok(None),
@@ -219,13 +219,13 @@ impl Local<'_> {
                 match find()? {
                     Some(found) => found,
                     None => {
-                        let label = &layer.label;
+                        let label = &layer.label();
                         let first = &below.first;
                         let job = Job { subject, label, step, inputs: &inputs, key, root_key, view, first };
                         let done = self.execute(&job, &text).inspect_err(|_| self.course.give_up(key));
                         let (fragment, level) = done?;
                         let ran = Ran {
-                            label: layer.label.clone(),
+                            label: label.clone(),
                             platform: subject.platform,
                             sandbox: level,
                             emulated: is_foreign(subject.platform),
@@ -267,7 +267,7 @@ impl Local<'_> {
         };
         let resolved = layers::lower::lower(subject.plan, stage, subject.lock, subject.platform, &lock_file)?;
         if let Some(layer) = resolved.layers.last()
-            && let [Op::Run(step)] = layer.ops.as_slice()
+            && let Some(step) = layer.command()
         {
             for input in &step.inputs {
                 sandbox::check_direct(to, Path::new(input.path.as_str()))?;
@@ -289,7 +289,7 @@ impl Local<'_> {
 
     /// An input as a layer on nothing.
     fn input(&self, subject: Subject<'_>, layer: &LayerPlan, op: &Op) -> Result<LayerJob, EngineError> {
-        let plan = LayerPlan { ops: vec![op.clone()], ..layer.clone() };
+        let plan = layer.with(layer.label(), op.clone());
         let open = |digest: &Digest| self.open(digest);
         let unpacked = self.unpacked(std::slice::from_ref(&plan), &BTreeMap::new())?;
         let together = Together { unpacked, ..Together::default() };

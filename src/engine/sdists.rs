@@ -69,14 +69,14 @@ impl Local<'_> {
         let wanted: Vec<(&LayerPlan, &Build)> = resolved
             .layers
             .iter()
-            .flat_map(|layer| layer.ops.iter().map(move |op| (layer, op)))
+            .flat_map(|layer| layer.ops().map(move |op| (layer, op)))
             .filter_map(|(layer, op)| if let Op::Build(build) = op { Some((layer, build)) } else { None })
             .collect();
         // By all that decides: one image may build a sdist in two ways.
         let wheels: Mutex<BTreeMap<String, Archive>> = Mutex::default();
         let failed: Mutex<Option<EngineError>> = Mutex::default();
         let done = in_parallel(self.jobs, &wanted, |(layer, build)| {
-            let layer = LayerPlan { label: format!("run build of {}", build.sdist.name), ..(*layer).clone() };
+            let layer = layer.with(format!("run build of {}", build.sdist.name), Op::Build((*build).clone()));
             match self.build_sdist(subject, &layer, build) {
                 Ok(wheel) => {
                     wheels.lock().expect("no thread panics while it holds this").insert(build.to_json(), wheel);
@@ -93,7 +93,7 @@ impl Local<'_> {
             return Err(error);
         }
         let wheels = wheels.into_inner().expect("no thread panics while it holds this");
-        for op in settled.layers.iter_mut().flat_map(|layer| &mut layer.ops) {
+        for op in settled.layers.iter_mut().flat_map(LayerPlan::ops_mut) {
             if let Op::Build(build) = op {
                 let archive = wheels.get(&build.to_json()).expect("each was built").clone();
                 *op = Op::Unpack { archive, conversion: build.conversion.clone() };

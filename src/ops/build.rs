@@ -17,7 +17,7 @@ use layers::encode::EPOCH;
 use layers::lock::Lock;
 use layers::lower::{Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
-use layers::op::Op;
+use layers::op::{LayerPlan, Op};
 use layers::source::Python;
 use layers::{Digest, ImageConfig, Key, PlannedImage, Platform, StageId};
 use serde::Serialize;
@@ -431,7 +431,7 @@ fn make_layers<'b>(
     let early = engine.early(&whole.iter().map(|it| (subject(it.at), &wanted[it.at].resolved)).collect::<Vec<_>>());
     // Those that may have to wait for a command come last.
     let takes = |it: &&&Missing| {
-        let mut ops = wanted[it.at].resolved.layers.iter().flat_map(|layer| &layer.ops);
+        let mut ops = wanted[it.at].resolved.layers.iter().flat_map(LayerPlan::ops);
         ops.any(|op| matches!(op, Op::Take(_)))
     };
     let (last, mut in_turn): (Vec<&Missing>, Vec<&Missing>) = whole.iter().partition(takes);
@@ -639,7 +639,7 @@ fn finish<'a>(
                     size: layer.size,
                     diff_id: layer.diff_id,
                     media_type: bench.compression.media_type().into(),
-                    created_by: planned.label.clone(),
+                    created_by: planned.label(),
                 })
                 .collect(),
         };

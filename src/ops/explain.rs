@@ -118,7 +118,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
         for &platform in platforms {
             let resolved = lower(&bench.project.plan, image.stage, &locked, platform, &lock_file)?;
             let key = keys.image(platform, &resolved)?;
-            let labels: Vec<String> = resolved.layers.iter().map(|layer| layer.label.clone()).collect();
+            let labels: Vec<String> = resolved.layers.iter().map(|layer| layer.label()).collect();
             let mut explained =
                 Explained { image: (*name).to_owned(), platform, hit: false, reasons: Vec::new(), layers: Vec::new() };
             let unchanged = |hit: bool| {
@@ -155,7 +155,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                         (Some(old), Some(recorded)) => {
                             let before = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
                             let files = |layer: usize, old: usize, number: usize| {
-                                let copies = resolved.layers[layer].ops.iter().filter_map(|op| match op {
+                                let copies = resolved.layers[layer].ops().filter_map(|op| match op {
                                     Op::Copy(files) => Some(files),
                                     _ => None,
                                 });

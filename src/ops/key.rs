@@ -172,7 +172,7 @@ impl<'a> Keys<'a> {
 
     /// The bytes of the context that layers hold whose key was worked out here; `None` where a command may have to run for them.
     pub fn bytes_copied(&self, layers: &[LayerPlan]) -> Option<u64> {
-        let ops = layers.iter().flat_map(|layer| &layer.ops);
+        let ops = layers.iter().flat_map(LayerPlan::ops);
         ops.map(|op| match op {
             Op::Copy(files) => self.copied.get(&files.to_json()).copied(),
             Op::Take(_) => None,
@@ -205,8 +205,10 @@ impl<'a> Keys<'a> {
 
     fn layer(&mut self, hasher: &mut KeyHasher, platform: Platform, layer: &LayerPlan) -> Result<(), Failure> {
         hasher.field("layer", "");
-        for op in &layer.ops {
-            self.op(hasher, platform, op).map_err(|failure| failure.located(layer.at.clone()))?;
+        for part in &layer.parts {
+            for op in &part.ops {
+                self.op(hasher, platform, op).map_err(|failure| failure.located(part.at.clone()))?;
+            }
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use layers::lock::{Chosen, DEBIAN, Groups, Lock, LockedClosure, LockedPackage, LockedSuite, LockedWheels};
 use layers::lower::{self, LowerError, PinnedBase, debian_request, python_request};
-use layers::op::Op;
+use layers::op::{LayerPlan, Op};
 use layers::partition::{Grain, Unit, partition};
 use layers::source::{Debian, Python, Repository};
 use layers::{Platform, Source, StageId, StageStep};
@@ -449,7 +449,7 @@ fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure
 /// Whether the lock answers for the stages that a stage takes something from, and those that these do.
 fn takes(bench: &Bench<'_>, lock: &Lock, platform: Platform, resolved: &lower::Resolved) -> Result<(), Failure> {
     let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
-    for op in resolved.layers.iter().flat_map(|layer| &layer.ops) {
+    for op in resolved.layers.iter().flat_map(LayerPlan::ops) {
         let inputs = if let Op::Run(step) = op { step.inputs.as_slice() } else { &[] };
         for op in std::iter::once(op).chain(inputs.iter().map(|input| &input.op)) {
             let stages = match op {

@@ -16,12 +16,14 @@ use crate::support::run::{Outcome, Sandbox, outcome};
 /// A project whose files come to stand on, beside and in place of what is below.
 fn project() -> Sandbox {
     let sandbox = Sandbox::new();
-    let stage = Stage::scratch()
-        .layer(inline("small", path!("/opt/lib/small")))
-        .layer(inline("large", path!("/opt/lib/large")))
-        .layer(dir(path!("/opt/empty")))
-        .layer(inline("/opt/lib\n", path!("/etc/ld.so.conf")))
-        .layer(link(path!("/srv"), "opt/lib"))
+    // What writes over the layer below begins a new one.
+    let over = |stage: Stage, text: &str| stage.layer(inline(text, path!("/opt/over")));
+    let stage = over(Stage::scratch().layer(inline("small", path!("/opt/lib/small"))), "one");
+    let stage = over(stage, "two").layer(inline("large", path!("/opt/lib/large")));
+    let stage = over(stage, "three").layer(dir(path!("/opt/empty")));
+    let stage = over(stage, "four").layer(inline("/opt/lib\n", path!("/etc/ld.so.conf")));
+    let stage = over(stage, "five").layer(link(path!("/srv"), "opt/lib"));
+    let stage = over(stage, "six")
         .layer(dir(path!("/app")).mode(0o750))
         .layer(files("src", path!("/app/src")))
         .layer(inline("between", path!("/app/between")))

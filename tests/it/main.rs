@@ -71,6 +71,7 @@ mod sandbox;
 mod scale;
 mod sdists_real;
 mod server;
+mod sharing;
 mod support_real;
 mod tree_real;
 mod venv_real;

@@ -1,0 +1,101 @@
+//! Small steps that share a layer come to what they come to in layers of their own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use layers::lock::Lock;
+use layers::source::{dir, files, inline, link, user};
+use layers::{Catalogue, Stage, path};
+
+use crate::support::layout::Layout;
+use crate::support::listing::{assert_same, of_layers};
+use crate::support::random::Random;
+use crate::support::run::{Outcome, Sandbox};
+
+type Step = fn(Stage) -> Stage;
+
+/// Steps that write beside, above, below and in the place of each other, some through links.
+const STEPS: [Step; 18] = [
+    |below| below.layer(inline("a", path!("/a"))),
+    |below| below.layer(inline("ax", path!("/a/x"))),
+    |below| below.layer(inline("axy", path!("/a/x/y"))),
+    |below| below.layer(dir(path!("/a")).owner(7, 8).mode(0o750)),
+    |below| below.layer(dir(path!("/a/x")).mode(0o700)),
+    |below| below.layer(link(path!("/a/x"), "../b")),
+    |below| below.layer(inline("other", path!("/a/other")).owner(1, 2)),
+    |below| below.layer(inline("via", path!("/via/x"))),
+    |below| below.layer(dir(path!("/via/x")).owner(3, 3)),
+    |below| below.layer(link(path!("/via/y"), "x")),
+    |below| below.layer(inline("b", path!("/b/z")).mode(0o600)),
+    |below| below.layer(link(path!("/b"), "a")),
+    |below| below.layer(user("one", 7).home(path!("/home/one"))),
+    |below| below.layer(user("two", 8)),
+    |below| below.layer(inline("root:x:0:0::/:/bin/sh\n", path!("/etc/passwd"))),
+    |below| below.layer(dir(path!("/etc")).mode(0o711)),
+    |below| below.layer(inline("", path!("/home/one/.profile"))),
+    |below| below.layer(dir(path!("/home")).mode(0o700)),
+];
+
+/// On a folder with a link to another one.
+fn project() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("images.lock", Lock::default().to_text());
+    sandbox.write("below/a/there", "");
+    symlink("a", sandbox.work().join("below/via")).unwrap();
+    sandbox.write("apart/file", "");
+    sandbox
+}
+
+fn bottom() -> Stage {
+    Stage::scratch().layer(files("below", path!("/")))
+}
+
+/// A step that shares its layer with nobody.
+fn apart(stage: Stage) -> Stage {
+    stage.layer(files("apart", path!("/apart")))
+}
+
+fn build(sandbox: &Sandbox, name: &str, stage: Stage) -> Outcome {
+    let catalogue = Catalogue::new("test").with(name, stage.image());
+    sandbox.write("plan.json", catalogue.plan().to_json());
+    sandbox.imgbuild(["build", "--catalogue", "plan.json", "--progress", "quiet"])
+}
+
+#[test]
+fn steps_that_share_a_layer_come_to_what_each_alone_comes_to() {
+    let sandbox = project();
+    let mut random = Random::of(1);
+    let (mut same, mut met) = (0, 0);
+    for _ in 0..60 {
+        let chosen: Vec<usize> = (0..2 + random.below(4)).map(|_| random.below(STEPS.len())).collect();
+        let together = apart(chosen.iter().fold(bottom(), |stage, at| STEPS[*at](stage)));
+        let alone = chosen.iter().fold(bottom(), |stage, at| apart(STEPS[*at](stage)));
+        let _ = fs::remove_dir_all(sandbox.work().join("dist"));
+        let (one, other) = (build(&sandbox, "together", together), build(&sandbox, "alone", alone));
+        if one.stderr.contains("through a symbolic link") {
+            met += 1;
+            one.failure(1, &["two of its steps write to", "tests/it/sharing.rs:"]);
+            continue;
+        }
+        assert_eq!(one.status, other.status, "{chosen:?}\n{}\n{}", one.stderr, other.stderr);
+        if one.status != 0 {
+            continue;
+        }
+        let layout = Layout::open(&sandbox.work().join("dist"));
+        let image = |name: &str| layout.image(name).remove(0);
+        let (one, other) = (image("together"), image("alone"));
+        assert_eq!(one.faults(), [""; 0], "{chosen:?}");
+        assert_same(&of_layers(&one.layers), &of_layers(&other.layers), &format!("{chosen:?}"));
+        same += usize::from(one.layers.len() * 2 < other.layers.len() + 2);
+    }
+    assert!(same >= 20 && met >= 1, "{same} images whose steps shared layers, {met} whose paths met");
+}
+
+#[test]
+fn what_fails_in_a_shared_layer_is_told_with_its_own_place() {
+    let sandbox = project();
+    let stage = bottom().layer(dir(path!("/fine")));
+    let (stage, line) = (stage.layer(inline("", path!("/a/there/x"))), line!());
+    let told = format!("tests/it/sharing.rs:{line}");
+    build(&sandbox, "image", stage.layer(dir(path!("/fine/too")))).failure(1, &["`inline /a/there/x`", &told]);
+}
