@@ -255,14 +255,33 @@ def plan(name: str, stages: list[dict], images: dict[str, int]) -> str:
     return json.dumps({"imgbuildPlan": 1, "catalogue": name, "stages": stages, "images": layered})
 
 
+# What rag has imported when it answers, in wheels and in the standard library.
+RAG_IMPORTS = "anyio.* certifi fastapi httpcore httpx opentelemetry.* orjson pydantic.* uvicorn.* yaml".split()
+STANDARD_IMPORTS = """argparse asyncio calendar colorsys concurrent.futures.thread configparser email.message email.parser encodings.idna encodings.utf_8
+fractions html http.client http.cookiejar http.cookies importlib.metadata importlib.resources inspect ipaddress json logging.config lzma mimetypes
+multiprocessing.connection pathlib pickle platform quopri random runpy secrets shlex site socketserver ssl subprocess tempfile typing urllib.request uuid
+zipfile zipimport zoneinfo""".split()
+
+
 def with_bytecode(binary: Path, project: Path) -> list[str]:
     """Flags for the catalogue of a copy of the project, with byte-code of the standard library and of all wheels."""
-    catalogue = json.loads(run(str(binary), "plan", "--format", "json", cwd=project))
+    return flags_of(binary, project, "bytecode.json", [], "all", "all")
+
+
+def with_bytecode_of_imports(binary: Path, project: Path) -> list[str]:
+    """Flags for rag alone, with byte-code of what it imports to answer."""
+    return flags_of(binary, project, "imports.json", ["rag"], {"imported-by": RAG_IMPORTS}, {"imported-by": STANDARD_IMPORTS})
+
+
+def flags_of(binary: Path, project: Path, file: str, images: list[str], wheels: object, standard: object) -> list[str]:
+    catalogue = json.loads(run(str(binary), "plan", "--format", "json", *images, cwd=project))
     for source in (stage.get("source", {}) for stage in catalogue["stages"]):
-        if source.get("kind") == "python" or "python3" in source.get("packages", []):
-            source["bytecode"] = "all"
-    (project / "bytecode.json").write_text(json.dumps(catalogue))
-    return ["--catalogue", "bytecode.json", "--context", "images/obelisk", "--lock-file", "images/images.lock"]
+        if source.get("kind") == "python":
+            source["bytecode"] = wheels
+        elif "python3" in source.get("packages", []):
+            source["bytecode"] = standard
+    (project / file).write_text(json.dumps(catalogue))
+    return ["--catalogue", file, "--context", "images/obelisk", "--lock-file", "images/images.lock"]
 
 
 def variant(wheel: Path, number: int) -> tuple[bytes, int]:
