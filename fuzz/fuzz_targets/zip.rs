@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{Cursor, Read};
 
 use imgbuild_fuzz::{check_path, limits};
-use layers::format::zip::{Archive, Method};
+use layers::format::zip::{Archive, Method, Tails};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -43,6 +43,16 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!((whole.len() as u64, crc32fast::hash(&whole)), (entry.size, entry.crc32));
             }
         }
+    }
+    // Where tails are passed over, what was read is the same, and nothing else is read but entries with tails.
+    let mut lenient = archive.with(Tails::PassedOver);
+    for (index, entry) in entries.iter().enumerate() {
+        let Ok(content) = lenient.read(index) else { continue };
+        assert_eq!((content.len() as u64, crc32fast::hash(&content)), (entry.size, entry.crc32));
+        let is_exact = lenient.ends_exactly(index).expect("it was read before");
+        lenient = lenient.with(Tails::Refused);
+        assert_eq!(lenient.read(index).is_ok(), is_exact);
+        lenient = lenient.with(Tails::PassedOver);
     }
     assert!(total <= limits.max_output);
     ranges.sort_unstable();

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT};
 use layers::format::wheel::{Added, Content as WheelContent, Scheme, Wheel, WheelName};
-use layers::format::{FormatError, Limits, Window, zip};
+use layers::format::zip::{self, Tails};
+use layers::format::{FormatError, Limits, Window};
 use layers::lower::Resolved;
 use layers::op::{self, Archive, ByteCode, Conversion, LayerPlan, Op};
 use layers::source::Modules;
@@ -203,7 +204,7 @@ impl Local<'_> {
         let path = self.supply.supply(archive)?;
         let failed = |source| EngineError::Format { archive: archive.name.clone(), source };
         let (mut wheel, scheme) =
-            open_wheel(std::fs::File::open(path)?, &archive.name, "/v", python).map_err(failed)?;
+            open_wheel(std::fs::File::open(path)?, &archive.name, "/v", python, Tails::PassedOver).map_err(failed)?;
         let below = format!("{}/", scheme.site_packages());
         let mut found = WheelImports::new();
         for file in wheel.install(&scheme).map_err(failed)?.files {
@@ -343,9 +344,10 @@ pub(super) fn open_wheel(
     name: &str,
     venv: &str,
     python: &str,
+    tails: Tails,
 ) -> Result<(Wheel<Window<std::fs::File>>, Scheme), FormatError> {
     let limits = Limits::default();
-    let archive = zip::Archive::open(window(file), &limits)?;
+    let archive = zip::Archive::open(window(file), &limits)?.with(tails);
     let wheel = Wheel::open(archive, &name.parse::<WheelName>()?, &limits)?;
     let venv = ImagePath::new(venv).map_err(|_| FormatError::Name {
         format: "wheel",

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::CacheError;
 use layers::encode::LAYER_FORMAT;
+use layers::format::zip::Tails;
 use layers::lower::Resolved;
 use layers::op::{Archive, Conversion, LayerPlan, Op};
 use layers::{Digest, Key, KeyHasher};
@@ -26,6 +27,7 @@ use super::later::{MadeOf, file_id};
 use super::local::{FEW, Local, Walked};
 use super::made::Made;
 use super::members::Members;
+use super::unzip::is_for_a_tail;
 use crate::observe::Event;
 use crate::parallel::{both, in_parallel};
 
@@ -188,12 +190,17 @@ impl Local<'_> {
         // Rot in a download must not get into a fragment: some formats have no check sums of their own.
         let verify = || self.store.verify(&archive.digest);
         self.observer.on(Event::ConversionStarted { name: &archive.name });
-        let convert = |path: &Path, compiler: Option<&Compiler<'_>>| {
-            convert::convert(path, archive, conversion, drops, &self.room, compiler)
-        };
         let write = |made: Made<'static>| -> Result<(Fragment, Option<Rc<Members>>), EngineError> {
             let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
             Ok((Made { members: members.clone(), ..made }.write(self.store, &self.room)?, members))
+        };
+        let convert = |path: &Path, compiler: Option<&Compiler<'_>>| {
+            let convert = |tails| convert::convert(path, archive, conversion, drops, &self.room, compiler, tails);
+            // A stream is copied while it is checked, so a tail is found only then.
+            match convert(Tails::Refused).and_then(write) {
+                Err(error) if is_for_a_tail(&error) => convert(Tails::PassedOver).and_then(write),
+                done => done,
+            }
         };
         // Not what was not known to be missing: something may be set up above it.
         let is_late = drops.is_empty() && compiler.is_none() && self.later.is_open();
@@ -205,7 +212,7 @@ impl Local<'_> {
         }
         let (fragment, members) = match &mut compiler {
             None => {
-                let make = |path: &Path| convert(path, None).and_then(write);
+                let make = |path: &Path| convert(path, None);
                 let (made, is_whole) = match self.cores.spare() {
                     // It counts for nothing until the archive is known to be whole.
                     Some(core) => {
@@ -231,7 +238,7 @@ impl Local<'_> {
                     path = self.supply.supply(archive)?;
                 }
                 compiler.earlier = earlier?;
-                convert(&path, Some(compiler)).and_then(write)?
+                convert(&path, Some(compiler))?
             }
         };
         let fragment = self.keep_fragment(&key, &text, fragment)?;
@@ -259,7 +266,7 @@ impl Local<'_> {
     ) -> Result<Option<Arc<Fragment>>, EngineError> {
         let Conversion::Wheel { .. } = conversion else { return Ok(None) };
         let file = file_id(path)?;
-        let made = convert::convert(path, archive, conversion, &Drops::new(), &self.room, None)?;
+        let made = convert::convert(path, archive, conversion, &Drops::new(), &self.room, None, Tails::Refused)?;
         let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
         let made = Made { members: members.clone(), ..made };
         let unchecked = made.write_unchecked(self.store, &self.room, |checks| self.check_later(checks))?;

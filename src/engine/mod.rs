@@ -26,6 +26,7 @@ pub mod sdists;
 pub mod skeleton;
 pub mod spool;
 pub mod tree;
+mod unzip;
 pub mod view;
 
 use std::path::PathBuf;

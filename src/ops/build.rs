@@ -12,10 +12,10 @@ use std::convert::Infallible;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cache::Blob;
+use cache::{Blob, CacheError};
 use layers::encode::EPOCH;
 use layers::lock::Lock;
-use layers::lower::{Resolved, lower};
+use layers::lower::{LowerError, Resolved, lower};
 use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
 use layers::op::{LayerPlan, Op};
 use layers::source::Python;
@@ -28,6 +28,7 @@ use super::key::{ImageKey, ImageRecord, Keys};
 use super::remote::Made;
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
+use crate::config::ConfigError;
 use crate::engine::EngineError;
 use crate::engine::foundation::Cut;
 use crate::engine::local::{Given, LayerRecord, Local, Subject, Walked};
@@ -183,11 +184,23 @@ pub(super) enum Trouble {
     Engine(EngineError),
 }
 
-impl<E: Into<Failure>> From<E> for Trouble {
-    fn from(error: E) -> Trouble {
-        Trouble::Failure(error.into())
+// What the engine met may be gone with the next attempt, so it stays what it is.
+impl From<EngineError> for Trouble {
+    fn from(error: EngineError) -> Trouble {
+        Trouble::Engine(error)
     }
 }
+
+macro_rules! failures {
+    ($($type:ty),*) => {$(
+        impl From<$type> for Trouble {
+            fn from(error: $type) -> Trouble {
+                Trouble::Failure(error.into())
+            }
+        }
+    )*};
+}
+failures!(Failure, CacheError, ConfigError, LowerError);
 
 /// The archive that every mirror says it does not have.
 fn gone(error: &EngineError) -> Option<Digest> {
@@ -424,7 +437,7 @@ fn make_layers<'b>(
     }
     for &&Missing { at, .. } in &whole {
         let subject = Subject { plan: &bench.project.plan, lock, platform: wanted[at].platform };
-        wanted[at].resolved = engine.settle(subject, &wanted[at].resolved).map_err(Trouble::Engine)?;
+        wanted[at].resolved = engine.settle(subject, &wanted[at].resolved)?;
     }
     let stages: Vec<&Resolved> = whole.iter().map(|it| &wanted[it.at].resolved).collect();
     let subject = |at: usize| Subject { plan: &bench.project.plan, lock, platform: wanted[at].platform };
@@ -492,14 +505,14 @@ fn make_layers<'b>(
     }
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
     for &Missing { at, .. } in missing {
-        within_budget(&wanted[at], &walked[&at]).map_err(Trouble::Engine)?;
+        within_budget(&wanted[at], &walked[&at])?;
     }
     let mut records = records.into_inner().expect("no thread panics while it holds this");
     let jobs = missing.iter().flat_map(|it| &walked[&it.at].jobs);
     let jobs: Vec<_> = jobs.filter(|job| !records.contains_key(&job.key)).collect();
     let only = missing.first().map(|it| wanted[it.at].name).filter(|_| missing.len() == 1);
     let ready = |layer| only.into_iter().for_each(|image| beside.made(image, layer));
-    records.extend(engine.assemble(&jobs, bench.jobs, &ready).map_err(Trouble::Engine)?);
+    records.extend(engine.assemble(&jobs, bench.jobs, &ready)?);
     for Missing { at, cut, .. } in missing {
         let walked = walked.remove(at).expect("it was walked");
         let it = &mut wanted[*at];
@@ -516,7 +529,7 @@ fn make_layers<'b>(
         };
         let keep = || it.key.keep(bench.store, &record);
         let (kept, remembered) = at_once(keep, remember);
-        remembered.map_err(Trouble::Engine)?;
+        remembered?;
         kept?;
         remember_latest(bench, it.name, it.platform, &it.key.key, |last| {
             let last = last.and_then(|last| Some((last.layers.as_slice(), last.footprint.as_ref()?)));
@@ -572,7 +585,7 @@ fn on_foundations(
             checked()?;
         }
         let subject = Subject { plan: &bench.project.plan, lock, platform: it.platform };
-        if let Some(done) = engine.walk_on_foundation(subject, &it.resolved, cut).map_err(Trouble::Engine)? {
+        if let Some(done) = engine.walk_on_foundation(subject, &it.resolved, cut)? {
             walked.insert(*at, done);
         }
     }

@@ -29,7 +29,7 @@ pub(super) fn make<'b>(
         let later = engine.begin_later(scope);
         let fragments = engine.new_fragments(&exchange)?;
         let Some(made) = exchange.with(engine, fragments) else {
-            return engine.settle_later().map(|()| None).map_err(Trouble::Engine);
+            return Ok(engine.settle_later().map(|()| None)?);
         };
         // Layers are put together while the registry answers, and sent once that is known.
         let may = OnceLock::new();
@@ -121,6 +121,6 @@ fn find(bench: &Bench<'_>, it: &Wanted<'_>, cut: Option<&Cut>, engine: &Local<'_
     if !is_within_budget || !record.commands.iter().all(|ran| bench.commands.accepts(ran.sandbox)) {
         return Ok(None);
     }
-    let exchange = engine.exchange(&it.resolved, &left.layers, &footprint, &archives).map_err(Trouble::Engine)?;
+    let exchange = engine.exchange(&it.resolved, &left.layers, &footprint, &archives)?;
     Ok(exchange.map(|exchange| Found { left, record, exchange, from: footprint.cut }))
 }

@@ -1,5 +1,6 @@
 //! Wheels from an index of the test's own, through lock and build.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use layers::{Catalogue, Digest, ImagePath, Stage, path, python};
 
 use crate::registry::registry;
 use crate::support::layout::Layout;
+use crate::support::listing::{assert_same, of_layers};
 use crate::support::registry::Auth;
 use crate::support::run::{Outcome, Sandbox, outcome, tool};
 use crate::support::wheels::{Index, entry, poetry_lock};
@@ -121,6 +123,22 @@ fn what_is_wrong_with_a_wheel_is_found_out_before_an_image_names_it() {
         assert!(fs::read(&cached).unwrap() == bytes);
     }
 
+    // The same where it takes the place of another one, whose layer is made before the archive is known to be whole.
+    for (round, at) in [2000, bytes.len() - 200, bytes.len() - 2].into_iter().enumerate() {
+        let entry = wheels.wheel("one", &[&large(100 + round as u32), "small.py=1\n"]);
+        wheels.sandbox.write("poetry.lock", poetry_lock(&[entry]));
+        wheels.run(&["lock"]).success();
+        let cached = wheels.cached("one");
+        let good = fs::read(&cached).unwrap();
+        let mut rotten = good.clone();
+        rotten[at] ^= 0x10;
+        fs::remove_file(&cached).unwrap();
+        fs::write(&cached, rotten).unwrap();
+        wheels.run(&["build"]).success();
+        assert!(fs::read(&cached).unwrap() == good);
+        assert_eq!(wheels.layers(), wheels.built());
+    }
+
     // One whose RECORD is wrong, alone and among others: told each time, and no image of it comes anywhere.
     fs::copy(&lying, &place).unwrap();
     let entry = wheels.index.offer("one", "1.0");
@@ -137,6 +155,53 @@ fn what_is_wrong_with_a_wheel_is_found_out_before_an_image_names_it() {
             pushed.failure(1, &["one-1.0-py3-none-any.whl", "large.py", "RECORD"]);
             assert_eq!(registry.tag("team/app", "v1"), None);
             assert_eq!(registry.requests("PUT /v2/team/app/manifests/").len(), 0);
+        }
+    }
+}
+
+/// Writes a wheel anew, with bytes behind the deflate streams of these files, within their packed content.
+const TAILS: &str = r#"
+import sys, zipfile, zlib
+class Compressor:
+    def __init__(self): self.inner = zlib.compressobj(9, zlib.DEFLATED, -15)
+    def compress(self, data): return self.inner.compress(data)
+    def flush(self): return self.inner.flush() + (b"behind the end" if name in sys.argv[2:] else b"")
+zipfile._get_compressor = lambda *_: Compressor()
+held = zipfile.ZipFile(sys.argv[1])
+files = [(name, held.read(name)) for name in held.namelist()]
+with zipfile.ZipFile(sys.argv[1], "w", zipfile.ZIP_DEFLATED) as out:
+    for name, data in files:
+        out.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+"#;
+
+/// As pip installs it: what stands behind the end of a deflate stream is no part of the file, nor of the image.
+#[test]
+fn a_wheel_whose_streams_have_tails_is_installed_as_pip_does() {
+    let wheels = Wheels::new();
+    let tree = || of_layers(&Layout::open(&wheels.sandbox.work().join("dist")).image("app")[0].layers);
+    // Of these files, with tails behind those of these names.
+    let build = |names: &[&str]| {
+        wheels.wheel("one", &[&large(1), "small.py=1\n", &large(2).replace("large.py", "two.py")]);
+        let place = wheels.index.place("one", "1.0");
+        let words = [OsStr::new("-c"), OsStr::new(TAILS), place.as_os_str()];
+        tool("python3", words.into_iter().chain(names.iter().map(OsStr::new)));
+        wheels.sandbox.write("poetry.lock", poetry_lock(&[wheels.index.offer("one", "1.0")]));
+        wheels.run(&["lock"]).success();
+        wheels.run(&["build"]).success();
+        wheels.layers()
+    };
+    let copied = build(&[]);
+    let expected = tree();
+    // It takes the place of the one before, its files being checked while its layer is made; then all is made from nothing.
+    let information = ["one-1.0.dist-info/RECORD", "one-1.0.dist-info/METADATA"];
+    for (names, is_copied) in [(&["large.py", "small.py"][..], false), (&["two.py"], false), (&information, true)] {
+        let layers = build(names);
+        assert_same(&tree(), &expected, &names.join(" "));
+        assert_eq!(layers == copied, is_copied, "{names:?}");
+        for jobs in [1, 2, 16] {
+            wheels.forget();
+            wheels.run_by(jobs, &["build"]).success();
+            assert_eq!(wheels.layers(), layers, "{names:?}");
         }
     }
 }

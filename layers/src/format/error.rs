@@ -49,6 +49,15 @@ pub enum FormatError {
         /// What is wrong with it.
         why: String,
     },
+    /// A deflated entry whose stream ends before its packed content does. Where [`Tails::PassedOver`](super::zip::Tails::PassedOver)
+    /// was asked for, this is no error.
+    #[error("the {format}'s entry `{name}` is refused: its deflate stream ends before its packed content does")]
+    Tail {
+        /// The format, such as `zip archive`.
+        format: &'static str,
+        /// The name, lossily.
+        name: String,
+    },
     /// A legitimate feature that imgbuild does not read.
     #[error("the {format} has {what} at `{name}`, which imgbuild does not read")]
     Unsupported {

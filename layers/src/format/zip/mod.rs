@@ -77,15 +77,27 @@ impl ZipEntry {
     }
 }
 
+/// What becomes of bytes that stand behind a deflate stream, within the packed content of its entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tails {
+    /// The entry is [refused](FormatError::Tail).
+    Refused,
+    /// They are passed over, as Python's `zipfile` does, and pip with it: the content is what has the entry's size and CRC-32.
+    PassedOver,
+}
+
 /// What an archive says of its entries, all of it checked. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct Directory(Arc<Vec<ZipEntry>>);
+pub struct Directory {
+    entries: Arc<Vec<ZipEntry>>,
+    tails: Tails,
+}
 
 impl Directory {
     /// Opens the archive once more, of which nothing is read now. Should `file` be another one, its content is not what this says.
     pub fn open<R>(&self, file: R) -> Archive<R> {
         let (inflater, whole) = (flate2::Decompress::new(false), libdeflater::Decompressor::new());
-        Archive { file, entries: self.0.clone(), inflater, whole }
+        Archive { file, entries: self.entries.clone(), tails: self.tails, inflater, whole }
     }
 }
 
@@ -93,6 +105,7 @@ impl Directory {
 pub struct Archive<R> {
     file: R,
     entries: Arc<Vec<ZipEntry>>,
+    tails: Tails,
     /// Used again for every entry: most are small, and a new one is 50 kB to clear.
     inflater: flate2::Decompress,
     /// The same for those that are inflated as a whole.
@@ -100,7 +113,7 @@ pub struct Archive<R> {
 }
 
 impl<R: Read + Seek> Archive<R> {
-    /// Reads the central directory and every local header.
+    /// Reads the central directory and every local header. Tails are refused.
     pub fn open(mut file: R, limits: &Limits) -> Result<Archive<R>, FormatError> {
         let (directory, start) = directory::read(&mut file, limits)?;
         let entries = local::check(&mut file, directory, start)?;
@@ -113,12 +126,25 @@ impl<R: Read + Seek> Archive<R> {
             let limit = limits.max_output;
             return Err(FormatError::Limit { format: FORMAT, what: "the size of its content in bytes", limit });
         }
-        Ok(Directory(Arc::new(entries)).open(file))
+        Ok(Directory { entries: Arc::new(entries), tails: Tails::Refused }.open(file))
+    }
+
+    /// The same archive, which treats tails like this.
+    pub fn with(self, tails: Tails) -> Archive<R> {
+        Archive { tails, ..self }
+    }
+
+    /// Whether the stream of a deflated entry ends where its packed content does: reads all of it, and checks it as
+    /// [`reader`](Self::reader) does.
+    pub fn ends_exactly(&mut self, index: usize) -> Result<bool, FormatError> {
+        let mut reader = self.reader(index)?;
+        io::copy(&mut reader, &mut io::sink())?;
+        Ok(!reader.has_tail())
     }
 
     /// What it says, for who opens it once more.
     pub fn directory(&self) -> Directory {
-        Directory(self.entries.clone())
+        Directory { entries: self.entries.clone(), tails: self.tails }
     }
 
     /// The entries in the central directory's order.
@@ -152,7 +178,8 @@ impl<R: Read + Seek> Archive<R> {
                 Packed::Deflated(Inflater { raw, state: &mut self.inflater, ended: false })
             }
         };
-        Ok(EntryReader { packed, entry, crc: crc32fast::Hasher::new(), produced: 0, state: State::Reading })
+        let (tails, crc) = (self.tails, crc32fast::Hasher::new());
+        Ok(EntryReader { packed, entry, tails, crc, produced: 0, state: State::Reading })
     }
 
     /// The whole content of an entry, checked. It is held in memory: compare [`ZipEntry::size`] with what that may take.
@@ -165,7 +192,7 @@ impl<R: Read + Seek> Archive<R> {
     /// Inflates a deflated entry into `content`, which has its size, and checks it as [`reader`](Self::reader) does; faster, as
     /// it is all in memory: compare [`ZipEntry::compressed_size`] with what that may take. `packed` is written over.
     ///
-    /// Returns the CRC-32 of the stream's own bytes, and `None` where they had to be read again. Codes that no compressor writes
+    /// Returns the CRC-32 of the stream's own bytes, and `None` where they had to be read again or something stands behind them. Codes that no compressor writes
     /// pass here (more symbols than RFC 1951 has, a distance tree of one symbol or none that is used beyond it).
     pub fn inflate(
         &mut self,
@@ -261,19 +288,23 @@ enum State {
 pub struct EntryReader<'a, R> {
     packed: Packed<'a, R>,
     entry: ZipEntry,
+    tails: Tails,
     crc: crc32fast::Hasher,
     produced: u64,
     state: State,
 }
 
 impl<R: Read> EntryReader<'_, R> {
+    /// At the end of the content: whether there is more behind its stream.
+    fn has_tail(&self) -> bool {
+        matches!(&self.packed, Packed::Deflated(inflater) if inflater.state.total_in() != self.entry.compressed_size)
+    }
+
     /// At the end of the content: all that was announced is there, and nothing else.
     fn check(&mut self) -> Result<(), FormatError> {
         let entry = &self.entry;
-        if let Packed::Deflated(inflater) = &self.packed
-            && inflater.state.total_in() != entry.compressed_size
-        {
-            return Err(refused(&entry.name, "its deflate stream ends before its packed content does"));
+        if self.tails == Tails::Refused && self.has_tail() {
+            return Err(FormatError::Tail { format: FORMAT, name: super::error::lossy(entry.name.as_bytes()) });
         }
         if self.produced != entry.size {
             return Err(refused(&entry.name, format!("it has {} bytes, not {}", self.produced, entry.size)));

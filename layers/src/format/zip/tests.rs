@@ -171,6 +171,29 @@ fn whole(archive: &mut Archive<Cursor<&[u8]>>, index: usize) -> Option<Result<Ve
     })
 }
 
+#[test]
+fn a_tail_is_passed_over_where_that_is_asked_for() {
+    let mut tailed = Item::deflated("a", b"content");
+    tailed.packed.extend(b"behind the end");
+    let mut wrong = tailed.clone();
+    wrong.content = b"other c".to_vec();
+    for (item, is_right) in [(Item::deflated("a", b"content"), true), (tailed, true), (wrong, false)] {
+        let bytes = archive(&[item.clone(), Item::new("b", b"stored")]);
+        let open = |tails| Archive::open(Cursor::new(&bytes[..]), &Limits::default()).expect("good").with(tails);
+        let has_tail = item.packed.ends_with(b"end");
+        let strict = open(Tails::Refused).read(0);
+        assert_eq!(strict.is_ok(), !has_tail);
+        assert_eq!(matches!(strict, Err(FormatError::Tail { .. })), has_tail);
+        let mut lenient = open(Tails::PassedOver).directory().open(Cursor::new(&bytes[..]));
+        assert_eq!(lenient.read(0).ok().as_deref(), is_right.then_some(&b"content"[..]));
+        assert_eq!(lenient.ends_exactly(0).ok(), is_right.then_some(!has_tail));
+        assert!(lenient.ends_exactly(1).expect("good"));
+        if let Some(whole) = whole(&mut lenient, 0) {
+            assert_eq!(whole.ok().as_deref(), is_right.then_some(&b"content"[..]));
+        }
+    }
+}
+
 /// Opens an archive and reads all of it: `name mode content`.
 fn list_with(bytes: &[u8], limits: &Limits) -> Result<Vec<String>, FormatError> {
     let mut archive = Archive::open(Cursor::new(bytes), limits)?;
