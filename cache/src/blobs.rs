@@ -149,7 +149,12 @@ impl Store {
         let mut blobs = Vec::new();
         let top = self.bucket("blobs");
         for folder in fs::read_dir(&top).map_err(CacheError::at(&top))? {
-            let folder = folder.map_err(CacheError::at(&top))?.path();
+            let folder = folder.map_err(CacheError::at(&top))?;
+            // Somebody's file is none of ours.
+            if !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let folder = folder.path();
             for file in fs::read_dir(&folder).map_err(CacheError::at(&folder))? {
                 let file = file.map_err(CacheError::at(&folder))?;
                 let digest = file.file_name().to_str().and_then(|name| Digest::from_hex(name).ok());

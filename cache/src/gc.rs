@@ -223,15 +223,17 @@ impl Collector<'_> {
             verified.damaged.extend(damaged?);
         }
         verified.damaged.sort_unstable();
-        for folder in list(&self.store.bucket("ledger"))? {
-            for (path, _) in list(&folder.0)? {
-                verified.records += 1;
+        for (folder, _) in list(&self.store.bucket("ledger"))?.into_iter().filter(|(_, found)| found.is_dir()) {
+            for (path, _) in list(&folder)?.into_iter().filter(|(_, found)| found.is_file()) {
                 let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
+                // Somebody's file is none of ours.
+                let Some(key) = key else { continue };
+                verified.records += 1;
                 let bytes = match fs::read(&path) {
                     Err(error) if fails(&error) => Vec::new(),
                     bytes => bytes.map_err(CacheError::at(&path))?,
                 };
-                if key.is_none_or(|key| ledger::parse(&bytes, &Key(key)).is_none()) {
+                if ledger::parse(&bytes, &Key(key)).is_none() {
                     remove(&path, false)?;
                     Point::Rejected.reach();
                     verified.damaged_records += 1;

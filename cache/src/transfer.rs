@@ -99,7 +99,8 @@ impl Store {
     pub fn import(&self, input: &mut dyn Read) -> Result<Imported, CacheError> {
         let _hold = self.hold()?;
         let mut imported = Imported::default();
-        let mut tar = tar::Archive::new(input);
+        let mut input = Ended { inner: input, has_ended: false };
+        let mut tar = tar::Archive::new(&mut input);
         for entry in tar.entries().map_err(archive)? {
             let mut entry = entry.map_err(archive)?;
             let size = entry.size();
@@ -123,6 +124,13 @@ impl Store {
                 Some(false) => imported.known += 1,
                 None => imported.refused += 1,
             }
+        }
+        // A tar has empty blocks at its end: one that was cut between entries has none.
+        if input.has_ended {
+            return Err(archive(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it ends too early, and was cut or is empty",
+            )));
         }
         Ok(imported)
     }
@@ -159,6 +167,20 @@ impl Store {
         }
         self.put_record(key, &record)?;
         Ok(Some(true))
+    }
+}
+
+/// Remembers whether somebody has read on at the end.
+struct Ended<R> {
+    inner: R,
+    has_ended: bool,
+}
+
+impl<R: Read> Read for Ended<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(out)?;
+        self.has_ended |= count == 0 && !out.is_empty();
+        Ok(count)
     }
 }
 
@@ -210,6 +232,12 @@ mod tests {
         let (_other, other) = empty();
         let cut = other.import(&mut &bytes[..bytes.len() / 4]).expect_err("it is cut");
         assert!(matches!(cut, CacheError::Archive { .. }), "{cut}");
+        // The second entry has a header of 512 bytes and content of as many at most, and then comes the end.
+        for length in [0, 1024, bytes.len() - 1024] {
+            let cut = other.import(&mut &bytes[..length]).expect_err("it is cut");
+            assert!(matches!(cut, CacheError::Archive { .. }), "{length}: {cut}");
+        }
+        other.import(&mut bytes.as_slice()).expect("it is whole");
         let full = store.export(&mut File::options().write(true).open("/dev/full").expect("opens"), 0);
         assert!(matches!(full, Err(CacheError::Archive { .. })), "{full:?}");
         // What can be opened, and not read.

@@ -12,7 +12,7 @@ use crate::op::{
 use crate::plan::{Plan, StageId, StageStep};
 use crate::platform::Platform;
 use crate::run::Run;
-use crate::sharing;
+use crate::sharing::Shared;
 use crate::source::{Base, Debian, Fetch, Inline, Link, Modules, OciLayout, Owner, Python, Source};
 use crate::stage::Location;
 
@@ -179,7 +179,11 @@ pub fn lower(
     let mut everywhere: BTreeMap<Platform, BTreeMap<&str, Unpacked>> = BTreeMap::new();
     let mut chain: Vec<&Debian<StageId>> = Vec::new();
     let mut installed: BTreeMap<&str, (&LockedPackage, &[String])> = BTreeMap::new();
+    let mut shared = Shared::default();
     for (stage, planned) in plan.steps(top) {
+        if planned.step.below().is_some_and(|below| plan.stages[below.0].is_image) {
+            shared.close();
+        }
         let source = match &planned.step {
             StageStep::Scratch => continue,
             StageStep::From { base } => {
@@ -209,7 +213,7 @@ pub fn lower(
                     })
                     .collect();
                 let ops = vec![Op::Run(Step { run: Run { inputs: Vec::new(), ..run.clone() }, inputs })];
-                resolved.lay(stage, Part { label: run.label(), at: planned.at.clone(), ops });
+                resolved.lay(stage, Part { label: run.label(), at: planned.at.clone(), ops }, &mut shared);
                 continue;
             }
             StageStep::Layer { source, .. } => source,
@@ -253,11 +257,12 @@ pub fn lower(
                             conversion: Conversion::Deb { exclude: debian.exclude.clone() },
                         })
                         .collect();
-                    resolved.lay(stage, part(format!("debian {names}"), ops));
+                    resolved.lay(stage, part(format!("debian {names}"), ops), &mut shared);
                 }
                 resolved.lay(
                     stage,
                     part(format!("{label}{CONFIGURATION}"), vec![Op::Configure(configure(&chain, &installed))]),
+                    &mut shared,
                 );
                 if let Some(dpkg) = dpkg(debian, &installed) {
                     let dpkg = dpkg.map_err(|package| LowerError::NothingToConfigure {
@@ -268,7 +273,7 @@ pub fn lower(
                     })?;
                     let names: Vec<&str> = debian.configured.iter().map(String::as_str).collect();
                     let label = format!("dpkg --configure {}", names.join(" "));
-                    resolved.lay(stage, part(label, vec![Op::Dpkg(dpkg)]));
+                    resolved.lay(stage, part(label, vec![Op::Dpkg(dpkg)]), &mut shared);
                 }
                 if debian.bytecode != Modules::None {
                     // `python3.13-minimal`, not the `python3-minimal` that depends on it.
@@ -280,7 +285,7 @@ pub fn lower(
                     let found = found.ok_or_else(|| no_interpreter(python.unwrap_or("3")))?;
                     let interpreter = resolved.remember(found);
                     let compile = Op::Compile(ByteCode { modules: debian.bytecode.clone(), interpreter });
-                    resolved.lay(stage, part(format!("{label}{BYTE_CODE}"), vec![compile]));
+                    resolved.lay(stage, part(format!("{label}{BYTE_CODE}"), vec![compile]), &mut shared);
                 }
             }
             Source::Python(python) => {
@@ -303,7 +308,7 @@ pub fn lower(
                 let wheels = locked.wheels.get(&platform).ok_or_else(unlocked)?;
                 let by_name = wheels.iter().map(|wheel| (wheel.name.as_str(), wheel)).collect();
                 let groups = lock.groups.get(&platform).map(|groups| groups.python.as_slice()).unwrap_or_default();
-                resolved.lay(stage, part(format!("python {} environment", python.venv), venv(python)));
+                resolved.lay(stage, part(format!("python {} environment", python.venv), venv(python)), &mut shared);
                 for (names, members) in split(groups, by_name) {
                     let ops = members
                         .iter()
@@ -327,10 +332,10 @@ pub fn lower(
                             }
                         })
                         .collect();
-                    resolved.lay(stage, part(format!("python {names}"), ops));
+                    resolved.lay(stage, part(format!("python {names}"), ops), &mut shared);
                 }
             }
-            other => resolved.lay(stage, part(label, plain(other).into_iter().collect())),
+            other => resolved.lay(stage, part(label, plain(other).into_iter().collect()), &mut shared),
         }
     }
     Ok(resolved)
@@ -371,13 +376,16 @@ fn fetched(fetch: &Fetch) -> Op {
 
 impl Resolved {
     /// Puts a step on top: as a layer, or into the one below.
-    fn lay(&mut self, stage: StageId, part: Part) {
-        match self.layers.last_mut().filter(|below| sharing::joins(below, &part)) {
+    fn lay(&mut self, stage: StageId, part: Part, shared: &mut Shared) {
+        match self.layers.last_mut().filter(|_| shared.joined_by(&part)) {
             Some(below) => {
                 below.parts.push(part);
                 below.stage = stage;
             }
-            None => self.layers.push(LayerPlan { stage, parts: vec![part] }),
+            None => {
+                *shared = Shared::of(&part);
+                self.layers.push(LayerPlan { stage, parts: vec![part] });
+            }
         }
     }
 

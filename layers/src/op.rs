@@ -269,9 +269,13 @@ pub struct Part {
 }
 
 impl LayerPlan {
-    /// One line for people and for the image's history: the labels of its parts.
+    /// One line for people and for the image's history: the labels of its parts, of many the first ones.
     pub fn label(&self) -> String {
-        self.parts.iter().map(|part| part.label.as_str()).collect::<Vec<_>>().join(", ")
+        const NAMED: usize = 10;
+        let more = self.parts.len().saturating_sub(NAMED);
+        let more = (more > 0).then(|| format!("and {more} more"));
+        let named = self.parts.iter().take(NAMED).map(|part| part.label.clone());
+        named.chain(more).collect::<Vec<_>>().join(", ")
     }
 
     /// Where it begins in a definition.

@@ -115,6 +115,14 @@ pub struct PlannedStage {
     /// Where the definition says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Location>,
+    /// Whether an image of the catalogue ends here: its layers are also the first ones of what stands on it. Known of an image that the
+    /// plan does not have any more as well.
+    #[serde(default, skip_serializing_if = "is_false", rename = "isImage")]
+    pub is_image: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// An image of a plan.
@@ -236,7 +244,7 @@ impl Plan {
                 (name.clone(), planned)
             })
             .collect();
-        Plan { version: PLAN_VERSION, catalogue: catalogue.name.clone(), stages: layout.stages, images }
+        Plan { version: PLAN_VERSION, catalogue: catalogue.name.clone(), stages: layout.stages, images }.marked()
     }
 
     /// The plan as JSON, one final newline.
@@ -259,7 +267,13 @@ impl Plan {
         }
         let plan: Plan = serde_json::from_str(text)?;
         plan.check()?;
-        Ok(plan)
+        Ok(plan.marked())
+    }
+
+    /// Marks the stages in which images end.
+    fn marked(mut self) -> Plan {
+        self.images.values().for_each(|image| self.stages[image.stage.0].is_image = true);
+        self
     }
 
     /// Checks what the types cannot say: the order of stages, names and budgets.
@@ -320,7 +334,7 @@ impl Plan {
             places.push(StageId(stages.len()));
             if needed {
                 let step = stage.step.clone().map_stages(|id| places[id.0]);
-                stages.push(PlannedStage { step, at: stage.at.clone() });
+                stages.push(PlannedStage { step, at: stage.at.clone(), is_image: stage.is_image });
             }
         }
         let images =
@@ -400,7 +414,7 @@ impl Layout {
             };
             let text = serde_json::to_string(&step).expect("a step has only string keys and finite numbers");
             let id = *self.by_text.entry(text).or_insert_with(|| {
-                self.stages.push(PlannedStage { step, at: location });
+                self.stages.push(PlannedStage { step, at: location, is_image: false });
                 StageId(self.stages.len() - 1)
             });
             self.by_node.insert(Arc::as_ptr(&stage.0), id);

@@ -1,53 +1,74 @@
 //! Which steps share a layer.
 //!
 //! Every layer costs whoever pulls the image something, however small it is. Steps that are a few entries each (a user,
-//! directories, links, short texts) therefore share one layer where they follow each other and none of them writes where another one does, so
-//! that it makes no difference which comes first. It depends on these steps alone: not on what else stands on them, nor on
-//! the other images.
+//! directories, links, short texts) therefore share one layer where they follow each other and none of them writes where
+//! another one does. They do not share across the top of an image: its layers are also the first ones of the images that
+//! stand on it.
 
-use crate::op::{ACCOUNTS, LayerPlan, Op, Part};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use crate::op::{ACCOUNTS, Op, Part};
 use crate::path::ImagePath;
 
 /// What the texts of a layer have at most together, bytes.
 const TEXTS: usize = 64 << 10;
 
-/// Whether a step goes into the layer that is just below.
-pub(crate) fn joins(below: &LayerPlan, next: &Part) -> bool {
-    // A user is added to the account files below, so it can only be the first.
-    let all_small =
-        below.ops().all(is_small) && next.ops.iter().all(|op| is_small(op) && !matches!(op, Op::AddUser(_)));
-    if !all_small || below.ops().chain(&next.ops).map(text).sum::<usize>() > TEXTS {
-        return false;
-    }
-    let new: Vec<Written> = next.ops.iter().flat_map(written).collect();
-    below.ops().flat_map(written).all(|one| new.iter().all(|other| one.is_apart(other)))
+/// What the small steps of a layer write.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// Whether another step may join them.
+    is_open: bool,
+    texts: usize,
+    /// Paths, and whether each is a directory.
+    written: BTreeMap<ImagePath, bool>,
 }
 
-/// A path that an operation writes.
-struct Written {
-    path: ImagePath,
-    is_dir: bool,
-}
-
-impl Written {
-    fn dir(path: &ImagePath) -> Written {
-        Written { path: path.clone(), is_dir: true }
+impl Shared {
+    /// A layer that begins with this step.
+    pub fn of(part: &Part) -> Shared {
+        let mut shared = Shared { is_open: part.ops.iter().all(is_small), ..Shared::default() };
+        shared.add(part);
+        shared
     }
 
-    fn other(path: &ImagePath) -> Written {
-        Written { path: path.clone(), is_dir: false }
+    /// Nobody joins this layer any more.
+    pub fn close(&mut self) {
+        self.is_open = false;
     }
 
-    /// Whether it makes no difference which of them is written first. What lies in a directory does not care when that was
-    /// given its attributes; below a link it would have gone somewhere else.
-    fn is_apart(&self, other: &Written) -> bool {
-        let is_in = |one: &Written, other: &Written| one.path.starts_with(&other.path);
-        match (is_in(self, other), is_in(other, self)) {
-            (false, false) => true,
-            (true, true) => false,
-            (true, false) => other.is_dir,
-            (false, true) => self.is_dir,
+    /// Takes a step in, if it may share the layer.
+    pub fn joined_by(&mut self, part: &Part) -> bool {
+        // A user is added to the account files below, so it can only be the first.
+        let is_small = part.ops.iter().all(|op| is_small(op) && !matches!(op, Op::AddUser(_)));
+        let texts = self.texts + part.ops.iter().map(text).sum::<usize>();
+        let may = self.is_open && is_small && texts <= TEXTS;
+        let may = may && part.ops.iter().flat_map(written).all(|(path, is_dir)| self.is_apart(&path, is_dir));
+        if may {
+            self.add(part);
         }
+        may
+    }
+
+    fn add(&mut self, part: &Part) {
+        if self.is_open {
+            self.texts += part.ops.iter().map(text).sum::<usize>();
+            self.written.extend(part.ops.iter().flat_map(written));
+        }
+    }
+
+    /// Whether nothing is at this path, and nothing above or below it but what lies in directories: what does does not care when
+    /// that was given its attributes; below a link it would have gone somewhere else.
+    fn is_apart(&self, path: &ImagePath, is_dir: bool) -> bool {
+        let is_free = !self.written.contains_key(path);
+        let is_in_dirs = path.ancestors().all(|above| self.written.get(&above) != Some(&false));
+        let is_empty = is_dir || {
+            let after = (Bound::Excluded(path.clone()), Bound::Unbounded);
+            // `/a-b` comes between `/a` and what is below it.
+            let near = self.written.range(after).take_while(|(other, _)| other.as_str().starts_with(path.as_str()));
+            near.into_iter().all(|(other, _)| !other.starts_with(path))
+        };
+        is_free && is_in_dirs && is_empty
     }
 }
 
@@ -61,15 +82,15 @@ fn text(op: &Op) -> usize {
     if let Op::Inline(inline) = op { inline.text.len() } else { 0 }
 }
 
-/// What a small operation writes, besides the directories above.
-fn written(op: &Op) -> Vec<Written> {
+/// What a small operation writes, besides the directories above, and whether that is a directory.
+fn written(op: &Op) -> Vec<(ImagePath, bool)> {
     match op {
-        Op::Dir(dir) => vec![Written::dir(&dir.path)],
-        Op::Link(link) => vec![Written::other(&link.path)],
-        Op::Inline(inline) => vec![Written::other(&inline.path)],
+        Op::Dir(dir) => vec![(dir.path.clone(), true)],
+        Op::Link(link) => vec![(link.path.clone(), false)],
+        Op::Inline(inline) => vec![(inline.path.clone(), false)],
         Op::AddUser(user) => {
-            let files = ACCOUNTS.map(|name| Written::other(&ImagePath::new(name).expect("a normal path")));
-            files.into_iter().chain([Written::dir(&user.home)]).collect()
+            let files = ACCOUNTS.map(|name| (ImagePath::new(name).expect("a normal path"), false));
+            files.into_iter().chain([(user.home.clone(), true)]).collect()
         }
         _ => Vec::new(),
     }
@@ -80,13 +101,17 @@ mod tests {
     use crate::lock::Lock;
     use crate::lower::lower;
     use crate::source::{dir, files, inline, link, user};
-    use crate::{Catalogue, Platform, Stage, path};
+    use crate::{Catalogue, Plan, Platform, Stage, path};
 
     /// The layers of a stage, each as the labels of its steps.
     fn layers(stage: Stage) -> Vec<String> {
-        let plan = Catalogue::new("x").with("image", stage.image()).plan();
-        let top = plan.images["image"].stage;
-        let resolved = lower(&plan, top, &Lock::default(), Platform::Amd64, &|_| None).expect("nothing needs a lock");
+        layers_of(&Catalogue::new("x").with("other", stage.image()).plan())
+    }
+
+    /// The same of the image `other`.
+    fn layers_of(plan: &Plan) -> Vec<String> {
+        let top = plan.images["other"].stage;
+        let resolved = lower(plan, top, &Lock::default(), Platform::Amd64, &|_| None).expect("nothing needs a lock");
         assert_eq!(resolved.layers.last().map(|layer| layer.stage), Some(top));
         resolved.layers.iter().map(|layer| layer.label()).collect()
     }
@@ -122,6 +147,29 @@ mod tests {
         apart(on_user().layer(dir(path!("/home/u"))), ["user u (7:7)", "dir /home/u"]);
         apart(on_user().layer(user("v", 8)), ["user u (7:7)", "user v (8:8)"]);
         assert_eq!(layers(on_user().layer(at(path!("/home/u/.profile")))), ["user u (7:7), inline /home/u/.profile"]);
+    }
+
+    #[test]
+    fn an_image_ends_a_layer() {
+        let base = Stage::scratch().layer(dir(path!("/a"))).layer(dir(path!("/b")));
+        let other = base.layer(dir(path!("/c"))).layer(dir(path!("/d")));
+        let alone = Catalogue::new("x").with("other", other.clone().image()).plan();
+        let both = Catalogue::new("x").with("base", base.clone().image()).with("other", other.image()).plan();
+        assert_eq!(layers_of(&alone), ["dir /a, dir /b, dir /c, dir /d"]);
+        // Also where the plan is cut down to the image on top, or has been a text.
+        for plan in [both.of_images(&["other"]), Plan::from_json(&both.to_json()).expect("reads"), both] {
+            assert_eq!(layers_of(&plan), ["dir /a, dir /b", "dir /c, dir /d"]);
+        }
+    }
+
+    #[test]
+    fn many_small_steps_have_a_short_label() {
+        let at = |at: usize| crate::ImagePath::new(format!("/d{at}")).expect("a path");
+        let all = (0..1000).fold(Stage::scratch(), |stage, number| stage.layer(dir(at(number))));
+        assert_eq!(
+            layers(all),
+            ["dir /d0, dir /d1, dir /d2, dir /d3, dir /d4, dir /d5, dir /d6, dir /d7, dir /d8, dir /d9, and 990 more"]
+        );
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl BaseImage {
             fragments.push(known);
         }
         match &self.blobs {
-            Some(blobs) => self.parts.layers.iter().try_for_each(|layer| self.adopt(engine.store, blobs, layer))?,
+            Some(_) => self.adopt(engine.store)?,
             None if unknown.is_empty() => {}
             None => engine.supply.base_layers(&self.name, &unknown)?,
         }
@@ -189,8 +189,13 @@ impl BaseImage {
         known.map(|(known, layer)| known.map_or_else(|| self.fragment(engine, layer), Ok)).collect()
     }
 
-    /// Copies a layer of a layout into the store.
-    fn adopt(&self, store: &cache::Store, blobs: &Path, layer: &Descriptor) -> Result<(), EngineError> {
+    /// Copies the layers of a layout that are not in the store into it. Those of a registry's image are left where they are.
+    pub fn adopt(&self, store: &cache::Store) -> Result<(), EngineError> {
+        let Some(blobs) = &self.blobs else { return Ok(()) };
+        self.parts.layers.iter().try_for_each(|layer| self.adopt_layer(store, blobs, layer))
+    }
+
+    fn adopt_layer(&self, store: &cache::Store, blobs: &Path, layer: &Descriptor) -> Result<(), EngineError> {
         if store.has(&layer.digest)? == Some(layer.size) {
             return Ok(());
         }
@@ -207,6 +212,13 @@ impl BaseImage {
     fn fragment(&self, engine: &Local<'_>, layer: &Descriptor) -> Result<Arc<Fragment>, EngineError> {
         let wrong = |why: String| EngineError::Base { path: self.name.clone(), why };
         let (key, text) = fragment_key(layer);
+        // It may have lain there for long: what rotted is removed, and had once more.
+        if !engine.store.verify(&layer.digest)? {
+            match &self.blobs {
+                Some(_) => self.adopt(engine.store)?,
+                None => engine.supply.base_layers(&self.name, &[layer])?,
+            }
+        }
         let Some(file) = engine.store.open(&layer.digest)? else {
             return Err(wrong(format!("layer {} is gone from the cache", layer.digest)));
         };

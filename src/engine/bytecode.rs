@@ -201,7 +201,10 @@ impl Local<'_> {
         {
             return Ok(imports);
         }
-        let path = self.supply.supply(archive)?;
+        let mut path = self.supply.supply(archive)?;
+        if !self.store.verify(&archive.digest)? {
+            path = self.supply.supply(archive)?;
+        }
         let failed = |source| EngineError::Format { archive: archive.name.clone(), source };
         let (mut wheel, scheme) =
             open_wheel(std::fs::File::open(path)?, &archive.name, "/v", python, Tails::PassedOver).map_err(failed)?;

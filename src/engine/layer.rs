@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use layers::encode::{Compression, EPOCH, Entry, Kind, LAYER_FORMAT, Prefixes};
@@ -40,7 +41,7 @@ impl Local<'_> {
         }
         let mut fragments = Vec::new();
         let mut ran = Vec::new();
-        let mut plain = Made::default();
+        let mut small = Small::default();
         let mut folders: BTreeMap<ImagePath, Entry> = BTreeMap::new();
         for (part, op) in layer.parts.iter().flat_map(|part| part.ops.iter().map(move |op| (part, op))) {
             let located = |error: EngineError| error.located(part.label.clone(), part.at.as_ref());
@@ -54,14 +55,10 @@ impl Local<'_> {
                     fragments.push(fragment.clone());
                     ran.extend(self.runs.that_built(&archive.digest));
                 }
-                Op::Dir(dir) => {
-                    plain.commands_dirs = true;
-                    plain.push(dir_entry(dir, view).map_err(located)?, Content::None);
-                }
-                Op::Link(link) => plain.push(link_entry(link, view).map_err(located)?, Content::None),
-                Op::Inline(inline) => {
-                    let (entry, content) = inline_entry(inline, view).map_err(located)?;
-                    plain.push(entry, content);
+                Op::Dir(Dir { path, .. }) | Op::Link(Link { path, .. }) | Op::Inline(Inline { path, .. }) => {
+                    let path = small.path(path, view).map_err(located)?;
+                    let (entry, content) = small_entry(op, path);
+                    small.push(entry, content).map_err(located)?;
                 }
                 Op::Copy(files) => {
                     let parts = self.copy(files, view)?;
@@ -73,7 +70,11 @@ impl Local<'_> {
                     }
                     fragments.extend(parts);
                 }
-                Op::AddUser(user) => fragments.push(self.add_user(user, view).map_err(located)?),
+                Op::AddUser(user) => {
+                    let fragment = self.add_user(user, view).map_err(located)?;
+                    small.add_user(&fragment);
+                    fragments.push(fragment);
+                }
                 Op::Take(take) => {
                     let (fragment, commands) = self.take(subject, take, view)?;
                     fragments.push(fragment);
@@ -92,9 +93,7 @@ impl Local<'_> {
                 }
             }
         }
-        if layer.parts.len() > 1 {
-            check_apart(&fragments, &plain)?;
-        }
+        let plain = small.made;
         if !plain.entries.is_empty() || !plain.dirs.is_empty() {
             let mut hasher = KeyHasher::new("plain", LAYER_FORMAT);
             hasher.field("index", INDEX_FORMAT);
@@ -306,19 +305,49 @@ pub(super) fn parts_of(text: &str) -> (BTreeMap<ImagePath, Entry>, Vec<Digest>) 
 const DIR: &str = "dir";
 const FRAGMENT: &str = "fragment";
 
-/// Checks that steps that share a layer write where no other one does, when links below are followed.
-fn check_apart(fragments: &[Arc<Fragment>], plain: &Made<'_>) -> Result<(), EngineError> {
-    let made = fragments.iter().flat_map(|it| it.dirs.iter().chain(it.entries.iter().map(|it| &it.entry)));
-    let mut paths: BTreeMap<&ImagePath, bool> = BTreeMap::new();
-    for entry in made.chain(&plain.dirs).chain(plain.entries.iter().map(|(entry, _)| entry)) {
-        if paths.insert(&entry.path, entry.is_dir()).is_some() {
-            return Err(EngineError::Meet { path: entry.path.clone() });
-        }
+/// What the small steps of a layer come to, one after the other.
+#[derive(Default)]
+struct Small {
+    made: Made<'static>,
+    /// What each path is since the steps before.
+    put: BTreeMap<ImagePath, Kind>,
+}
+
+impl Small {
+    /// Where a step writes that says this path: links are followed as the steps before leave them.
+    fn path(&self, path: &ImagePath, view: &View<'_>) -> Result<ImagePath, EngineError> {
+        Ok(view.through_links_above(path, &self.put)?)
     }
-    let is_within = |path: &&ImagePath| path.ancestors().any(|above| paths.get(&above) == Some(&false));
-    match paths.keys().copied().find(is_within) {
-        Some(path) => Err(EngineError::Meet { path: path.clone() }),
-        None => Ok(()),
+
+    /// A user, who comes first.
+    fn add_user(&mut self, fragment: &Fragment) {
+        let entries = fragment.dirs.iter().chain(fragment.entries.iter().map(|it| &it.entry));
+        self.put.extend(entries.map(|entry| (entry.path.clone(), entry.kind.clone())));
+    }
+
+    /// Puts an entry in the place of what another step has put there.
+    fn push(&mut self, entry: Entry, content: Content<'static>) -> Result<(), EngineError> {
+        let meet = || EngineError::Meet { path: entry.path.clone() };
+        if let Some(last) = self.put.insert(entry.path.clone(), entry.kind.clone()) {
+            if (last == Kind::Dir) != entry.is_dir() {
+                return Err(meet());
+            }
+            self.made.dirs.retain(|dir| dir.path != entry.path);
+            let count = self.made.entries.len();
+            self.made.entries.retain(|(other, _)| other.path != entry.path);
+            if !entry.is_dir() && self.made.entries.len() == count {
+                // A user's file.
+                return Err(meet());
+            }
+        }
+        let below = (Bound::Excluded(&entry.path), Bound::Unbounded);
+        let mut near = self.put.range(below).take_while(|(path, _)| path.as_str().starts_with(entry.path.as_str()));
+        if !entry.is_dir() && near.any(|(path, _)| path.starts_with(&entry.path)) {
+            return Err(meet());
+        }
+        self.made.commands_dirs |= entry.is_dir();
+        self.made.push(entry, content);
+        Ok(())
     }
 }
 
@@ -332,22 +361,22 @@ fn package_name(file: &str) -> &str {
     file.split('_').next().unwrap_or(file)
 }
 
-fn dir_entry(dir: &Dir, view: &View<'_>) -> Result<Entry, EngineError> {
-    let path = view.through_links(&dir.path)?;
-    Ok(Entry { uid: dir.owner.uid, gid: dir.owner.gid, ..Entry::new(path, Kind::Dir, dir.mode, EPOCH) })
-}
-
-fn link_entry(link: &Link, view: &View<'_>) -> Result<Entry, EngineError> {
-    let path = view.through_links(&link.path)?;
-    Ok(Entry::new(path, Kind::Symlink { target: link.target.clone() }, 0o777, EPOCH))
-}
-
-fn inline_entry(inline: &Inline, view: &View<'_>) -> Result<(Entry, Content<'static>), EngineError> {
-    let path = view.through_links(&inline.path)?;
-    let bytes = inline.text.clone().into_bytes();
-    let kind = Kind::File { size: bytes.len() as u64 };
-    let entry = Entry { uid: inline.owner.uid, gid: inline.owner.gid, ..Entry::new(path, kind, inline.mode, EPOCH) };
-    Ok((entry, Content::Bytes(bytes)))
+/// A directory, a link or a file of a definition, at this path.
+fn small_entry(op: &Op, path: ImagePath) -> (Entry, Content<'static>) {
+    match op {
+        Op::Dir(Dir { owner, mode, .. }) => {
+            (Entry { uid: owner.uid, gid: owner.gid, ..Entry::new(path, Kind::Dir, *mode, EPOCH) }, Content::None)
+        }
+        Op::Link(Link { target, .. }) => {
+            (Entry::new(path, Kind::Symlink { target: target.clone() }, 0o777, EPOCH), Content::None)
+        }
+        Op::Inline(Inline { text, owner, mode, .. }) => {
+            let bytes = text.clone().into_bytes();
+            let entry = Entry::new(path, Kind::File { size: bytes.len() as u64 }, *mode, EPOCH);
+            (Entry { uid: owner.uid, gid: owner.gid, ..entry }, Content::Bytes(bytes))
+        }
+        _ => unreachable!("only these are put in as they are"),
+    }
 }
 
 fn generated(entries: Vec<(Entry, Option<Vec<u8>>)>) -> Made<'static> {

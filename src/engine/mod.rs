@@ -103,9 +103,9 @@ pub enum EngineError {
         /// The path.
         path: ImagePath,
     },
-    /// Steps of one layer whose paths links lead to the same place.
+    /// Steps of one layer whose paths links lead to the same place, where only one of their entries can be.
     #[error(
-        "two of its steps write to `{path}`, one of them through a symbolic link: give both the path that the link leads to"
+        "it writes to `{path}`, where another step just below puts something else, one of them through a symbolic link: give both the path that the link leads to, or leave one of them out"
     )]
     Meet {
         /// Where they meet.

@@ -142,7 +142,10 @@ impl Local<'_> {
             }
             Way::Here | Way::Emulated | Way::Cross { .. } => {}
         }
-        let blob = self.store.put(&made.read(wheel)?)?;
+        let bytes = made.read(wheel)?;
+        // One that is there already may have rotted, and nobody else has it.
+        self.store.verify(&Digest::of(&bytes))?;
+        let blob = self.store.put(&bytes)?;
         self.runs.built(blob.digest, ran.into_iter().collect());
         Ok(Archive { name: file, digest: blob.digest, size: Some(blob.size), origin: Origin::Built })
     }

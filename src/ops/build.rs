@@ -10,13 +10,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cache::{Blob, CacheError};
 use layers::encode::EPOCH;
 use layers::lock::Lock;
-use layers::lower::{LowerError, Resolved, lower};
-use layers::oci::{self, BuiltImage, Document, ImageParts, LayerPart};
+use layers::lower::{LowerError, PinnedBase, Resolved, lower};
+use layers::oci::{self, BaseParts, BuiltImage, Document, ImageParts, LayerPart};
 use layers::op::{LayerPlan, Op};
 use layers::source::Python;
 use layers::{Digest, ImageConfig, Key, PlannedImage, Platform, StageId};
@@ -29,10 +29,10 @@ use super::remote::Made;
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::config::ConfigError;
-use crate::engine::EngineError;
 use crate::engine::foundation::Cut;
 use crate::engine::local::{Given, LayerRecord, Local, Subject, Walked};
 use crate::engine::run::{Ran, Repeat};
+use crate::engine::{EngineError, base};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
@@ -240,13 +240,31 @@ pub fn deliver(
     match output.deliver(&images(&built), bench.store) {
         Err(OutputError::Lost(_) | OutputError::Damaged(_)) => {
             bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+            weed(bench, &built)?;
             built = build(bench, request)?;
+            if !super::remote::bring(bench, &built)? {
+                built = build(bench, request)?;
+            }
             super::bases::bring(bench, &built)?;
             output.deliver(&images(&built), bench.store)?;
         }
         done => done?,
     }
     Ok(built)
+}
+
+/// Reads the layers of these images, and removes what rotted: built once more, they are made or had anew. Says whether one is
+/// damaged or gone.
+pub(super) fn weed(bench: &Bench<'_>, built: &[Built]) -> Result<bool, CacheError> {
+    let layers: BTreeSet<Digest> = built.iter().flat_map(|it| &it.image.layers).map(|(digest, _)| *digest).collect();
+    let found = AtomicBool::new(false);
+    in_parallel(bench.jobs, &layers.into_iter().collect::<Vec<_>>(), |digest| {
+        if !bench.store.verify(digest)? {
+            found.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    })?;
+    Ok(found.into_inner())
 }
 
 fn build_once<'b>(
@@ -272,7 +290,7 @@ fn build_once<'b>(
                 None => None,
             };
             let record = match record {
-                Some(record) if record.is_whole(bench.store, &resolved, &mut present)? => Some(record),
+                Some(record) if record.is_whole(bench.store, &mut present)? => Some(record),
                 _ => None,
             };
             wanted.push(Wanted { name, image, platform, resolved, key, record, told: None });
@@ -301,6 +319,12 @@ fn build_once<'b>(
         };
         make(bench, &locked, &mut wanted, &mut keys, &mut checked, beside)
     })?;
+    // Also where the image was known, here or elsewhere: outputs take them from the store.
+    for it in &wanted {
+        if let Some(layout @ PinnedBase::Layout(_)) = &it.resolved.base {
+            base::open(&bench.project.home, layout, it.platform, bench.store)?.adopt(bench.store)?;
+        }
+    }
     let created = request.created.or(locked.date()).unwrap_or(EPOCH);
     let mut built = Vec::with_capacity(images.len());
     for (name, image) in &images {
@@ -455,7 +479,7 @@ fn make_layers<'b>(
     let walk_one = |Missing { at, cut, .. }: &Missing| -> Result<(), EngineError> {
         let (at, it) = (*at, &wanted[*at]);
         let done = engine.walk(subject(at), &it.resolved, cut.as_ref(), &|done| {
-            within_budget(it, done)?;
+            within_budget(it, done.jobs.len(), done.base.as_ref().map(|base| &base.parts))?;
             // Another image may still be waiting for a command; and one alone need not wait for what the walk still checks.
             if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
                 let made = engine
@@ -505,7 +529,8 @@ fn make_layers<'b>(
     }
     let mut walked = walked.into_inner().expect("no thread panics while it holds this");
     for &Missing { at, .. } in missing {
-        within_budget(&wanted[at], &walked[&at])?;
+        let done = &walked[&at];
+        within_budget(&wanted[at], done.jobs.len(), done.base.as_ref().map(|base| &base.parts))?;
     }
     let mut records = records.into_inner().expect("no thread panics while it holds this");
     let jobs = missing.iter().flat_map(|it| &walked[&it.at].jobs);
@@ -551,8 +576,9 @@ fn make_layers<'b>(
     Ok(())
 }
 
-fn within_budget(wanted: &Wanted<'_>, walked: &Walked) -> Result<(), EngineError> {
-    let layers = walked.base.as_ref().map_or(0, |base| base.parts.layers.len()) + walked.jobs.len();
+/// Whether so many layers on a base are not too many. Told before they are put together, and of an image that is known as well.
+fn within_budget(wanted: &Wanted<'_>, own: usize, base: Option<&BaseParts>) -> Result<(), EngineError> {
+    let layers = base.map_or(0, |base| base.layers.len()) + own;
     let budget = wanted.image.layer_budget;
     if layers <= usize::from(budget) {
         return Ok(());
@@ -613,6 +639,7 @@ fn finish<'a>(
     let mut blobs: Vec<(Digest, u64)> = Vec::new();
     for it in wanted {
         let record = it.record.as_ref().expect("every image has its record by now");
+        within_budget(it, record.layers.len(), record.base.as_ref().map(|(_, base)| base))?;
         let mut labels: BTreeMap<String, String> = BTreeMap::new();
         let label = |labels: &mut BTreeMap<String, String>, key: &str, value: String| {
             labels.insert(format!("org.opencontainers.image.{key}"), value);
@@ -666,7 +693,7 @@ fn finish<'a>(
         platforms.push(BuiltPlatform {
             platform: it.platform,
             base: match &it.resolved.base {
-                Some(layers::lower::PinnedBase::Registry { image, .. }) => Some(image.clone()),
+                Some(PinnedBase::Registry { image, .. }) => Some(image.clone()),
                 _ => None,
             },
             base_layers,

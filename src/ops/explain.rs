@@ -127,7 +127,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
             };
             let record = image_record(bench, &key.key)?;
             match &record {
-                Some(record) if record.is_whole(bench.store, &resolved, &mut present)? => {
+                Some(record) if record.is_whole(bench.store, &mut present)? => {
                     explained.hit = true;
                     explained.layers = unchanged(true);
                 }

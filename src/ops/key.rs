@@ -39,17 +39,10 @@ pub struct ImageRecord {
 }
 
 impl ImageRecord {
-    /// Whether every layer is still in the store. Those of a registry's image need not be: they can be had where it is.
+    /// Whether every layer of its own is still in the store. Those of its base need not be: they can be had where that is.
     /// `present` are layers that were found before, for other images.
-    pub fn is_whole(
-        &self,
-        store: &Store,
-        resolved: &Resolved,
-        present: &mut HashSet<Digest>,
-    ) -> Result<bool, CacheError> {
-        let base = self.base.iter().filter(|_| matches!(resolved.base, Some(PinnedBase::Layout(_))));
-        let base = base.flat_map(|(_, parts)| &parts.layers).map(|layer| (layer.digest, layer.size));
-        for (digest, size) in self.layers.iter().map(|layer| (layer.digest, layer.size)).chain(base) {
+    pub fn is_whole(&self, store: &Store, present: &mut HashSet<Digest>) -> Result<bool, CacheError> {
+        for (digest, size) in self.layers.iter().map(|layer| (layer.digest, layer.size)) {
             if present.contains(&digest) {
                 continue;
             }
@@ -116,8 +109,8 @@ fn whole(text: &str, mut stage: impl FnMut(&str) -> Option<String>) -> Option<St
     Some(out)
 }
 
-/// Works out the keys of images. What images have in common is worked out once: a stage's layers follow from what it
-/// stands on, so they are the same in every image that stands on it.
+/// Works out the keys of images. What images have in common is worked out once: a layer is named by the stage that it ends with, and
+/// what goes into it follows from what that stands on.
 pub struct Keys<'a> {
     bench: &'a Bench<'a>,
     lock: &'a Lock,

@@ -3,8 +3,9 @@
 use layers::Platform;
 
 use super::Bench;
-use super::build::{Request, build};
+use super::build::{Built, Request, build, weed};
 use crate::error::Failure;
+use crate::observe::Event;
 use crate::places::{Held, Into, Loaded, Loading, Place, Reach, load};
 use crate::registry::{Bundle, Supply, TagRequest};
 
@@ -33,18 +34,31 @@ pub fn load_images(
     for (image, _) in &images {
         name(image)?;
     }
-    let mut built = build(bench, request)?;
-    if !super::remote::bring(bench, &built)? {
-        built = build(bench, request)?;
-    }
-    super::bases::bring(bench, &built)?;
-    let mut loading = Vec::new();
-    for it in built {
-        let image = it.image;
-        let supply = Supply::of(std::slice::from_ref(&image), bench.store);
-        loading.push(Loading { held: Held { bundle: Bundle::of(&image)?, supply }, name: name(&image.name)? });
-    }
-    Ok(load(reach, into, &loading)?)
+    let ready = || -> Result<Vec<Built>, Failure> {
+        let mut built = build(bench, request)?;
+        if !super::remote::bring(bench, &built)? {
+            built = build(bench, request)?;
+        }
+        super::bases::bring(bench, &built)?;
+        Ok(built)
+    };
+    let load = |built: &[Built]| -> Result<Vec<Loaded>, Failure> {
+        let mut loading = Vec::new();
+        for Built { image, .. } in built {
+            let supply = Supply::of(std::slice::from_ref(image), bench.store);
+            loading.push(Loading { held: Held { bundle: Bundle::of(image)?, supply }, name: name(&image.name)? });
+        }
+        Ok(load(reach, into, &loading)?)
+    };
+    let built = ready()?;
+    load(&built).or_else(|failure| {
+        // Whatever the engine said of it: is a layer what it should be?
+        if !weed(bench, &built)? {
+            return Err(failure);
+        }
+        bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+        load(&ready()?)
+    })
 }
 
 /// Copies an image, for all its platforms or one. Returns its digest.

@@ -10,7 +10,7 @@ use layers::oci::{self, Document};
 use layers::{Digest, Platform};
 
 use super::Bench;
-use super::build::{Beside, Built, Request, Work, build_beside};
+use super::build::{Beside, Built, Request, Work, build_beside, weed};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
@@ -88,16 +88,23 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
     let is_of_these = |place: &RemoteSpec| place.host().is_some_and(|host| hosts.contains(host));
     let held = bench.targets.filter(|targets| targets.places.iter().all(is_of_these));
     held.inspect(|targets| targets.publisher.hold());
-    let is_lost = AtomicBool::new(false);
-    let once = || build_and_push(bench, registries, request, &places, &is_lost);
-    let (built, deliveries, pushed) = match once() {
-        Err(_) if is_lost.load(Ordering::Relaxed) && !bench.elsewhere.is_empty() => {
-            super::remote::give_up(bench);
-            // What the first attempt has to tell is of layers that could not be had.
-            held.inspect(|targets| targets.publisher.hold());
-            once()?
+    let (is_lost, is_damaged) = (AtomicBool::new(false), AtomicBool::new(false));
+    let once = || build_and_push(bench, registries, request, &places, &is_lost, &is_damaged);
+    let (mut has_given_up, mut is_mended) = (bench.elsewhere.is_empty(), false);
+    let (built, deliveries, pushed) = loop {
+        match once() {
+            Err(_) if is_lost.load(Ordering::Relaxed) && !has_given_up => {
+                has_given_up = true;
+                super::remote::give_up(bench);
+            }
+            Err(_) if is_damaged.load(Ordering::Relaxed) && !is_mended => {
+                is_mended = true;
+                bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+            }
+            done => break done?,
         }
-        done => done?,
+        // What that attempt has to tell is of layers that could not be had.
+        held.inspect(|targets| targets.publisher.hold());
     };
     held.inspect(|targets| targets.publisher.release());
     let mut pushed = pushed.into_iter().zip(&deliveries).peekable();
@@ -121,12 +128,14 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
 type Done = (Vec<Built>, Vec<Delivery>, Vec<Pushed>);
 
 /// `is_lost` says after a failure whether a layer was not where it should be, or was another: a cache elsewhere may be to blame.
+/// `is_damaged` says whether one was damaged here, or gone, and all that were are removed.
 fn build_and_push(
     bench: &Bench<'_>,
     registries: &Registries,
     request: &PushRequest,
     places: &BTreeMap<String, Vec<Reference>>,
     is_lost: &AtomicBool,
+    is_damaged: &AtomicBool,
 ) -> Result<Done, Failure> {
     std::thread::scope(|scope| {
         // Nothing goes on for longer than the push, whatever ends it.
@@ -143,7 +152,11 @@ fn build_and_push(
             }
             match &pushed {
                 // Who should have brought it has said why.
-                Err(RegistryError::Lost(_)) => is_lost.store(true, Ordering::Relaxed),
+                Err(RegistryError::Lost(_)) if !bench.elsewhere.is_empty() => is_lost.store(true, Ordering::Relaxed),
+                Err(RegistryError::Damaged(_) | RegistryError::Lost(_)) => {
+                    weed(bench, &built)?;
+                    is_damaged.store(true, Ordering::Relaxed);
+                }
                 Err(error @ RegistryError::File { .. }) if !bench.elsewhere.is_empty() => {
                     is_lost.store(true, Ordering::Relaxed);
                     bench.elsewhere.distrust();

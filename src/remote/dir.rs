@@ -123,12 +123,16 @@ impl Remote for Folder {
 
     fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
         let path = self.blob(&blob.digest);
+        let failed = |error: io::Error| {
+            self.distrust();
+            at(&path)(error)
+        };
         let mut file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RemoteError::Gone(blob.digest)),
-            file => file.map_err(at(&path))?,
+            file => file.map_err(failed)?,
         };
         let mut writer = store.writer_unhashed()?;
-        if !copy(blob, &mut file, &mut writer).map_err(at(&path))? {
+        if !copy(blob, &mut file, &mut writer).map_err(failed)? {
             self.distrust();
             return Err(RemoteError::Damaged(blob.digest));
         }
@@ -154,7 +158,7 @@ impl Remote for Folder {
             let mut from = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
             place(&path, |file| match copy(blob, &mut from, file).map_err(at(&path))? {
                 true => Ok(()),
-                false => Err(RemoteError::Damaged(blob.digest)),
+                false => Err(RemoteError::RottedHere(blob.digest)),
             })?;
         }
         // Blobs are kept here without a document that has them.
@@ -169,6 +173,33 @@ impl Remote for Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_folder_is_the_same_cache_however_it_is_written() {
+        let spec = |text: &str| text.parse::<crate::remote::RemoteSpec>().expect("is a cache");
+        for text in ["dir:./c", "dir:c/", "dir:.//c/."] {
+            assert_eq!(spec(text), spec("dir:c"), "{text}");
+        }
+        assert_eq!(spec("dir:./").to_string(), "dir:.");
+        assert_ne!(spec("dir:../c"), spec("dir:c"));
+        assert_ne!(spec("dir:/c"), spec("dir:c"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_longer_believed_to_be_there() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (folder, store) = (Folder::new(root.path()), Store::open_at(&root.path().join("store")).expect("opens"));
+        let [good, bad] = [b"good", b"bad!"].map(|bytes| store.put(bytes).expect("puts"));
+        folder.publish(&[], b"", &[good, bad], &store).expect("publishes");
+        let place = folder.blob(&bad.digest);
+        fs::remove_file(&place).expect("removes");
+        fs::create_dir(&place).expect("makes");
+        let other = Store::open_at(&root.path().join("other")).expect("opens");
+        folder.fetch(&good, &other).expect("fetches");
+        assert!(!folder.is_damaged.load(Ordering::Relaxed));
+        assert!(matches!(folder.fetch(&bad, &other), Err(RemoteError::Io { .. })));
+        assert!(folder.is_damaged.load(Ordering::Relaxed) && folder.has(&good) && !folder.has(&bad));
+    }
 
     #[test]
     fn what_was_left_aside_goes_after_a_day() {

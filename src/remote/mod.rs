@@ -19,7 +19,7 @@ mod registry;
 mod s3;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -52,6 +52,11 @@ pub enum RemoteError {
     /// Bytes that are not what they were asked by.
     #[error("{0} is damaged or something else there")]
     Damaged(layers::Digest),
+    /// A blob of this machine's cache that is to be sent.
+    #[error(
+        "{0} is damaged in the cache of this machine: `imgbuild cache verify` removes it, and the next build makes it again"
+    )]
+    RottedHere(layers::Digest),
     /// A blob that is not there.
     #[error("{0} is not there")]
     Gone(layers::Digest),
@@ -129,7 +134,12 @@ impl FromStr for RemoteSpec {
         let wrong = |why: String| format!("`{text}` is no cache: {why}");
         match text.split_once(':') {
             Some(("dir", "")) | Some(("registry", "")) => Err(wrong("it names no place".into())),
-            Some(("dir", path)) => Ok(RemoteSpec::Dir(path.into())),
+            // The same folder is the same cache, however it is written.
+            Some(("dir", path)) => {
+                let named = Path::new(path).components().filter(|part| *part != Component::CurDir);
+                let path = named.collect::<PathBuf>();
+                Ok(RemoteSpec::Dir(if path.as_os_str().is_empty() { ".".into() } else { path }))
+            }
             Some(("registry", repository)) => {
                 Repository::parse(repository).map(RemoteSpec::Registry).map_err(|error| wrong(error.to_string()))
             }

@@ -174,7 +174,7 @@ impl Objects {
             tokio::select! {
                 answer = request.send() => {
                     if progress.is_damaged() {
-                        let why = "the blob in the cache is damaged".into();
+                        let why = "the blob is damaged in the cache of this machine: `imgbuild cache verify` removes it, and the next build makes it again".into();
                         return Err(Failure::Final(FetchError::Request { url: shown(url), why }));
                     }
                     check_status(url, &mut answer.map_err(|error| again(&error, None))?).await

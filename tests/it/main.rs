@@ -67,6 +67,7 @@ mod remote_faults;
 mod remote_poison;
 mod remote_real;
 mod robustness;
+mod rotten;
 mod sandbox;
 mod scale;
 mod sdists_real;

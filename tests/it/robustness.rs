@@ -164,7 +164,12 @@ fn files_of_others_in_the_cache_folder_are_left_alone_and_do_not_matter() {
     }
     let first = Outcome::of(build(&sandbox, &plan).output().unwrap()).success();
     assert_eq!(Outcome::of(build(&sandbox, &plan).output().unwrap()).success(), first);
-    assert_eq!(fs::read_to_string(sandbox.cache().join("note.txt")).unwrap(), "mine");
+    for words in [["cache", "verify"], ["cache", "info"], ["cache", "gc"]] {
+        sandbox.imgbuild(words).success();
+    }
+    for bucket in ["blobs-v1", "ledger-v1", ""] {
+        assert_eq!(fs::read_to_string(sandbox.cache().join(bucket).join("note.txt")).unwrap(), "mine", "{bucket}");
+    }
     assert_eq!(server.asked().len(), 1, "the second build asks for nothing");
 }
 

@@ -3,7 +3,7 @@
 mod content;
 mod paths;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -297,6 +297,15 @@ impl<'a> View<'a> {
     /// Follows symbolic links in the directories above `path`, so that a write goes *through* `/bin -> usr/bin` and
     /// never over it. The last component is not followed.
     pub fn through_links(&self, path: &ImagePath) -> Result<ImagePath, ViewError> {
+        self.through_links_above(path, &BTreeMap::new())
+    }
+
+    /// The same where a layer that is being made has put these things above what is there.
+    pub fn through_links_above(
+        &self,
+        path: &ImagePath,
+        above: &BTreeMap<ImagePath, Kind>,
+    ) -> Result<ImagePath, ViewError> {
         let looped = || ViewError::Loop { path: path.clone() };
         let mut done: Vec<String> = Vec::new();
         let mut todo: Vec<String> = path.relative().split('/').rev().map(str::to_owned).collect();
@@ -315,7 +324,7 @@ impl<'a> View<'a> {
                 break;
             }
             let here = ImagePath::new(format!("/{}", done.join("/"))).map_err(|_| looped())?;
-            match self.place(&here).map(|entry| &entry.kind) {
+            match above.get(&here).or_else(|| self.place(&here).map(|entry| &entry.kind)) {
                 Some(Kind::Symlink { target }) => {
                     hops += 1;
                     if hops > 40 {

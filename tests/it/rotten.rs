@@ -1,0 +1,153 @@
+//! What rotted in a cache, or went from it, is made or had once more by whatever command meets it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use layers::lock::Lock;
+use layers::source::{files, inline};
+use layers::{Catalogue, Image, Stage, oci_layout, path};
+
+use crate::registry::registry;
+use crate::support::cache::bucket;
+use crate::support::layout::Layout;
+use crate::support::run::{Outcome, Sandbox, outcome};
+
+/// A project with an image of eight layers of its own.
+fn project() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let mut stage = Stage::scratch();
+    for at in 0..8 {
+        sandbox.write(&format!("f{at}/file"), format!("{at}").repeat(20_000));
+        stage = stage.layer(files(format!("f{at}"), path!("/data").join(&format!("f{at}")).unwrap()));
+    }
+    define(&sandbox, stage.image());
+    sandbox
+}
+
+fn define(sandbox: &Sandbox, image: Image) {
+    sandbox.write("plan.json", Catalogue::new("test").with("app", image).plan().to_json());
+    sandbox.write("images.lock", Lock::default().to_text());
+}
+
+fn run(sandbox: &Sandbox, words: &[&str]) -> Outcome {
+    outcome(sandbox.command(["--catalogue", "plan.json"]).args(words))
+}
+
+/// The digests of the layers of the image in a layout.
+fn layers(sandbox: &Sandbox, layout: &str) -> Vec<String> {
+    let image = Layout::open(&sandbox.work().join(layout)).image("app").remove(0);
+    assert_eq!(image.faults(), [""; 0]);
+    image.layers.iter().map(|layer| layer.digest.clone()).collect()
+}
+
+/// Where the cache has a blob.
+fn cached(sandbox: &Sandbox, digest: &str) -> PathBuf {
+    let hex = digest.strip_prefix("sha256:").unwrap();
+    sandbox.cache().join("blobs-v1").join(&hex[..2]).join(hex)
+}
+
+/// Changes a byte in the middle of a file, which keeps its length.
+fn rot(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn layers_that_rotted_are_made_again_all_at_once() {
+    let sandbox = project();
+    run(&sandbox, &["build", "--output", "oci:first"]).success();
+    let right = layers(&sandbox, "first");
+    assert_eq!(right.len(), 8);
+    let registry = registry(|_| {});
+    let tag = format!("{}/team/app:v1", registry.host());
+    for words in [
+        &["build", "--output", "oci-archive:app.tar"][..],
+        &["build", "--output", "oci:second"],
+        &["push", "--tag", &tag],
+    ] {
+        for rotten in [&right[..1], &right[2..5], &right[..]] {
+            rotten.iter().for_each(|digest| rot(&cached(&sandbox, digest)));
+            let _ = fs::remove_dir_all(sandbox.work().join("second"));
+            let said = run(&sandbox, words);
+            assert_eq!(said.status, 0, "{words:?}, {} rotten: {}", rotten.len(), said.stderr);
+            if words[0] == "push" {
+                assert_eq!(registry.check_tag("team/app", "v1"), Some(Ok(())));
+                registry.state().repos.clear();
+                registry.state().blobs.clear();
+                let _ = fs::remove_dir_all(sandbox.cache().join("registry"));
+            }
+            run(&sandbox, &["build", "--output", "oci:third"]).success();
+            assert_eq!(layers(&sandbox, "third"), right, "{words:?}");
+        }
+    }
+}
+
+/// A project whose image stands on a layout in its folder.
+fn on_a_layout() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("base-files/etc/base", "base".repeat(30_000));
+    sandbox.write("src/main", "main");
+    define(&sandbox, Stage::scratch().layer(files("base-files", path!("/"))).image());
+    run(&sandbox, &["build", "--output", "oci:base"]).success();
+    fs::remove_dir_all(sandbox.cache()).unwrap();
+    let stage = Stage::from(oci_layout("base")).layer(inline("t", path!("/etc/t"))).layer(files("src", path!("/app")));
+    define(&sandbox, stage.image());
+    sandbox
+}
+
+#[test]
+fn a_bases_layer_that_rotted_or_went_is_had_once_more() {
+    let sandbox = on_a_layout();
+    run(&sandbox, &["build"]).success();
+    let right = layers(&sandbox, "dist");
+    let base = cached(&sandbox, &right[0]);
+    // What is known of it is forgotten: it is looked at again.
+    rot(&base);
+    bucket(sandbox.cache(), "ledger-v1").iter().for_each(|record| fs::remove_file(record).unwrap());
+    run(&sandbox, &["build", "--output", "oci:again"]).success();
+    assert_eq!(layers(&sandbox, "again"), right);
+    for (at, edit) in ["main", "other", "main", "third"].into_iter().enumerate() {
+        let layout = format!("layout{at}");
+        sandbox.write("src/main", edit);
+        if at % 2 == 0 {
+            rot(&base)
+        } else {
+            fs::remove_file(&base).unwrap()
+        }
+        run(&sandbox, &["build", "--output", &format!("oci:{layout}")]).success();
+        assert_eq!(layers(&sandbox, &layout)[..2], right[..2], "{edit}");
+    }
+}
+
+#[test]
+fn an_image_on_a_layout_comes_from_a_cache_elsewhere() {
+    let sandbox = on_a_layout();
+    let store = format!("dir:{}", sandbox.path().join("elsewhere").display());
+    run(&sandbox, &["build", "--cache-to", &store]).success();
+    let right = layers(&sandbox, "dist");
+    for (at, edit) in ["main", "other"].into_iter().enumerate() {
+        sandbox.write("src/main", edit);
+        fs::remove_dir_all(sandbox.cache()).unwrap();
+        let output = format!("oci:from{at}");
+        let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--output", &output]);
+        command.args(["--cache-from", &store]).env("IMGBUILD_CACHE_TRUSTED_STORES", &store);
+        outcome(&mut command).success();
+        let found = layers(&sandbox, &format!("from{at}"));
+        assert_eq!(found[..2], right[..2], "{edit}");
+        assert_eq!(found == right, edit == "main");
+    }
+}
+
+#[test]
+fn too_many_layers_are_too_many_whatever_is_known() {
+    let sandbox = project();
+    run(&sandbox, &["build"]).success();
+    let plan = fs::read_to_string(sandbox.work().join("plan.json")).unwrap();
+    let lower = plan.replace("\"layerBudget\": 40", "\"layerBudget\": 7");
+    assert_ne!(lower, plan);
+    sandbox.write("plan.json", lower);
+    run(&sandbox, &["build"]).failure(1, &["8 layers"]);
+}
