@@ -26,6 +26,7 @@ mod determinism_real;
 mod docker_current_real;
 mod documented;
 mod emulation_real;
+mod explain;
 mod fetch;
 mod fleet;
 mod foundation;

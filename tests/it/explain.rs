@@ -1,0 +1,136 @@
+//! What `explain` says before a build is what the build then does.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use layers::lock::Lock;
+use layers::source::{dir, files, inline, link, user};
+use layers::{Catalogue, Stage, path};
+
+use crate::support::layout::Layout;
+use crate::support::run::Sandbox;
+
+/// A folder with an image of one platform.
+struct Project(Sandbox);
+
+impl Project {
+    fn new(stage: &Stage) -> Project {
+        let sandbox = Sandbox::new();
+        sandbox.write("images.lock", Lock::default().to_text());
+        sandbox.write("etc/passwd", "root:x:0:0::/:/bin/sh\n");
+        sandbox.write("etc/motd", "hello\n");
+        for name in ["one", "two", "three"] {
+            sandbox.write(&format!("src/{name}"), name);
+        }
+        sandbox.write("other/file", "");
+        symlink("one", sandbox.work().join("src/link")).unwrap();
+        let project = Project(sandbox);
+        project.define(stage);
+        project
+    }
+
+    fn define(&self, stage: &Stage) {
+        self.0.write("plan.json", Catalogue::new("test").with("app", stage.clone().image()).plan().to_json());
+    }
+
+    /// The digests of the layers that a build comes to.
+    fn build(&self) -> Vec<String> {
+        let dist = self.0.work().join("dist");
+        let _ = fs::remove_dir_all(&dist);
+        self.0.imgbuild(["build", "--catalogue", "plan.json"]).success();
+        let image = Layout::open(&dist).image("app").remove(0);
+        image.layers.into_iter().map(|layer| layer.digest).collect()
+    }
+
+    /// What is said of the image, and of each layer.
+    fn explain(&self) -> Vec<String> {
+        let text = self.0.imgbuild(["explain", "app", "--catalogue", "plan.json"]).success();
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    /// What is said after an edit. What it calls a hit must come to a layer that was there.
+    fn said(&self, edit: impl FnOnce(&Sandbox)) -> Vec<String> {
+        let before = self.build();
+        edit(&self.0);
+        let said = self.explain();
+        assert!(said[0].ends_with(": miss"), "{said:?}");
+        let layers = said.iter().filter(|line| line.starts_with("hit ") || line.starts_with("miss "));
+        let after = self.build();
+        assert_eq!(layers.clone().count(), after.len(), "{said:?}");
+        for (line, layer) in layers.zip(&after) {
+            assert!(line.starts_with("miss ") || before.contains(layer), "it was made anew: {line}");
+        }
+        said[1..].to_vec()
+    }
+}
+
+#[test]
+fn a_user_is_no_hit_where_the_account_files_below_changed() {
+    let stage = Stage::scratch()
+        .layer(files("etc", path!("/etc")))
+        .layer(user("bob", 7))
+        .layer(dir(path!("/x")))
+        .layer(files("src", path!("/x/src")));
+    let project = Project::new(&stage);
+    let bob = "user bob (7:7), dir /x: ";
+    let said = project.said(|sandbox| drop(sandbox.write("etc/passwd", "other:x:0:0::/:/bin/sh\n")));
+    let changed = "it reads the account files below, and `files etc -> /etc` changed";
+    let passwd = "miss files etc -> /etc: 1 changed: passwd".to_owned();
+    assert_eq!(said, [passwd, format!("miss {bob}{changed} them"), "hit files src -> /x/src".into()]);
+    let said = project.said(|sandbox| drop(sandbox.write("etc/motd", "hello again\n")));
+    assert_eq!(said[1], format!("miss {bob}it may be made anew: {changed}"));
+    let said = project.said(|sandbox| drop(sandbox.write("src/one", "1")));
+    assert_eq!(said[..2], ["hit files etc -> /etc", "hit user bob (7:7), dir /x"]);
+    // A user on files that are no accounts.
+    let stage = Stage::scratch().layer(files("src", path!("/x/src"))).layer(user("bob", 7));
+    project.define(&stage);
+    let said = project.said(|sandbox| drop(sandbox.write("src/one", "2")));
+    assert_eq!(said, ["miss files src -> /x/src: 1 changed: one", "hit user bob (7:7)"]);
+}
+
+#[test]
+fn files_are_compared_where_links_below_led_them() {
+    let stage = Stage::scratch().layer(link(path!("/bin"), "usr/bin")).layer(files("src", path!("/bin/tools")));
+    let project = Project::new(&stage);
+    let said = |said: Vec<String>, what: &str| {
+        assert_eq!(said, ["hit link /bin -> usr/bin".to_owned(), format!("miss files src -> /bin/tools: {what}")]);
+    };
+    said(project.said(|sandbox| drop(sandbox.write("src/two", "2"))), "1 changed: two");
+    said(project.said(|sandbox| fs::remove_file(sandbox.work().join("src/three")).unwrap()), "1 removed: three");
+    said(project.said(|sandbox| drop(sandbox.write("src/sub/four", "4"))), "1 added: sub/four");
+    let stage = Stage::scratch().layer(link(path!("/bin"), "usr/bin")).layer(files("src/one", path!("/bin/tool")));
+    project.define(&stage);
+    let said = project.said(|sandbox| drop(sandbox.write("src/one", "1")));
+    assert_eq!(said[1], "miss files src/one -> /bin/tool: 1 changed: tool");
+}
+
+#[test]
+fn what_of_a_step_changed_is_said() {
+    let bottom = || Stage::scratch().layer(dir(path!("/data")).owner(7, 7));
+    let below = || bottom().layer(files("other/file", path!("/data/file")));
+    let project = Project::new(&below().layer(files("src", path!("/a"))));
+    let redefined = |stage: Stage| project.said(|_| project.define(&stage));
+    let said = redefined(below().layer(files("src", path!("/b")).mode(0o600)));
+    assert_eq!(said[2], "miss files src -> /b: mode kept -> 600; to /a -> /b");
+    let said = redefined(below().layer(bottom().layer(files("src", path!("/opt/x"))).take(path!("/opt/x"))));
+    assert_eq!(said[0], "files src is gone");
+    let taken = bottom().layer(files("src", path!("/opt/x"))).take(path!("/opt/x"));
+    let said = redefined(below().layer(taken.owner(8, 8)));
+    assert_eq!(said[2], "miss take /opt/x -> /opt/x: owner kept -> 8:8");
+    // What lies in a directory shows its owner.
+    let other = Stage::scratch().layer(dir(path!("/data")).owner(9, 7)).layer(inline("x", path!("/y")));
+    let said = redefined(other.layer(files("other/file", path!("/data/file"))));
+    let expected = [
+        "miss dir /data, inline /y: dir /data: owner 7:7 -> 9:7; inline /y is new",
+        "miss files other/file -> /data/file: it lies below `dir /data`, which changed",
+    ];
+    assert_eq!(said[1..], expected);
+}
+
+#[test]
+fn another_order_of_layers_is_said() {
+    let (one, other) = (files("src", path!("/a")), files("other", path!("/b")));
+    let project = Project::new(&Stage::scratch().layer(one.clone()).layer(other.clone()));
+    let said = project.said(|_| project.define(&Stage::scratch().layer(other).layer(one)));
+    assert_eq!(said, ["the order of layers changed", "hit files other -> /b", "hit files src -> /a"]);
+}
