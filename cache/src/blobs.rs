@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -80,16 +80,23 @@ impl Store {
     /// Reads a whole blob and says whether its bytes are what its name says; one that is damaged, or that the disk does not give
     /// back, is removed.
     pub fn verify(&self, digest: &Digest) -> Result<bool, CacheError> {
-        let Some(file) = self.open(digest)? else { return Ok(false) };
         let path = self.blob_path(digest);
-        let right = match hash(file) {
-            Err(error) if fails(&error) => false,
-            found => found.map_err(CacheError::at(&path))? == *digest,
-        };
-        if !right {
-            self.remove(digest)?;
+        loop {
+            let Some(file) = self.open(digest)? else { return Ok(false) };
+            let read = file.metadata().map(|found| (found.dev(), found.ino())).map_err(CacheError::at(&path))?;
+            let right = match hash(file) {
+                Err(error) if fails(&error) => false,
+                found => found.map_err(CacheError::at(&path))? == *digest,
+            };
+            if right {
+                return Ok(true);
+            }
+            // Somebody else may have put a good one in its place meanwhile.
+            if fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == read) {
+                self.remove(digest)?;
+                return Ok(false);
+            }
         }
-        Ok(right)
     }
 
     /// Removes a blob; what is not there is no error.

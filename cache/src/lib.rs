@@ -203,8 +203,8 @@ impl Store {
     }
 }
 
-/// Whether the device failed.
-pub(crate) fn fails(error: &io::Error) -> bool {
+/// Whether the device failed: what was asked of it cannot be had (EIO).
+pub fn fails(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 

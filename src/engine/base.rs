@@ -176,6 +176,8 @@ impl BaseImage {
         for layer in &self.parts.layers {
             let known = engine.find_fragment(&fragment_key(layer).0)?;
             if known.is_none() {
+                // It may have lain there for long: what rotted is removed, and had once more.
+                engine.store.verify(&layer.digest)?;
                 unknown.push(layer);
             }
             fragments.push(known);
@@ -212,13 +214,6 @@ impl BaseImage {
     fn fragment(&self, engine: &Local<'_>, layer: &Descriptor) -> Result<Arc<Fragment>, EngineError> {
         let wrong = |why: String| EngineError::Base { path: self.name.clone(), why };
         let (key, text) = fragment_key(layer);
-        // It may have lain there for long: what rotted is removed, and had once more.
-        if !engine.store.verify(&layer.digest)? {
-            match &self.blobs {
-                Some(_) => self.adopt(engine.store)?,
-                None => engine.supply.base_layers(&self.name, &[layer])?,
-            }
-        }
         let Some(file) = engine.store.open(&layer.digest)? else {
             return Err(wrong(format!("layer {} is gone from the cache", layer.digest)));
         };

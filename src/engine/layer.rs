@@ -175,6 +175,14 @@ impl Local<'_> {
                 hasher.field("fragment", fragment.blob);
             }
         }
+        // Where these and the home lie, and which directories have to be made for them.
+        let files = ACCOUNTS.map(|name| ImagePath::new(name).expect("a normal path"));
+        for path in files.into_iter().chain([user.home.clone()]) {
+            for place in places(view, path)? {
+                let found = view.entry(&place).map_or_else(|| "nothing".into(), entry_text);
+                hasher.field("place", &place).field("found", found);
+            }
+        }
         let (key, text) = hasher.finish();
         self.kept(key, &text, || Ok(generated(effects::add_user(view, user, EPOCH)?)))
     }
@@ -349,6 +357,33 @@ impl Small {
         self.made.push(entry, content);
         Ok(())
     }
+}
+
+/// Where links lead who writes to a path: to it and to the directories above it, and on where it is a link itself.
+fn places(view: &View<'_>, path: ImagePath) -> Result<Vec<ImagePath>, EngineError> {
+    let (mut places, mut next) = (Vec::new(), Some(path));
+    while let Some(path) = next.take() {
+        let place = view.through_links(&path)?;
+        if places.contains(&place) {
+            break;
+        }
+        places.extend(place.ancestors());
+        if let Some(Kind::Symlink { target }) = view.entry(&place).map(|entry| &entry.kind) {
+            let above = place.parent().filter(|_| !target.starts_with('/'));
+            let mut parts: Vec<&str> = above.iter().flat_map(|above| above.relative().split('/')).collect();
+            for part in target.split('/') {
+                match part {
+                    "" | "." => {}
+                    ".." => drop(parts.pop()),
+                    name => parts.push(name),
+                }
+            }
+            parts.retain(|part| !part.is_empty());
+            next = ImagePath::new(format!("/{}", parts.join("/"))).ok();
+        }
+        places.push(place);
+    }
+    Ok(places)
 }
 
 /// Everything about an entry that reaches the tar.

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cache::{Blob, CacheError};
 use layers::encode::EPOCH;
@@ -253,18 +253,10 @@ pub fn deliver(
     Ok(built)
 }
 
-/// Reads the layers of these images, and removes what rotted: built once more, they are made or had anew. Says whether one is
-/// damaged or gone.
-pub(super) fn weed(bench: &Bench<'_>, built: &[Built]) -> Result<bool, CacheError> {
+/// Reads the layers of these images that are in the store, and removes what rotted: built once more, they are made or had anew.
+pub(super) fn weed(bench: &Bench<'_>, built: &[Built]) -> Result<(), CacheError> {
     let layers: BTreeSet<Digest> = built.iter().flat_map(|it| &it.image.layers).map(|(digest, _)| *digest).collect();
-    let found = AtomicBool::new(false);
-    in_parallel(bench.jobs, &layers.into_iter().collect::<Vec<_>>(), |digest| {
-        if !bench.store.verify(digest)? {
-            found.store(true, Ordering::Relaxed);
-        }
-        Ok(())
-    })?;
-    Ok(found.into_inner())
+    in_parallel(bench.jobs, &layers.into_iter().collect::<Vec<_>>(), |digest| bench.store.verify(digest).map(drop))
 }
 
 fn build_once<'b>(

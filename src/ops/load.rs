@@ -6,8 +6,8 @@ use super::Bench;
 use super::build::{Built, Request, build, weed};
 use crate::error::Failure;
 use crate::observe::Event;
-use crate::places::{Held, Into, Loaded, Loading, Place, Reach, load};
-use crate::registry::{Bundle, Supply, TagRequest};
+use crate::places::{Held, Into, Loaded, Loading, Place, PlaceError, Reach, load};
+use crate::registry::{Bundle, RegistryError, Supply, TagRequest};
 
 /// Builds what is stale and loads it into an engine under `tag`.
 pub fn load_images(
@@ -42,23 +42,22 @@ pub fn load_images(
         super::bases::bring(bench, &built)?;
         Ok(built)
     };
-    let load = |built: &[Built]| -> Result<Vec<Loaded>, Failure> {
-        let mut loading = Vec::new();
-        for Built { image, .. } in built {
+    let loading = |built: &[Built]| -> Result<Vec<Loading>, Failure> {
+        let load = |Built { image, .. }: &Built| -> Result<Loading, Failure> {
             let supply = Supply::of(std::slice::from_ref(image), bench.store);
-            loading.push(Loading { held: Held { bundle: Bundle::of(image)?, supply }, name: name(&image.name)? });
-        }
-        Ok(load(reach, into, &loading)?)
+            Ok(Loading { held: Held { bundle: Bundle::of(image)?, supply }, name: name(&image.name)? })
+        };
+        built.iter().map(load).collect()
     };
     let built = ready()?;
-    load(&built).or_else(|failure| {
-        // Whatever the engine said of it: is a layer what it should be?
-        if !weed(bench, &built)? {
-            return Err(failure);
+    match load(reach, into, &loading(&built)?) {
+        Err(PlaceError::Registry(RegistryError::Damaged(_) | RegistryError::Lost(_))) => {
+            bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+            weed(bench, &built)?;
+            Ok(load(reach, into, &loading(&ready()?)?)?)
         }
-        bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
-        load(&ready()?)
-    })
+        done => Ok(done?),
+    }
 }
 
 /// Copies an image, for all its platforms or one. Returns its digest.

@@ -96,6 +96,8 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
             Err(_) if is_lost.load(Ordering::Relaxed) && !has_given_up => {
                 has_given_up = true;
                 super::remote::give_up(bench);
+                // What that attempt has to tell is of layers that could not be had.
+                held.inspect(|targets| targets.publisher.hold());
             }
             Err(_) if is_damaged.load(Ordering::Relaxed) && !is_mended => {
                 is_mended = true;
@@ -103,8 +105,6 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
             }
             done => break done?,
         }
-        // What that attempt has to tell is of layers that could not be had.
-        held.inspect(|targets| targets.publisher.hold());
     };
     held.inspect(|targets| targets.publisher.release());
     let mut pushed = pushed.into_iter().zip(&deliveries).peekable();

@@ -101,6 +101,11 @@ impl Output for Archive {
                 let mut hashing = Hashing { inner: Copied::from(blob), hasher: sha2::Digest::new() };
                 let appended = append(&mut tar, &blob_name(digest), &mut hashing, *size);
                 match appended {
+                    // What the disk does not give back.
+                    Err(error) if hashing.inner.failed() && cache::fails(&error) => {
+                        store.remove(digest)?;
+                        return Err(OutputError::Damaged(*digest));
+                    }
                     Err(error) if hashing.inner.failed() => {
                         return Err(CacheError::at(&store.blob_path(digest))(error).into());
                     }

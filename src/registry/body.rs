@@ -143,7 +143,8 @@ impl Part {
             let length = PIECE.min((stop - at) as usize);
             let mut piece = vec![0; length];
             self.file.read_exact_at(&mut piece, at).inspect_err(|error| {
-                if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                // It is too short, or the disk does not give it back.
+                if error.kind() == std::io::ErrorKind::UnexpectedEof || cache::fails(error) {
                     progress.damaged.store(true, Ordering::Relaxed);
                 }
             })?;

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use cache::{Blob, Store};
 
-use super::Remote;
+use super::{Remote, RemoteError};
 
 /// A document on its way.
 struct Job {
@@ -31,9 +31,14 @@ impl Publisher {
             let mut troubles = Vec::new();
             let mut targets = targets;
             for job in wanted {
-                // A cache that failed is left alone: the next document would wait for the same trouble.
+                // A cache that failed is left alone: the next document would wait for the same trouble. What rotted here, or went, is
+                // none of its faults, and the next one may be whole.
                 targets.retain(|(label, remote)| match remote.publish(&job.names, &job.document, &job.blobs, &store) {
                     Ok(()) => true,
+                    Err(error @ (RemoteError::RottedHere(_) | RemoteError::Gone(_))) => {
+                        troubles.push(format!("the cache `{label}` was not told of an image: {error}"));
+                        true
+                    }
                     Err(error) => {
                         troubles.push(format!("the cache `{label}` was not written: {error}"));
                         false

@@ -122,7 +122,7 @@ fn what_of_a_step_changed_is_said() {
     let said = redefined(other.layer(files("other/file", path!("/data/file"))));
     let expected = [
         "miss dir /data, inline /y: dir /data: owner 7:7 -> 9:7; inline /y is new",
-        "miss files other/file -> /data/file: it lies below `dir /data`, which changed",
+        "miss files other/file -> /data/file: it lies in what `dir /data` makes, which changed",
     ];
     assert_eq!(said[1..], expected);
 }

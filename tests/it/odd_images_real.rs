@@ -135,7 +135,8 @@ fn real_engines_take_images_of_every_kind() {
     let single = Stage::scratch().layer(program.clone()).image().entrypoint(["/init"]).cmd(["--version"]);
     let mut stage = Stage::scratch().layer(program);
     for at in 1..MOST {
-        let file: Inline = inline(format!("{at}\n"), format!("/many/{at}").parse().unwrap());
+        // Over the one below: else they would share a layer.
+        let file: Inline = inline(format!("{at}\n"), path!("/many/file"));
         stage = stage.layer(file);
     }
     let many = stage.image().layer_budget(MOST as u8).entrypoint(["/init"]).cmd(["--version"]);
@@ -214,8 +215,6 @@ fn real_engines_take_images_of_every_kind() {
     let bundle = sandbox.path().join("bundle");
     let layout = format!("{}:odd-many", sandbox.work().join("dist").display());
     tool("umoci", ["unpack".as_ref(), "--image".as_ref(), layout.as_ref(), bundle.as_os_str()]);
-    for at in [1, MOST / 2, MOST - 1] {
-        let text = std::fs::read_to_string(bundle.join(format!("rootfs/many/{at}"))).unwrap();
-        assert_eq!(text, format!("{at}\n"));
-    }
+    let text = std::fs::read_to_string(bundle.join("rootfs/many/file")).unwrap();
+    assert_eq!(text, format!("{}\n", MOST - 1));
 }

@@ -10,7 +10,7 @@ use layers::{Catalogue, Stage, path};
 use crate::support::layout::Layout;
 use crate::support::listing::{assert_same, of_layers};
 use crate::support::random::Random;
-use crate::support::run::{Outcome, Sandbox};
+use crate::support::run::{Outcome, Sandbox, outcome};
 
 type Step = fn(Stage) -> Stage;
 
@@ -111,6 +111,31 @@ fn steps_that_share_a_layer_come_to_what_each_alone_comes_to() {
         met >= 1 && met_in_vain < 4,
         "{met} whose paths met, {met_in_vain} of which would build in layers of their own"
     );
+}
+
+/// What is in the cache of the same user on other files makes no difference.
+#[test]
+fn a_users_layer_follows_from_what_is_below_it() {
+    let sandbox = project();
+    let user = |stage: Stage| stage.layer(user("bob", 7).home(path!("/home/bob")));
+    let stages = [
+        user(Stage::scratch()),
+        user(Stage::scratch().layer(dir(path!("/home/bob")).mode(0o700))),
+        user(Stage::scratch().layer(dir(path!("/home")).mode(0o711))),
+        user(Stage::scratch().layer(dir(path!("/etc")).mode(0o711))),
+        user(Stage::scratch().layer(link(path!("/home"), "var/home"))),
+        user(Stage::scratch().layer(link(path!("/home/bob"), "../other"))),
+        user(Stage::scratch().layer(link(path!("/home/bob"), "../other")).layer(dir(path!("/other")).mode(0o700))),
+    ];
+    let image = |cache: &Sandbox, stage: &Stage| {
+        sandbox.write("plan.json", Catalogue::new("test").with("app", stage.clone().image()).plan().to_json());
+        let mut command = sandbox.command(["build", "--catalogue", "plan.json", "--progress", "quiet"]);
+        outcome(command.env("IMGBUILD_CACHE_DIR", cache.cache()))
+    };
+    for stage in stages.iter().chain(&stages) {
+        let (used, new) = (image(&sandbox, stage), image(&Sandbox::new(), stage));
+        assert_eq!((used.status, used.stdout), (new.status, new.stdout), "{}", used.stderr);
+    }
 }
 
 #[test]

@@ -64,10 +64,9 @@ impl Changed {
             let parts = [to.as_str(), path].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>();
             match kind {
                 Some(kind) => {
-                    names[kind].push(if path.is_empty() {
-                        parts[0].rsplit('/').next().unwrap_or_default()
-                    } else {
-                        path
+                    names[kind].push(match path {
+                        "" => to.rsplit('/').next().unwrap_or_default(),
+                        path => path,
                     });
                     found.changed.insert(parts.join("/"));
                 }

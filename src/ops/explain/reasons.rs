@@ -143,9 +143,9 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// The path of a directory or a link, with what it is called: what is made below it shows it, or goes where it leads.
+/// The path of a directory, a link or a user's home, with what it is called: what is made below it shows it, or goes where it leads.
 fn leads(part: &Part) -> Option<(String, String)> {
-    part.step().filter(|(kind, _)| matches!(kind.as_str(), "dir" | "link"))?;
+    part.step().filter(|(kind, _)| matches!(kind.as_str(), "dir" | "link" | "add-user"))?;
     Some((part.target()?, part.shown()))
 }
 
@@ -215,14 +215,16 @@ fn from_below(
         }
         None => {}
     }
-    let targets: Vec<String> = parts.iter().filter_map(Part::target).collect();
-    let is_below = |path: &str| {
-        let rests = targets.iter().filter_map(|target| target.strip_prefix(path));
-        rests.into_iter().any(|rest| rest.starts_with('/'))
+    // What a step puts into a directory shows it; a small step is the directory, or takes its place.
+    let is_in = |part: &Part, path: &str| {
+        let target = part.target();
+        let rest = target.as_deref().and_then(|target| target.strip_prefix(path));
+        rest.is_some_and(|rest| rest.starts_with('/') || rest.is_empty() && part.kind() != "op")
     };
+    let is_below = |path: &str| parts.iter().any(|part| is_in(part, path));
     let gone = (0..home).filter(|at| is_gone(*at)).flat_map(|at| &old_layers[at]).filter_map(leads);
     let mut paths = below.iter().flat_map(|layer| layer.paths.iter().cloned()).chain(gone);
-    paths.find(|(path, _)| is_below(path)).map(|(_, shown)| format!("it lies below `{shown}`, which changed"))
+    paths.find(|(path, _)| is_below(path)).map(|(_, shown)| format!("it lies in what `{shown}` makes, which changed"))
 }
 
 /// What of an operation is not as it was.

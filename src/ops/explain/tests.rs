@@ -202,8 +202,7 @@ fn what_lies_in_a_directory_that_changed_is_no_hit() {
         let copied = [path!("/data/x"), path!("/database"), path!("/data")].map(|to| [copy(files("src", to), "1")]);
         texts(&[&[folder(dir(path!("/data")).owner(owner, 7))], &copied[0], &copied[1], &copied[2]])
     };
-    let expected =
-        "miss dir: owner 7:7 -> 8:7\nmiss in: it lies below `dir /data`, which changed\nhit beside: \nhit at: ";
+    let expected = "miss dir: owner 7:7 -> 8:7\nmiss in: it lies in what `dir /data` makes, which changed\nhit beside: \nmiss at: it lies in what `dir /data` makes, which changed";
     assert_eq!(told(&all(7), &all(8), &["dir", "in", "beside", "at"]), expected);
 }
 

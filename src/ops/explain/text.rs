@@ -124,7 +124,7 @@ impl Part {
             }
             "copy" => member(self.json(), "to"),
             "take" => Some(self.get("to").to_owned()),
-            "op" => self.step().and_then(|(_, of)| member(of, "path")),
+            "op" => self.step().and_then(|(_, of)| member(of.clone(), "path").or_else(|| member(of, "home"))),
             _ => None,
         }
     }
