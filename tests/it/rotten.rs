@@ -151,3 +151,25 @@ fn too_many_layers_are_too_many_whatever_is_known() {
     sandbox.write("plan.json", lower);
     run(&sandbox, &["build"]).failure(1, &["8 layers"]);
 }
+
+/// What is sent goes beside the build: what rotted here is found there first, and is no fault of the cache.
+#[test]
+fn a_cache_elsewhere_is_told_of_an_image_whose_lower_layer_had_rotted() {
+    let sandbox = project();
+    run(&sandbox, &["build", "--output", "oci:first"]).success();
+    let right = layers(&sandbox, "first");
+    rot(&cached(&sandbox, &right[2]));
+    sandbox.write("f7/file", "another one");
+    let store = format!("dir:{}", sandbox.path().join("elsewhere").display());
+    let said = run(&sandbox, &["build", "--output", "oci:second", "--cache-to", &store]);
+    assert_eq!(said.status, 0, "{}", said.stderr);
+    let second = layers(&sandbox, "second");
+    assert_eq!(second[..7], right[..7]);
+    fs::remove_dir_all(sandbox.cache()).unwrap();
+    let mut command =
+        sandbox.command(["--catalogue", "plan.json", "build", "--format", "json", "--output", "oci:third"]);
+    command.args(["--cache-from", &store]).env("IMGBUILD_CACHE_TRUSTED_STORES", &store);
+    let told: serde_json::Value = serde_json::from_str(&outcome(&mut command).success()).unwrap();
+    assert_eq!(told["images"][0]["cached"], true, "{told}");
+    assert_eq!(layers(&sandbox, "third"), second);
+}
