@@ -228,6 +228,12 @@ impl Docker {
                         .unwrap_or_else(|| self.failed(why)));
                 }
             };
+            // What the engine says of an archive that ends early follows from why it does.
+            if let Err(error) = &written
+                && !is_broken_pipe(error)
+            {
+                return written;
+            }
             let text = String::from_utf8_lossy(&bytes);
             let refused = text.lines().find(|line| line.contains("\"errorDetail\""));
             match (status.is_success(), refused) {

@@ -9,6 +9,7 @@ use layers::{Catalogue, Image, Stage, oci_layout, path};
 
 use crate::registry::registry;
 use crate::support::cache::bucket;
+use crate::support::docker;
 use crate::support::layout::Layout;
 use crate::support::run::{Outcome, Sandbox, outcome};
 
@@ -172,4 +173,23 @@ fn a_cache_elsewhere_is_told_of_an_image_whose_lower_layer_had_rotted() {
     let told: serde_json::Value = serde_json::from_str(&outcome(&mut command).success()).unwrap();
     assert_eq!(told["images"][0]["cached"], true, "{told}");
     assert_eq!(layers(&sandbox, "third"), second);
+}
+
+#[test]
+fn real_docker_gets_layers_that_had_rotted() {
+    let sandbox = project();
+    run(&sandbox, &["build", "--output", "oci:first"]).success();
+    let right = layers(&sandbox, "first");
+    for rotten in [&right[6..7], &right[..]] {
+        rotten.iter().for_each(|digest| rot(&cached(&sandbox, digest)));
+        let mut command = sandbox.command(["--catalogue", "plan.json", "load", "--tag", "rotten"]);
+        let said = outcome(command.env("DOCKER_HOST", docker::engine().host()));
+        assert!(said.stderr.contains("is made again"), "{}", said.stderr);
+        said.success();
+        let count = ["image", "inspect", "--format", "{{len .RootFS.Layers}}", "app:rotten"];
+        assert_eq!(docker::engine().docker(count).trim(), "8");
+        docker::engine().docker(["image", "rm", "app:rotten"]);
+    }
+    run(&sandbox, &["build", "--output", "oci:second"]).success();
+    assert_eq!(layers(&sandbox, "second"), right);
 }
