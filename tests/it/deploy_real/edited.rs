@@ -181,7 +181,17 @@ fn real_development_reloads_what_is_edited() {
     for (path, text) in edited {
         fs::write(path, text).unwrap();
     }
-    kill_process_group(Pid::from_child(&watch), Signal::TERM).unwrap();
+    // A client may wait for ever for its own plugin to end: then both are ended.
+    for signal in [Signal::TERM, Signal::KILL] {
+        kill_process_group(Pid::from_child(&watch), signal).unwrap();
+        let limit = Instant::now() + Duration::from_secs(30);
+        while watch.try_wait().unwrap().is_none() && Instant::now() < limit {
+            thread::sleep(Duration::from_millis(50));
+        }
+        if watch.try_wait().unwrap().is_some() {
+            break;
+        }
+    }
     watch.wait().unwrap();
     outcome(&mut compose(&["down", "--volumes", "--timeout", "2"])).success();
     if let Err(failed) = tried {
