@@ -12,6 +12,7 @@ use imgbuild::engine::spool::Room;
 use imgbuild::parallel::Cores;
 use imgbuild_fuzz::{check_path, repair_tar};
 use layers::encode::Kind;
+use layers::format::zip::Tails;
 use layers::op::{Archive, Conversion, Origin};
 use layers::source::{Owner, Unpack};
 use layers::{Digest, ImagePath, path};
@@ -66,7 +67,8 @@ fn run(how: u8, bytes: &[u8], bench: &Bench) {
     let name = if how >> 1 & 3 == 3 { "x-1-py3-none-any.whl" } else { "archive" };
     let archive = Archive { name: name.into(), digest, size: None, origin: Origin::Url("x".into()) };
     let room = Room::new(store.scratch(), Cores::new(2));
-    let Ok(made) = convert(&file, &archive, &conversion, &Drops::new(), &room, None) else { return };
+    let made = convert(&file, &archive, &conversion, &Drops::new(), &room, None, Tails::PassedOver);
+    let Ok(made) = made else { return };
     let Ok(fragment) = made.write(&store, &room) else { return };
     let mut paths = BTreeSet::new();
     for indexed in &fragment.entries {
