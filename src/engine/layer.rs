@@ -166,17 +166,16 @@ impl Local<'_> {
         hasher.field("index", INDEX_FORMAT);
         hasher.field("version", format!("{:?}", effects::versions([])));
         hasher.field("user", serde_json::to_string(user).expect("plain strings and numbers"));
-        for name in ACCOUNTS {
-            let path = ImagePath::new(name).expect("a normal path");
-            if let Some(entry) = view.entry(&path) {
+        let files = ACCOUNTS.map(|name| ImagePath::new(name).expect("a normal path"));
+        for path in &files {
+            if let Some(entry) = view.entry(path) {
                 hasher.field("below", entry_text(entry));
             }
-            if let Some((fragment, _)) = view.origin(&path) {
+            if let Some((fragment, _)) = view.origin(path) {
                 hasher.field("fragment", fragment.blob);
             }
         }
         // Where these and the home lie, and which directories have to be made for them.
-        let files = ACCOUNTS.map(|name| ImagePath::new(name).expect("a normal path"));
         for path in files.into_iter().chain([user.home.clone()]) {
             for place in places(view, path)? {
                 let found = view.entry(&place).map_or_else(|| "nothing".into(), entry_text);

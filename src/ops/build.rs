@@ -233,25 +233,35 @@ pub fn deliver(
     output: &dyn Output,
 ) -> Result<Vec<Built>, Failure> {
     let images = |built: &[Built]| built.iter().map(|it| it.image.clone()).collect::<Vec<NamedImage>>();
-    if !super::remote::bring(bench, &built)? {
-        built = build(bench, request)?;
-    }
-    super::bases::bring(bench, &built)?;
+    built = brought(bench, request, built)?;
     match output.deliver(&images(&built), bench.store) {
         Err(OutputError::Lost(_) | OutputError::Damaged(_)) => {
-            bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+            bench.observer.on(Event::Note(MADE_AGAIN));
             weed(bench, &built)?;
-            built = build(bench, request)?;
-            if !super::remote::bring(bench, &built)? {
-                built = build(bench, request)?;
-            }
-            super::bases::bring(bench, &built)?;
+            built = build_whole(bench, request)?;
             output.deliver(&images(&built), bench.store)?;
         }
         done => done?,
     }
     Ok(built)
 }
+
+/// Builds images and brings what they hold: for outputs that take all of it from the store.
+pub(super) fn build_whole(bench: &Bench<'_>, request: &Request) -> Result<Vec<Built>, Failure> {
+    brought(bench, request, build(bench, request)?)
+}
+
+/// Brings what these images hold and is elsewhere; what cannot be had is built.
+fn brought(bench: &Bench<'_>, request: &Request, mut built: Vec<Built>) -> Result<Vec<Built>, Failure> {
+    if !super::remote::bring(bench, &built)? {
+        built = build(bench, request)?;
+    }
+    super::bases::bring(bench, &built)?;
+    Ok(built)
+}
+
+/// Said where a layer is not what it should be.
+pub(super) const MADE_AGAIN: &str = "a layer in the cache was damaged or gone and is made again";
 
 /// Reads the layers of these images that are in the store, and removes what rotted: built once more, they are made or had anew.
 pub(super) fn weed(bench: &Bench<'_>, built: &[Built]) -> Result<(), CacheError> {

@@ -3,7 +3,7 @@
 use layers::Platform;
 
 use super::Bench;
-use super::build::{Built, Request, build, weed};
+use super::build::{Built, MADE_AGAIN, Request, build_whole, weed};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::places::{Held, Into, Loaded, Loading, Place, PlaceError, Reach, load};
@@ -34,14 +34,6 @@ pub fn load_images(
     for (image, _) in &images {
         name(image)?;
     }
-    let ready = || -> Result<Vec<Built>, Failure> {
-        let mut built = build(bench, request)?;
-        if !super::remote::bring(bench, &built)? {
-            built = build(bench, request)?;
-        }
-        super::bases::bring(bench, &built)?;
-        Ok(built)
-    };
     let loading = |built: &[Built]| -> Result<Vec<Loading>, Failure> {
         let load = |Built { image, .. }: &Built| -> Result<Loading, Failure> {
             let supply = Supply::of(std::slice::from_ref(image), bench.store);
@@ -49,12 +41,12 @@ pub fn load_images(
         };
         built.iter().map(load).collect()
     };
-    let built = ready()?;
+    let built = build_whole(bench, request)?;
     match load(reach, into, &loading(&built)?) {
         Err(PlaceError::Registry(RegistryError::Damaged(_) | RegistryError::Lost(_))) => {
-            bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+            bench.observer.on(Event::Note(MADE_AGAIN));
             weed(bench, &built)?;
-            Ok(load(reach, into, &loading(&ready()?)?)?)
+            Ok(load(reach, into, &loading(&build_whole(bench, request)?)?)?)
         }
         done => Ok(done?),
     }

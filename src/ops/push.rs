@@ -10,7 +10,7 @@ use layers::oci::{self, Document};
 use layers::{Digest, Platform};
 
 use super::Bench;
-use super::build::{Beside, Built, Request, Work, build_beside, weed};
+use super::build::{Beside, Built, MADE_AGAIN, Request, Work, build_beside, weed};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
@@ -101,7 +101,7 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
             }
             Err(_) if is_damaged.load(Ordering::Relaxed) && !is_mended => {
                 is_mended = true;
-                bench.observer.on(Event::Note("a layer in the cache was damaged or gone and is made again"));
+                bench.observer.on(Event::Note(MADE_AGAIN));
             }
             done => break done?,
         }
