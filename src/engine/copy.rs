@@ -12,7 +12,7 @@ use super::index::{Fragment, INDEX_FORMAT};
 use super::local::Local;
 use super::made::{Content, Made};
 use super::view::View;
-use crate::pin::{Selected, SelectedKind};
+use crate::pin::{Part, SelectedKind, Selection};
 
 impl Local<'_> {
     /// What `files` selects, as a fragment for each part.
@@ -20,11 +20,11 @@ impl Local<'_> {
         let selection = self.context.select(files)?;
         // One file goes to the path itself, a folder's content goes below it.
         let to = view.through_links(&files.to)?;
-        let copy = Copy { local: self, files, to };
+        let copy = Copy { local: self, files, selection: &selection, to };
         let keys: Vec<(Key, String)> = selection.parts.iter().map(|part| copy.key(part.digest)).collect();
         let make = |at: usize| {
             let (key, text) = &keys[at];
-            self.kept(*key, text, || copy.made(selection.parts[at].of(&selection.entries)))
+            self.kept(*key, text, || copy.made(&selection.parts[at]))
         };
         // Most are one.
         if keys.len() == 1 {
@@ -46,6 +46,7 @@ impl Local<'_> {
 struct Copy<'a> {
     local: &'a Local<'a>,
     files: &'a Files,
+    selection: &'a Selection,
     to: ImagePath,
 }
 
@@ -63,10 +64,10 @@ impl<'a> Copy<'a> {
         hasher.finish()
     }
 
-    fn made<'s>(&self, entries: impl Iterator<Item = &'s Selected>) -> Result<Made<'a>, EngineError> {
+    fn made(&self, part: &Part) -> Result<Made<'a>, EngineError> {
         let files = self.files;
         let mut made = Made::default();
-        for selected in entries {
+        for selected in part.of(&self.selection.entries) {
             let path = match self.to.join(&selected.path) {
                 Ok(path) => path,
                 Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidInput, error.to_string()).into()),
@@ -79,11 +80,11 @@ impl<'a> Copy<'a> {
             match &selected.kind {
                 SelectedKind::Dir => made.push(entry(Kind::Dir, files.dir_mode), Content::None),
                 SelectedKind::Symlink { target } => {
-                    made.push(entry(Kind::Symlink { target: target.clone() }, 0o777), Content::None);
+                    made.push(entry(Kind::Symlink { target: target.to_string() }, 0o777), Content::None);
                 }
                 SelectedKind::File { size, executable, digest } => {
                     let mode = files.mode.unwrap_or(if *executable { 0o755 } else { 0o644 });
-                    let (source, digest) = (selected.source.clone(), *digest);
+                    let (source, digest) = (self.selection.source(selected), *digest);
                     let context = self.local.context;
                     let open = move || -> Result<Box<dyn Read>, EngineError> {
                         let file = context.open_file(&source)?;

@@ -6,7 +6,7 @@ mod ignore;
 mod parts;
 mod stat;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
@@ -107,7 +107,7 @@ pub enum SelectedKind {
     /// A symbolic link, kept as a link.
     Symlink {
         /// What it holds.
-        target: String,
+        target: Box<str>,
     },
 }
 
@@ -115,9 +115,7 @@ pub enum SelectedKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selected {
     /// Relative to the destination; empty where one file was selected.
-    pub path: String,
-    /// Relative to the context.
-    pub source: String,
+    pub path: Box<str>,
     /// What it is.
     pub kind: SelectedKind,
 }
@@ -125,6 +123,8 @@ pub struct Selected {
 /// A part of the context, pinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selection {
+    /// What was selected, relative to the context; empty for all of it.
+    from: String,
     /// Sorted by path.
     pub entries: Vec<Selected>,
     /// How they are divided.
@@ -134,11 +134,16 @@ pub struct Selection {
 }
 
 impl Selection {
-    fn of(entries: Vec<Selected>) -> Selection {
+    fn of(from: String, entries: Vec<Selected>) -> Selection {
         let parts = parts::parts(&entries);
         let mut hasher = KeyHasher::new("selection", 2);
         hasher.list("part", parts.iter().map(|part| part.digest));
-        Selection { entries, parts, digest: hasher.finish().0.0 }
+        Selection { from, entries, parts, digest: hasher.finish().0.0 }
+    }
+
+    /// Where an entry of it lies, relative to the context.
+    pub fn source(&self, entry: &Selected) -> String {
+        join(&self.from, &entry.path)
     }
 
     /// The length of all files, bytes.
@@ -218,8 +223,9 @@ impl Context {
             context: self,
             include: Patterns::plain(&files.include)?,
             exclude: Patterns::plain(&files.exclude)?,
-            top: from.clone(),
+            top: &from,
             found: Vec::new(),
+            folders: HashSet::new(),
         };
         if metadata.is_dir() {
             walk.folder("")?;
@@ -233,8 +239,8 @@ impl Context {
         if !files.include.is_empty() {
             keep_used_folders(&mut found);
         }
-        let entries = self.pin(found, seen)?;
-        Ok(Selection::of(entries))
+        let entries = self.pin(&from, found, seen)?;
+        Ok(Selection::of(from, entries))
     }
 
     /// The digest of the lock files that a Python source reads; `None` where the context lacks its lock file.
@@ -310,56 +316,43 @@ impl Context {
         if real.starts_with(&root) { Ok(()) } else { Err(PinError::Outside { path: path.into() }) }
     }
 
-    /// `seen`: the clock before any of it was looked at.
-    fn pin(&self, found: Vec<FoundPath>, seen: i128) -> Result<Vec<Selected>, PinError> {
-        let mut digests: BTreeMap<usize, Digest> = BTreeMap::new();
-        let mut unknown = Vec::new();
+    /// Hashes what was found below `from` where its digest is not known. `seen`: the clock before any of it was looked at.
+    fn pin(&self, from: &str, found: Vec<FoundPath>, seen: i64) -> Result<Vec<Selected>, PinError> {
+        const NOT_YET: Digest = Digest::from_bytes([0; 32]);
+        let mut unknown: Vec<(usize, stat::Signature)> = Vec::new();
+        let mut entries: Vec<Selected> = Vec::with_capacity(found.len());
         {
             let mut stats = self.stats();
-            for (at, it) in found.iter().enumerate() {
-                if let Found::File { stat, .. } = &it.kind {
-                    match stats.digest(&it.source, stat) {
-                        Some(digest) => {
-                            digests.insert(at, digest);
+            for (at, FoundPath { path, kind }) in found.into_iter().enumerate() {
+                let kind = match kind {
+                    Found::Dir => SelectedKind::Dir,
+                    Found::Link(target) => SelectedKind::Symlink { target },
+                    Found::File { executable, stat } => {
+                        let known = stats.digest(&join(from, &path), &stat);
+                        if known.is_none() {
+                            unknown.push((at, stat));
                         }
-                        None => unknown.push(at),
+                        SelectedKind::File { size: stat.size(), executable, digest: known.unwrap_or(NOT_YET) }
                     }
-                }
+                };
+                entries.push(Selected { path, kind });
             }
         }
         let hashed = Mutex::new(Vec::with_capacity(unknown.len()));
-        crate::parallel::in_parallel(self.jobs, &unknown, |&at| {
-            let path = &found[at].source;
-            let digest = hash(self.open_file(path)?).map_err(|source| PinError::Read { path: path.clone(), source })?;
-            hashed.lock().expect("no thread panics while it holds this").push((at, digest));
+        crate::parallel::in_parallel(self.jobs, &unknown, |&(at, stat)| {
+            let path = join(from, &entries[at].path);
+            let digest =
+                hash(self.open_file(&path)?).map_err(|source| PinError::Read { path: path.clone(), source })?;
+            hashed.lock().expect("no thread panics while it holds this").push((at, stat, digest));
             Ok::<(), PinError>(())
         })?;
-        {
-            let mut stats = self.stats();
-            for (at, digest) in hashed.into_inner().expect("no thread panics while it holds this") {
-                if let Found::File { stat, .. } = &found[at].kind {
-                    stats.remember(&found[at].source, stat, seen, digest);
-                }
-                digests.insert(at, digest);
+        let mut stats = self.stats();
+        for (at, stat, found) in hashed.into_inner().expect("no thread panics while it holds this") {
+            stats.remember(&join(from, &entries[at].path), &stat, seen, found);
+            if let SelectedKind::File { digest, .. } = &mut entries[at].kind {
+                *digest = found;
             }
         }
-        let mut entries: Vec<Selected> = found
-            .into_iter()
-            .enumerate()
-            .map(|(at, it)| Selected {
-                kind: match it.kind {
-                    Found::Dir => SelectedKind::Dir,
-                    Found::Link(target) => SelectedKind::Symlink { target },
-                    Found::File { size, executable, .. } => SelectedKind::File {
-                        size,
-                        executable,
-                        digest: *digests.get(&at).expect("every file was looked up or hashed"),
-                    },
-                },
-                path: it.path,
-                source: it.source,
-            })
-            .collect();
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(entries)
     }
@@ -383,28 +376,29 @@ fn hash(mut file: File) -> io::Result<Digest> {
 }
 
 struct FoundPath {
-    path: String,
-    source: String,
+    path: Box<str>,
     kind: Found,
 }
 
 enum Found {
     Dir,
-    Link(String),
-    File { size: u64, executable: bool, stat: stat::Signature },
+    Link(Box<str>),
+    File { executable: bool, stat: stat::Signature },
 }
 
 struct Walk<'a> {
     context: &'a Context,
     include: Patterns,
     exclude: Patterns,
-    top: String,
+    top: &'a str,
     found: Vec<FoundPath>,
+    /// Those of them that are folders.
+    folders: HashSet<Box<str>>,
 }
 
 impl Walk<'_> {
     fn folder(&mut self, inside: &str) -> Result<(), PinError> {
-        let source = join(&self.top, inside);
+        let source = join(self.top, inside);
         let folder = self.context.root.join(&source);
         let read = |error| PinError::Read { path: source.clone(), source: error };
         let mut names = Vec::new();
@@ -423,7 +417,7 @@ impl Walk<'_> {
         names.sort_unstable();
         for name in names {
             let inside = join(inside, &name);
-            let source = join(&self.top, &inside);
+            let source = join(self.top, &inside);
             let metadata = match fs::symlink_metadata(self.context.root.join(&source)) {
                 Ok(metadata) => metadata,
                 Err(source_error) => return Err(PinError::Read { path: source, source: source_error }),
@@ -434,11 +428,11 @@ impl Walk<'_> {
     }
 
     fn visit(&mut self, inside: &str, metadata: &fs::Metadata) -> Result<(), PinError> {
-        let source = join(&self.top, inside);
+        let source = join(self.top, inside);
         let ignored = self.context.ignored.matches(&source) || self.exclude.matches(inside);
         if metadata.is_dir() {
             if !ignored && !inside.is_empty() {
-                self.found.push(FoundPath { path: inside.into(), source, kind: Found::Dir });
+                self.found_folder(inside);
                 return self.folder(inside);
             }
             // An exception such as `!docs/keep.md` may bring back what lies inside an ignored folder.
@@ -454,16 +448,12 @@ impl Walk<'_> {
         let kind = metadata.file_type();
         let special = |what| Err(PinError::Special { path: source.clone(), what });
         let kind = if kind.is_file() {
-            Found::File {
-                size: metadata.len(),
-                executable: metadata.mode() & 0o100 != 0,
-                stat: stat::Signature::of(metadata),
-            }
+            Found::File { executable: metadata.mode() & 0o100 != 0, stat: stat::Signature::of(metadata) }
         } else if kind.is_symlink() {
             let target = fs::read_link(self.context.root.join(&source))
                 .map_err(|error| PinError::Read { path: source.clone(), source: error })?;
             match target.to_str() {
-                Some(target) => Found::Link(target.to_owned()),
+                Some(target) => Found::Link(target.into()),
                 None => {
                     return Err(PinError::Name { folder: source, name: target.to_string_lossy().into_owned() });
                 }
@@ -478,29 +468,35 @@ impl Walk<'_> {
         if !inside.is_empty() {
             self.add_parents(inside);
         }
-        self.found.push(FoundPath { path: inside.into(), source, kind });
+        self.found.push(FoundPath { path: inside.into(), kind });
         Ok(())
+    }
+
+    fn found_folder(&mut self, inside: &str) {
+        if !self.folders.contains(inside) {
+            self.folders.insert(inside.into());
+            self.found.push(FoundPath { path: inside.into(), kind: Found::Dir });
+        }
     }
 
     /// A file that an exception brought back needs its folders.
     fn add_parents(&mut self, inside: &str) {
         for (at, _) in inside.match_indices('/') {
-            let parent = &inside[..at];
-            if !self.found.iter().rev().any(|it| it.path == parent) {
-                let source = join(&self.top, parent);
-                self.found.push(FoundPath { path: parent.into(), source, kind: Found::Dir });
-            }
+            self.found_folder(&inside[..at]);
         }
     }
 }
 
 /// With include patterns, folders are there for the files in them.
 fn keep_used_folders(found: &mut Vec<FoundPath>) {
-    let used: std::collections::BTreeSet<String> = found
-        .iter()
-        .filter(|it| !matches!(it.kind, Found::Dir))
-        .flat_map(|it| it.path.match_indices('/').map(|(at, _)| it.path[..at].to_owned()).collect::<Vec<_>>())
-        .collect();
+    let mut used: HashSet<Box<str>> = HashSet::new();
+    for it in found.iter().filter(|it| !matches!(it.kind, Found::Dir)) {
+        for (at, _) in it.path.match_indices('/') {
+            if !used.contains(&it.path[..at]) {
+                used.insert(it.path[..at].into());
+            }
+        }
+    }
     found.retain(|it| !matches!(it.kind, Found::Dir) || used.contains(&it.path));
 }
 

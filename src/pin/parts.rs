@@ -120,7 +120,7 @@ mod tests {
 
     fn file(path: &str, size: u64) -> Selected {
         let kind = SelectedKind::File { size, executable: false, digest: Digest::of(path.as_bytes()) };
-        Selected { path: path.into(), source: path.into(), kind }
+        Selected { path: path.into(), kind }
     }
 
     /// 40 folders of 250 files, some of them large.
@@ -128,13 +128,15 @@ mod tests {
         let mut entries = Vec::new();
         for folder in 0..40 {
             let dir = format!("d{folder:02}");
-            entries.push(Selected { path: dir.clone(), source: dir.clone(), kind: SelectedKind::Dir });
+            entries.push(Selected { path: dir.as_str().into(), kind: SelectedKind::Dir });
             for at in 0..250 {
                 let size = if at == 100 && folder % 4 == 0 { LARGE + folder } else { 2_000 + at };
                 entries.push(file(&format!("{dir}/f{at:03}"), size));
             }
-            let (path, source) = (format!("{dir}/link"), String::new());
-            entries.push(Selected { path, source, kind: SelectedKind::Symlink { target: "f000".into() } });
+            entries.push(Selected {
+                path: format!("{dir}/link").into(),
+                kind: SelectedKind::Symlink { target: "f000".into() },
+            });
         }
         entries
     }
@@ -150,10 +152,10 @@ mod tests {
         let (large, others): (Vec<&Part>, Vec<&Part>) = parts.iter().partition(|part| part.is_large);
         assert!(large.len() == 10 && others.len() >= 5 && parts.iter().take(10).all(|part| part.is_large));
         let paths = |parts: &[&Part]| -> Vec<String> {
-            parts.iter().flat_map(|part| part.of(&entries)).map(|entry| entry.path.clone()).collect()
+            parts.iter().flat_map(|part| part.of(&entries)).map(|entry| entry.path.to_string()).collect()
         };
         let wanted = |is_wanted: fn(&Selected) -> bool| -> Vec<String> {
-            entries.iter().filter(|entry| is_wanted(entry)).map(|entry| entry.path.clone()).collect()
+            entries.iter().filter(|entry| is_wanted(entry)).map(|entry| entry.path.to_string()).collect()
         };
         assert_eq!(paths(&large), wanted(is_alone));
         assert_eq!(paths(&others), wanted(|entry| !is_alone(entry)));
@@ -179,7 +181,7 @@ mod tests {
     fn a_change_is_one_of_its_own_part() {
         let entries = selection();
         let before = digests(&entries);
-        let at = entries.iter().position(|entry| entry.path == "d20/f100").expect("is there");
+        let at = entries.iter().position(|entry| &*entry.path == "d20/f100").expect("is there");
         for changed in [at, at + 1] {
             let mut after = entries.clone();
             let SelectedKind::File { digest, .. } = &mut after[changed].kind else { panic!("a file") };
@@ -189,7 +191,7 @@ mod tests {
         // One that came may be where a part ends.
         for name in ["d20/a", "d20/f100a", "d39/z"] {
             let mut after = entries.clone();
-            let place = after.partition_point(|entry| entry.path.as_str() < name);
+            let place = after.partition_point(|entry| *entry.path < *name);
             after.insert(place, file(name, 77));
             let new = digests(&after);
             assert!((1..=2).contains(&new.difference(&before).count()), "{name}");
@@ -198,7 +200,7 @@ mod tests {
 
     #[test]
     fn kind_mode_and_target_are_of_the_digest() {
-        let one = |kind| digests(&[Selected { path: "a".into(), source: "a".into(), kind }]);
+        let one = |kind| digests(&[Selected { path: "a".into(), kind }]);
         let digest = Digest::of(b"a");
         let kinds = [
             SelectedKind::File { size: 1, executable: false, digest },

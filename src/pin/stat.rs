@@ -22,20 +22,21 @@ use layers::Digest;
 use serde::{Deserialize, Serialize};
 
 /// Times younger than this when they were asked for are not trusted, nanoseconds: coarse file systems tick every 2 s.
-const GRANULARITY: i128 = 2_000_000_000;
+const GRANULARITY: i64 = 2_000_000_000;
 
 /// The version of the file's format.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// How long what no build asks for is remembered, nanoseconds: 30 days.
-const LASTS: i128 = 30 * 86_400 * 1_000_000_000;
+const LASTS: i64 = 30 * 86_400 * 1_000_000_000;
 
 /// What a file system says of a file without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     size: u64,
-    mtime: i128,
-    ctime: i128,
+    /// Nanoseconds since 1970.
+    mtime: i64,
+    ctime: i64,
     inode: u64,
     device: u64,
 }
@@ -43,7 +44,8 @@ pub struct Signature {
 impl Signature {
     /// Reads it from metadata.
     pub fn of(metadata: &fs::Metadata) -> Signature {
-        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        // Beyond the year 2262 a ctime is from the future, so the file is hashed each time.
+        let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
         Signature {
             size: metadata.len(),
             mtime: nanos(metadata.mtime(), metadata.mtime_nsec()),
@@ -52,13 +54,18 @@ impl Signature {
             device: metadata.dev(),
         }
     }
+
+    /// The file's length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Known {
     signature: Signature,
     /// A moment before the signature was read.
-    seen: i128,
+    seen: i64,
     digest: Digest,
     /// By this build.
     #[serde(skip)]
@@ -68,7 +75,8 @@ struct Known {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Saved {
     version: u32,
-    files: HashMap<String, Known>,
+    /// Sorted by path.
+    files: Vec<(Box<str>, Known)>,
 }
 
 /// Digests of a context's files by path and signature.
@@ -76,7 +84,10 @@ struct Saved {
 pub struct StatCache {
     /// The cache, and the context's folder.
     place: Option<(Store, PathBuf)>,
-    known: HashMap<String, Known>,
+    /// As it was loaded, sorted by path.
+    known: Vec<(Box<str>, Known)>,
+    /// Of paths that are not among these.
+    new: HashMap<Box<str>, Known>,
     changed: bool,
 }
 
@@ -89,27 +100,40 @@ impl StatCache {
                 let (digest, body) = bytes.split_at_checked(32)?;
                 (Digest::of(body).as_bytes() == digest).then(|| postcard::from_bytes::<Saved>(body).ok())?
             })
-            .filter(|saved| saved.version == VERSION)
+            .filter(|saved| saved.version == VERSION && saved.files.is_sorted_by(|(a, _), (b, _)| a < b))
             // Asked for after the file was read, which another builder may have written just now.
             .filter(|saved| {
                 let now = clock();
-                saved.files.values().all(|known| known.seen <= now)
+                saved.files.iter().all(|(_, known)| known.seen <= now)
             })
             .unwrap_or_default();
-        StatCache { place: Some((store.clone(), root.into())), known: saved.files, changed: false }
+        StatCache { place: Some((store.clone(), root.into())), known: saved.files, ..StatCache::default() }
     }
 
     pub(super) fn digest(&mut self, path: &str, now: &Signature) -> Option<Digest> {
-        let known = self.known.get_mut(path)?;
+        let known = self.of(path)?;
         known.asked = true;
-        let aged = known.signature.mtime.max(known.signature.ctime) + GRANULARITY < known.seen;
+        let aged = known.signature.mtime.max(known.signature.ctime).saturating_add(GRANULARITY) < known.seen;
         (known.signature == *now && aged).then_some(known.digest)
     }
 
     /// `seen`: the [`clock`] before the signature was read.
-    pub(super) fn remember(&mut self, path: &str, signature: &Signature, seen: i128, digest: Digest) {
-        self.known.insert(path.into(), Known { signature: *signature, seen, digest, asked: true });
+    pub(super) fn remember(&mut self, path: &str, signature: &Signature, seen: i64, digest: Digest) {
+        let learnt = Known { signature: *signature, seen, digest, asked: true };
+        match self.of(path) {
+            Some(known) => *known = learnt,
+            None => {
+                self.new.insert(path.into(), learnt);
+            }
+        }
         self.changed = true;
+    }
+
+    fn of(&mut self, path: &str) -> Option<&mut Known> {
+        match self.known.binary_search_by(|(known, _)| (**known).cmp(path)) {
+            Ok(at) => Some(&mut self.known[at].1),
+            Err(_) => self.new.get_mut(path),
+        }
     }
 
     /// Writes all of it anew where something was learnt. Failing to is no error: the next build hashes again.
@@ -118,7 +142,9 @@ impl StatCache {
         // Names that come and go, as those of bundlers, would add up for ever.
         let oldest = clock() - LASTS;
         let is_there = |path: &str| std::fs::symlink_metadata(root.join(path)).is_ok();
-        self.known.retain(|path, known| known.asked || known.seen >= oldest || is_there(path));
+        self.known.retain(|(path, known)| known.asked || known.seen >= oldest || is_there(path));
+        self.known.extend(self.new.drain());
+        self.known.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let saved = Saved { version: VERSION, files: std::mem::take(&mut self.known) };
         // Room for the digest first: of a large context it is too much to be copied.
         if let Ok(mut bytes) = postcard::to_extend(&saved, vec![0; 32]) {
@@ -132,24 +158,24 @@ impl StatCache {
 }
 
 /// Nanoseconds since 1970.
-pub(super) fn clock() -> i128 {
+pub(super) fn clock() -> i64 {
     #[cfg(test)]
     super::tests::ASKED.with_borrow_mut(|asked| asked.iter_mut().for_each(|it| it()));
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i128)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos().try_into().unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OLD: i128 = 1_600_000_000_000_000_000;
+    const OLD: i64 = 1_600_000_000_000_000_000;
 
     /// A file that was changed at `changed` and hashed at `seen`, as a cache that was saved and loaded tells it, which may be of
     /// another version.
-    fn remembered(version: u32, changed: i128, seen: i128) -> Option<Digest> {
+    fn remembered(version: u32, changed: i64, seen: i64) -> Option<Digest> {
         let signature = Signature { size: 3, mtime: OLD, ctime: changed, inode: 7, device: 8 };
         let known = Known { signature, seen, digest: Digest::of(b"one"), asked: false };
-        let files = HashMap::from([("a".to_owned(), known)]);
+        let files = vec![("a".into(), known)];
         let body = postcard::to_stdvec(&Saved { version, files }).expect("serializes");
         let (_folder, store) = store();
         let context = Path::new("/context");
@@ -182,8 +208,7 @@ mod tests {
         cache.remember("new", &signature, now, digest);
         cache.save();
         let cache = StatCache::load(&store, one);
-        let mut known: Vec<&str> = cache.known.keys().map(String::as_str).collect();
-        known.sort_unstable();
+        let known: Vec<&str> = cache.known.iter().map(|(path, _)| &**path).collect();
         assert_eq!(known, ["new", "old and asked for", "young"]);
     }
 
