@@ -31,6 +31,7 @@ pub mod view;
 
 use std::path::PathBuf;
 
+use layers::encode::EncodeError;
 use layers::{Digest, ImagePath, Location, Platform};
 
 use crate::sandbox::SandboxError;
@@ -46,7 +47,7 @@ pub enum EngineError {
     Cache(#[from] cache::CacheError),
     /// Entries that do not make a layer.
     #[error(transparent)]
-    Encode(#[from] layers::encode::EncodeError),
+    Encode(#[from] EncodeError),
     /// An archive that cannot be read.
     #[error("`{archive}` cannot be unpacked: {source}")]
     Format {
@@ -264,6 +265,19 @@ impl EngineError {
             | EngineError::NoAgent
             | EngineError::SecretInOutcome { .. }
             | EngineError::Sandbox(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether bytes of the cache were not what they should be, or were not there.
+    pub fn is_of_damage(&self) -> bool {
+        use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+        match self {
+            EngineError::At { source, .. } => source.is_of_damage(),
+            EngineError::Encode(EncodeError::Damaged(_)) | EngineError::Tree(_) | EngineError::Root { .. } => true,
+            EngineError::Encode(EncodeError::Io(error)) | EngineError::Io(error) => {
+                matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
+            }
             _ => false,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use layers::lock::Lock;
 use layers::source::{files, inline};
@@ -82,6 +83,36 @@ fn layers_that_rotted_are_made_again_all_at_once() {
             }
             run(&sandbox, &["build", "--output", "oci:third"]).success();
             assert_eq!(layers(&sandbox, "third"), right, "{words:?}");
+        }
+    }
+}
+
+/// Whoever removes it first, the others meet one that is gone, or that is good when they look again.
+#[test]
+fn a_fragment_that_rotted_fails_none_of_four_builders_at_once() {
+    let sandbox = project();
+    run(&sandbox, &["build"]).success();
+    let right = layers(&sandbox, "dist");
+    let blobs: Vec<PathBuf> = bucket(sandbox.cache(), "blobs-v1");
+    let is_layer = |path: &PathBuf| right.iter().any(|digest| cached(&sandbox, digest) == *path);
+    // Fragments and their indexes, and the image's documents: what is small is none of the former.
+    let fragments: Vec<&PathBuf> = blobs.iter().filter(|path| !is_layer(path)).collect();
+    for at in 0..12 {
+        for digest in &right {
+            let _ = fs::remove_file(cached(&sandbox, digest));
+        }
+        fragments.iter().filter(|path| path.exists()).skip(at % 3).step_by(3).for_each(|path| rot(path));
+        let builders: Vec<_> = (0..4)
+            .map(|builder| {
+                let output = format!("oci:out{builder}");
+                let mut command = sandbox.command(["--catalogue", "plan.json", "build", "--output", &output]);
+                command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        for (builder, child) in builders.into_iter().enumerate() {
+            let done = child.wait_with_output().unwrap();
+            assert!(done.status.success(), "round {at}: {}", String::from_utf8_lossy(&done.stderr));
+            assert_eq!(layers(&sandbox, &format!("out{builder}")), right);
         }
     }
 }

@@ -95,11 +95,14 @@ pub(super) fn make<'b>(
             // The next attempt leaves nothing for later: it mends what is wrong, or says what it is.
             Err(Trouble::Engine(_)) if engine.has_failed_later() => {}
             // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
-            Err(Trouble::Engine(error))
-                if !is_healed && gone(&error).is_none() && !error.is_of_a_command() && engine.heal()? > 0 =>
-            {
+            Err(Trouble::Engine(error)) if !is_healed && gone(&error).is_none() && !error.is_of_a_command() => {
                 is_healed = true;
-                bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
+                if engine.heal()? > 0 {
+                    bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
+                } else if !error.is_of_damage() {
+                    break Err(error.into());
+                }
+                // Else another builder has mended it meanwhile.
             }
             done => break done,
         }
