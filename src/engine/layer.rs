@@ -203,6 +203,8 @@ impl Local<'_> {
         if let Some(base) = &below.base {
             hasher.field("base", base.manifest);
         }
+        // Their scripts are in no layer.
+        hasher.list("packages", configure.packages.iter().map(|archive| archive.digest));
         hasher.list("below", below.jobs.iter().map(|job| job.key));
         let (key, text) = hasher.finish();
         self.kept(key, &text, || {
