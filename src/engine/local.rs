@@ -9,13 +9,12 @@
 //! Where little changed, wheels are checked beside 2 and 3: see [`later`](super::later).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use cache::{Blob, Store};
-use layers::encode::{Compression, EncodeError, Entry, LayerWriter, Member, Prefixes, Source};
+use layers::encode::{Compression, Entry, Prefixes};
 use layers::lock::Lock;
 use layers::lower::{PinnedBase, Resolved};
 use layers::oci::Descriptor;
@@ -38,7 +37,7 @@ use super::tree::Tree;
 use super::view::View;
 use super::{EngineError, base};
 use crate::debian::gate;
-use crate::observe::{Event, Observer};
+use crate::observe::Observer;
 use crate::parallel::{Cores, First, at_once, in_parallel};
 use crate::pin::Context;
 use crate::remote::Sources;
@@ -162,7 +161,7 @@ pub struct Local<'a> {
     /// What works in this build takes one.
     pub(super) cores: Cores,
     /// One: the layer whose members are inflated ahead, which takes more memory than all others.
-    ahead: Cores,
+    pub(super) ahead: Cores,
     /// Whether few archives are converted, so that their layers take no long time either.
     is_little: AtomicBool,
     /// How far the build has come.
@@ -184,7 +183,7 @@ pub struct Local<'a> {
     /// Records of fragments that were found.
     pub(super) found: Mutex<HashMap<Key, FragmentRecord>>,
     /// Layers that are known without their records.
-    layers: Mutex<HashMap<Key, LayerRecord>>,
+    pub(super) layers: Mutex<HashMap<Key, LayerRecord>>,
     /// Fragments that a survey did not find.
     pub(super) missing: Mutex<BTreeSet<Key>>,
     /// Held by who makes what a key stands for.
@@ -455,124 +454,6 @@ impl Local<'_> {
         }
         walked.jobs.push(job);
         Ok(())
-    }
-
-    /// Finds or assembles the layers of all jobs with so many threads; equal keys once. `ready` hears of those that are made.
-    pub fn assemble(
-        &self,
-        jobs: &[&LayerJob],
-        threads: usize,
-        ready: &Ready<'_>,
-    ) -> Result<HashMap<Key, LayerRecord>, EngineError> {
-        let mut records = HashMap::new();
-        let mut missing: BTreeMap<Key, &LayerJob> = BTreeMap::new();
-        for job in jobs {
-            if let Some(record) = &job.made {
-                records.insert(job.key, record.clone());
-                missing.remove(&job.key);
-            }
-            if records.contains_key(&job.key) || missing.contains_key(&job.key) {
-                continue;
-            }
-            match self.find_layer(&job.key)? {
-                Some(record) => {
-                    records.insert(job.key, record);
-                }
-                None => match self.elsewhere.layer(&job.key) {
-                    Some(record) if self.elsewhere.holds(&record.digest) => {
-                        self.store.keep(&job.key, &job.text, &record)?;
-                        records.insert(job.key, record);
-                    }
-                    _ => {
-                        missing.insert(job.key, job);
-                    }
-                },
-            }
-        }
-        let mut missing: Vec<&LayerJob> = missing.into_values().collect();
-        missing.sort_by_key(|job| {
-            (std::cmp::Reverse(job.fragments.iter().map(|fragment| fragment.layout.tar_size).sum::<u64>()), job.key)
-        });
-        let made = Mutex::new(&mut records);
-        in_parallel(threads, &missing, |job| {
-            let _core = self.cores.take();
-            // Images that share layers may be at them at the same moment.
-            let turn = self.turn(&job.key);
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            let record = match self.find_layer(&job.key)? {
-                Some(record) => record,
-                None => self.assemble_one(job, ready)?,
-            };
-            made.lock().expect("no thread panics while it holds this").insert(job.key, record);
-            Ok::<(), EngineError>(())
-        })?;
-        Ok(records)
-    }
-
-    /// Reads every fragment that was used, and removes those whose bytes have changed since they were made; says how many.
-    /// Called when work failed that should not have: done again, it makes them anew.
-    pub fn heal(&self) -> Result<usize, EngineError> {
-        let used: Vec<Digest> =
-            self.used.lock().expect("no thread panics while it holds this").iter().copied().collect();
-        let healed = std::sync::atomic::AtomicUsize::new(0);
-        in_parallel(self.jobs, &used, |digest| {
-            if !self.store.verify(digest)? {
-                healed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            }
-            Ok::<(), EngineError>(())
-        })?;
-        // Indexes of what is gone.
-        self.forget();
-        Ok(healed.into_inner())
-    }
-
-    /// Layers that were made before, by their keys: their own records need not be looked up.
-    pub fn know_layers(&self, made: &[(Key, LayerRecord)]) {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).extend(made.iter().cloned());
-    }
-
-    /// The record of a layer whose bytes are still there.
-    pub fn find_layer(&self, key: &Key) -> Result<Option<LayerRecord>, EngineError> {
-        let known = self.layers.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
-        if let Some(record) = known
-            && self.store.has(&record.digest)? == Some(record.size)
-        {
-            return Ok(Some(record));
-        }
-        let Some(bytes) = self.store.find(key)? else { return Ok(None) };
-        let Ok(record) = serde_json::from_slice::<LayerRecord>(&bytes) else { return Ok(None) };
-        Ok((self.store.has(&record.digest)? == Some(record.size)).then_some(record))
-    }
-
-    fn assemble_one(&self, job: &LayerJob, ready: &Ready<'_>) -> Result<LayerRecord, EngineError> {
-        self.observer.on(Event::LayerStarted { label: &job.label });
-        let (ahead, cores) = (self.ahead.clone(), self.cores.clone());
-        let lend = move || -> Option<Box<dyn Send>> { Some(Box::new((ahead.spare()?, cores.spare()?))) };
-        let writer =
-            LayerWriter::new(self.store.writer_unhashed()?, self.compression, &job.skeleton)?.with_help(Box::new(lend));
-        let sources = job.fragments.iter().map(|fragment| match self.open_here(&fragment.blob)? {
-            Some(bytes) => Ok(Source {
-                layout: &fragment.layout,
-                digest: fragment.blob,
-                bytes: Box::new(io::BufReader::with_capacity(256 << 10, bytes)),
-                held: self.room.holding().take(&fragment.blob),
-            }),
-            None => Err(EngineError::from(EncodeError::Damaged("it is gone"))),
-        });
-        let tar_size = |members: &[Member]| members.iter().map(|member| u64::from(member.tar)).sum();
-        let tar_sizes: Vec<u64> = job.fragments.iter().map(|fragment| tar_size(&fragment.layout.members)).collect();
-        let (known, last) = self.beginning(job)?;
-        let ((), digests, prefixes) = writer.behind(known).finish(&tar_sizes, sources, |out, digest, _| {
-            ready(out.finish_as(&digest)?);
-            Ok::<_, EngineError>(())
-        })?;
-        let record = LayerRecord { digest: digests.digest, diff_id: digests.diff_id, size: digests.size };
-        if let Some(last) = last {
-            self.keep_beginning(job, last, &prefixes)?;
-        }
-        self.store.keep(&job.key, &job.text, &KeptLayer { record: record.clone(), prefixes })?;
-        self.observer.on(Event::LayerFinished { label: &job.label, digest: record.digest, size: record.size });
-        Ok(record)
     }
 
     /// All archives of a run of layers as fragments, by key.

@@ -1,5 +1,6 @@
 //! Engines: what turns steps into file entries.
 
+mod assemble;
 pub mod base;
 pub mod bytecode;
 pub mod checks;

@@ -3,9 +3,7 @@
 //! Credentials go to the registry's own origin and to the token server that it names, nowhere else. Redirects are
 //! followed here and not by the HTTP library, because each step has to be looked at.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,102 +12,16 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 
-use super::auth::{Credential, Keyring, Sources};
+use super::answer::{clean, no_tls};
+use super::auth::Keyring;
 use super::body::{Counted, Outgoing, Progress};
+use super::config::ClientConfig;
 use super::error::RegistryError;
 use super::guard::{self, PublicOnly};
 use super::reference::Repository;
 use super::token::Session;
 use super::{ahead, retry, transport};
-use crate::fetch::{Proxies, Watch, chain, first_pause, shown};
-use crate::hide::hidden;
-
-/// How to speak to registries.
-#[derive(Debug, Clone)]
-pub struct ClientConfig {
-    /// Every request is refused.
-    pub offline: bool,
-    /// PEM files with certificates to trust beside the machine's own.
-    pub extra_ca: Vec<PathBuf>,
-    /// Proxies; what is on this machine is reached without.
-    pub proxies: Proxies,
-    /// Registries (`host` or `host:port`) that may be spoken to without TLS, or with any certificate.
-    pub insecure: Vec<String>,
-    /// Folders with a folder a registry that holds `*.crt`, `*.cert` and `*.key`, as in `/etc/docker/certs.d`.
-    pub certificates: Vec<PathBuf>,
-    /// Addresses of names, instead of what the resolver says.
-    pub addresses: BTreeMap<String, SocketAddr>,
-    /// Registries to try first when something of a registry is wanted by digest: `docker.io` to `mirror.example/hub`.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-    /// Where credentials are looked for.
-    pub sources: Sources,
-    /// How long to wait and how often to try.
-    pub patience: Patience,
-    /// Is told of everything that moves.
-    pub watch: Option<Arc<Watch>>,
-    /// Blobs that are sent or received at once.
-    pub transfers: usize,
-    /// Small requests at once.
-    pub requests: usize,
-}
-
-/// How long to wait and how often to try.
-#[derive(Debug, Clone)]
-pub struct Patience {
-    /// Failures in a row, without a byte of progress between them, after which an act fails.
-    pub failures: u32,
-    /// The first pause; each further one is twice as long.
-    pub pause: Duration,
-    /// The longest pause of our own.
-    pub longest_pause: Duration,
-    /// The longest wait that a registry may ask for.
-    pub longest_wait: Duration,
-    /// How long nothing may move on a connection.
-    pub idle: Duration,
-    /// How long a registry may think about a complete upload.
-    pub commit: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Patience {
-        Patience {
-            failures: 6,
-            pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(20),
-            longest_wait: Duration::from_secs(300),
-            idle: Duration::from_secs(60),
-            commit: Duration::from_secs(900),
-        }
-    }
-}
-
-impl Patience {
-    /// For what can be had or left: there is a whole span of patience, and several attempts fit into it.
-    pub fn within(span: Duration) -> Patience {
-        let usual = Patience::default();
-        let idle = usual.idle.min(span / 3);
-        Patience { failures: 4, pause: first_pause(span), longest_wait: span, idle, ..usual }
-    }
-}
-
-impl Default for ClientConfig {
-    fn default() -> ClientConfig {
-        ClientConfig {
-            offline: false,
-            extra_ca: Vec::new(),
-            proxies: Proxies::default(),
-            insecure: Vec::new(),
-            certificates: Vec::new(),
-            addresses: BTreeMap::new(),
-            mirrors: BTreeMap::new(),
-            sources: Sources::default(),
-            patience: Patience::default(),
-            watch: None,
-            transfers: 5,
-            requests: 16,
-        }
-    }
-}
+use crate::fetch::{chain, shown};
 
 /// What a client has done so far.
 #[derive(Debug, Default)]
@@ -606,108 +518,6 @@ impl Client {
         }
         Ok(Some(bytes))
     }
-
-    /// What an answer says about why it is no success: the codes and messages of the distribution specification.
-    pub(super) async fn reason(&self, mut answer: Answer) -> String {
-        let status = answer.status;
-        // Who says a byte now and then would never end.
-        let body = tokio::time::timeout(self.config.patience.idle, self.body(&mut answer, 64 << 10));
-        let body = body.await.ok().and_then(Result::ok).flatten().unwrap_or_default();
-        let said = said(&body);
-        match said.is_empty() {
-            true => format!("it answered {status}"),
-            false => format!("it answered {status}: {}", clean(&said)),
-        }
-    }
-
-    /// The error for an answer that is no success.
-    pub(super) async fn failed(&self, repository: &Repository, what: &str, answer: Answer) -> RegistryError {
-        match answer.status.as_u16() {
-            401 | 403 => self.denied(repository, what, answer).await,
-            status => {
-                let url = shown(&answer.url);
-                let why = self.reason(answer).await;
-                RegistryError::Answer { what: what.into(), url, status, why }
-            }
-        }
-    }
-
-    async fn denied(&self, repository: &Repository, what: &str, answer: Answer) -> RegistryError {
-        let credential = self.keyring.find(repository).map(|found| found.credential).unwrap_or_default();
-        let why = self.reason(answer).await;
-        let hint = match credential {
-            Credential::Anonymous => format!("; log in with `imgbuild login {}`", repository.registry),
-            _ if repository.path.is_empty() => String::new(),
-            _ => format!("; see `imgbuild auth explain {repository}`"),
-        };
-        RegistryError::Denied {
-            registry: repository.registry.clone(),
-            what: if repository.path.is_empty() { what.to_owned() } else { format!("{what} in {}", repository.path) },
-            who: credential.shown(),
-            why: why + &hint,
-        }
-    }
-}
-
-/// A server's text, fit to be shown: short, printable, without secrets.
-fn clean(text: &str) -> String {
-    hidden(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
-}
-
-/// The messages of an error answer.
-fn said(body: &[u8]) -> String {
-    let Ok(document) = serde_json::from_slice::<serde_json::Value>(body) else {
-        // Some say it in plain words; a page of HTML says nothing.
-        let text = String::from_utf8_lossy(body);
-        let text = text.trim();
-        return if text.len() < 200 && !text.contains('<') { text.to_owned() } else { String::new() };
-    };
-    let text = |value: &serde_json::Value, name: &str| value.get(name).and_then(|it| it.as_str()).map(str::to_owned);
-    let errors = document.get("errors").and_then(|errors| errors.as_array());
-    let lines = errors.into_iter().flatten().filter_map(|error| match (text(error, "code"), text(error, "message")) {
-        (Some(code), Some(message)) if !message.is_empty() => {
-            // The registry of Docker says there which blobs it misses.
-            let detail = error.get("detail").map(ToString::to_string).unwrap_or_default();
-            let words = detail.split(|it: char| !it.is_ascii_alphanumeric() && it != ':');
-            let digests: Vec<&str> = words.filter(|word| word.parse::<super::AnyDigest>().is_ok()).take(8).collect();
-            let digests = if digests.is_empty() { String::new() } else { format!(" ({})", digests.join(", ")) };
-            Some(format!("{code}: {message}{digests}"))
-        }
-        (code, message) => code.or(message),
-    });
-    let lines: Vec<String> = lines.collect();
-    match lines.is_empty() {
-        true => ["error_description", "details", "message", "error"]
-            .iter()
-            .find_map(|name| text(&document, name))
-            .unwrap_or_default(),
-        false => lines.join("; "),
-    }
-}
-
-/// Why TLS with a host does not come about, and what to do; `None` where the host seems not to speak it.
-fn no_tls(host: &str, why: &str) -> Option<String> {
-    let folder = format!(
-        "put `client.cert` and `client.key` into the folder `{host}` of `/etc/docker/certs.d` or \
-         `~/.config/containers/certs.d`"
-    );
-    let is = |part: &str| why.to_ascii_lowercase().contains(part);
-    // An alert that comes from there is about the certificate from here.
-    if is("received fatal alert") && (is("certificate") || is("unknownca")) {
-        return Some(format!("it wants to see a client's certificate that it trusts ({why}): {folder}"));
-    }
-    if is("certificate") {
-        return Some(format!(
-            "it wants TLS, and its certificate is not trusted ({why}); name its authority's file with IMGBUILD_CA, or \
-             the registry with `--insecure {host}`"
-        ));
-    }
-    // What a server of plain HTTP sends is no TLS; who asks for a certificate may hang up before his alert is read.
-    (!is("corrupt message")).then(|| {
-        format!(
-            "it answers 400 to plain HTTP and hangs up on TLS ({why}); if it wants to see a client's certificate, {folder}"
-        )
-    })
 }
 
 fn is_bearer(value: &HeaderValue) -> bool {

@@ -17,9 +17,11 @@
 //! kept for.
 
 mod ahead;
+mod answer;
 pub mod auth;
 pub(crate) mod body;
 mod client;
+mod config;
 mod digest;
 pub mod document;
 mod error;
@@ -37,7 +39,8 @@ mod transport;
 mod upload;
 
 pub use ahead::{Ahead, Announced};
-pub use client::{Client, ClientConfig, Counters, Patience};
+pub use client::{Client, Counters};
+pub use config::{ClientConfig, Patience};
 pub use digest::{AnyDigest, NotADigest};
 pub use error::RegistryError;
 pub use memo::{last_pushed, may_have};

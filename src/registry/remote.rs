@@ -8,7 +8,8 @@ use layers::Platform;
 
 use super::ahead::{Ahead, Announced};
 use super::auth::{Credential, Found};
-use super::client::{Client, ClientConfig};
+use super::client::Client;
+use super::config::ClientConfig;
 use super::document::Document;
 use super::error::RegistryError;
 use super::pull::{Glimpse, Pulled};

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::StatusCode;
 
-use super::client::Patience;
+use super::config::Patience;
 
 /// Whether a status says that the same request may succeed later.
 pub fn is_temporary(status: StatusCode) -> bool {

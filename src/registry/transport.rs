@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::client::ClientConfig;
+use super::config::ClientConfig;
 use super::guard::{self, PublicOnly};
 use crate::fetch::chain;
 
