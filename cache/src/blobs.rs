@@ -225,7 +225,7 @@ impl Write for BlobWriter {
 }
 
 /// The digest of everything that a reader gives.
-pub(crate) fn hash(mut reader: impl Read) -> io::Result<Digest> {
+pub fn hash(mut reader: impl Read) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; 256 << 10];
     loop {

@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use layers::{Digest, Key};
 
-pub use blobs::{Blob, BlobWriter};
+pub use blobs::{Blob, BlobWriter, hash};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
 pub use ledger::Recorded;
 pub use locks::{Hold, Turn, Waiting};

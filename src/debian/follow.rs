@@ -11,12 +11,19 @@ const MAX_LINKS: usize = 40;
 /// Where `path` leads once all links are followed, the last component included. What does not exist is taken
 /// literally; `None` is a loop, or a path through something that cannot be named.
 pub fn resolve(tree: &dyn Tree, path: &str) -> Option<ImagePath> {
-    walk(tree, path, true)
+    walk(tree, path, true, &mut |_| ())
 }
 
 /// The literal name of `path`: links are followed in its directories, not in its last component.
 pub fn place(tree: &dyn Tree, path: &str) -> Option<ImagePath> {
-    walk(tree, path, false)
+    walk(tree, path, false, &mut |_| ())
+}
+
+/// Every path that is looked at on the way to where `path` leads, in order: what is at all of these decides it.
+pub fn looked_at(tree: &dyn Tree, path: &str) -> Vec<ImagePath> {
+    let mut looked_at = Vec::new();
+    walk(tree, path, true, &mut |path| looked_at.push(path.clone()));
+    looked_at
 }
 
 /// [`resolve`], where something is there.
@@ -24,7 +31,7 @@ pub fn existing(tree: &dyn Tree, path: &str) -> Option<ImagePath> {
     resolve(tree, path).filter(|found| found.is_root() || tree.entry(found).is_some())
 }
 
-fn walk(tree: &dyn Tree, path: &str, last: bool) -> Option<ImagePath> {
+fn walk(tree: &dyn Tree, path: &str, last: bool, each: &mut dyn FnMut(&ImagePath)) -> Option<ImagePath> {
     let mut pending: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
     let mut at = ImagePath::root();
     let mut links = 0;
@@ -38,6 +45,7 @@ fn walk(tree: &dyn Tree, path: &str, last: bool) -> Option<ImagePath> {
             _ => {}
         }
         let next = at.join(&component).ok()?;
+        each(&next);
         let more = pending.iter().any(|rest| !rest.is_empty());
         match tree.entry(&next).map(|entry| &entry.kind) {
             Some(Kind::Symlink { target }) if last || more => {

@@ -18,7 +18,7 @@ use super::{follow, ldcache};
 use crate::engine::tree::{Tree, TreeError};
 
 /// The version of its rules.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A need that nothing fulfils.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

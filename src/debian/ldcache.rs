@@ -20,7 +20,7 @@ use super::follow;
 use crate::engine::tree::{Tree, TreeError};
 
 /// Counts up when other bytes are written for the same tree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: &[u8; 20] = b"glibc-ld.so.cache1.1";
 const EXTENSION: u32 = 0xeaa4_2174;
@@ -76,9 +76,7 @@ pub fn built_in(platform: Platform) -> [String; 4] {
 /// All directories that ldconfig looks at: `/etc/ld.so.conf` with its includes, then the built-in ones; each real
 /// directory once, under its first name, and only where it exists.
 pub fn directories(tree: &dyn Tree, platform: Platform) -> Result<Vec<(String, ImagePath)>, TreeError> {
-    let mut named = Vec::new();
-    let mut read = BTreeSet::new();
-    read_configuration(tree, "/etc/ld.so.conf", &mut named, &mut read)?;
+    let mut named = Configuration::read(tree)?.named;
     named.extend(built_in(platform));
     let mut seen = BTreeSet::new();
     let mut directories = Vec::new();
@@ -92,45 +90,80 @@ pub fn directories(tree: &dyn Tree, platform: Platform) -> Result<Vec<(String, I
     Ok(directories)
 }
 
-fn read_configuration(
-    tree: &dyn Tree,
-    path: &str,
-    named: &mut Vec<String>,
-    read: &mut BTreeSet<ImagePath>,
-) -> Result<(), TreeError> {
-    let Some(real) = follow::existing(tree, path) else { return Ok(()) };
-    // A file names its directories once; that also ends a circle of includes.
-    if !tree.entry(&real).is_some_and(is_file) || !read.insert(real.clone()) {
-        return Ok(());
+/// Whether the configuration lies where Debian has it, `/etc/ld.so.conf` and what is beside it with names that begin so, without links on the way:
+/// what lies elsewhere tells the loader nothing then, but for libraries and links.
+pub fn is_plain(tree: &dyn Tree) -> Result<bool, TreeError> {
+    Ok(Configuration::read(tree)?.is_plain)
+}
+
+const CONFIGURATION: &str = "/etc/ld.so.conf";
+
+/// What the loader is told by files.
+struct Configuration {
+    /// Directories, as they are named.
+    named: Vec<String>,
+    read: BTreeSet<ImagePath>,
+    is_plain: bool,
+}
+
+impl Configuration {
+    fn read(tree: &dyn Tree) -> Result<Configuration, TreeError> {
+        let mut it = Configuration { named: Vec::new(), read: BTreeSet::new(), is_plain: true };
+        it.add(tree, CONFIGURATION)?;
+        Ok(it)
     }
-    for line in String::from_utf8_lossy(&tree.read(&real)?).lines() {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        let mut words = line.split_ascii_whitespace();
-        match words.next() {
-            None | Some("hwcap") => {}
-            Some("include") => {
-                for pattern in words {
-                    for path in glob(tree, path, pattern) {
-                        read_configuration(tree, &path, named, read)?;
+
+    fn add(&mut self, tree: &dyn Tree, path: &str) -> Result<(), TreeError> {
+        self.look_at(tree, path);
+        let Some(real) = follow::existing(tree, path) else { return Ok(()) };
+        // A file names its directories once; that also ends a circle of includes.
+        if !tree.entry(&real).is_some_and(is_file) || !self.read.insert(real.clone()) {
+            return Ok(());
+        }
+        for line in String::from_utf8_lossy(&tree.read(&real)?).lines() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            let mut words = line.split_ascii_whitespace();
+            match words.next() {
+                None | Some("hwcap") => {}
+                Some("include") => {
+                    for pattern in words {
+                        let (directory, name) = place(path, pattern);
+                        self.look_at(tree, &directory);
+                        for path in glob(tree, &directory, &name) {
+                            self.add(tree, &path)?;
+                        }
                     }
                 }
+                Some(_) if line.starts_with('/') => self.named.push(line.trim_end_matches('/').to_owned()),
+                Some(_) => {}
             }
-            Some(_) if line.starts_with('/') => named.push(line.trim_end_matches('/').to_owned()),
-            Some(_) => {}
         }
+        Ok(())
     }
-    Ok(())
+
+    fn look_at(&mut self, tree: &dyn Tree, path: &str) {
+        let is_link =
+            |path: ImagePath| tree.entry(&path).is_some_and(|entry| matches!(entry.kind, Kind::Symlink { .. }));
+        // A path that is not normal may lead anywhere.
+        let is_literal = ImagePath::new(path).is_ok_and(|path| !path.ancestors().chain([path.clone()]).any(is_link));
+        self.is_plain &= path.starts_with(CONFIGURATION) && is_literal;
+    }
 }
 
 fn is_file(entry: &Entry) -> bool {
     matches!(entry.kind, Kind::File { .. } | Kind::Hardlink { .. })
 }
 
-/// Files that match a pattern whose last component may hold `*` and `?`, sorted.
-fn glob(tree: &dyn Tree, from: &str, pattern: &str) -> Vec<String> {
+/// The directory that a pattern in the file `from` is about, and the pattern of names in it.
+fn place(from: &str, pattern: &str) -> (String, String) {
     let base = from.rsplit_once('/').map_or("", |(directory, _)| directory);
     let full = if pattern.starts_with('/') { pattern.to_owned() } else { format!("{base}/{pattern}") };
-    let Some((directory, name)) = full.rsplit_once('/') else { return Vec::new() };
+    let (directory, name) = full.rsplit_once('/').unwrap_or(("", &full));
+    (directory.to_owned(), name.to_owned())
+}
+
+/// Files of a directory that match a pattern, which may hold `*` and `?`, sorted.
+fn glob(tree: &dyn Tree, directory: &str, name: &str) -> Vec<String> {
     let Some(real) = follow::existing(tree, directory) else { return Vec::new() };
     let children = children(tree, &real);
     let names = children.iter().map(|entry| entry.path.file_name());

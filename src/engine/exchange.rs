@@ -379,7 +379,7 @@ impl Local<'_> {
         last: Option<(&[(Key, LayerRecord)], &Footprint)>,
     ) -> Result<Option<Footprint>, EngineError> {
         let deletes = resolved.layers.iter().flat_map(LayerPlan::ops).any(|op| matches!(op, Op::Run(_)));
-        if deletes || walked.base.is_some() {
+        if deletes || walked.base.is_some() || walked.is_unnamed {
             return Ok(None);
         }
         let key = cut.map(|cut| cut.key);

@@ -220,7 +220,8 @@ impl Local<'_> {
                 }
             }
         }
-        let (gate, _) = gate_key(subject, resolved, view.linked());
+        let base = walked.base.as_ref().map(|base| base.manifest);
+        let (gate, _) = gate_key(subject, resolved, base, view.linked());
         let has_passed = view.is_sure() && (gate == below.gate || self.store.find(&gate)?.is_some());
         walked.below = Some(below);
         Ok(has_passed.then_some(walked))

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -333,19 +333,30 @@ impl Local<'_> {
     /// What `make` found out under this key, here or in an earlier build; a failure is found out anew.
     pub(super) fn remembered<T: Serialize + DeserializeOwned>(
         &self,
-        (key, text): (Key, String),
+        key: (Key, String),
         make: impl FnOnce() -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
+        Ok(self.remembered_if(key, |_| Ok(true), make)?.0)
+    }
+
+    /// The same where it is remembered only if the key names all that it follows from; says whether it does.
+    pub(super) fn remembered_if<T: Serialize + DeserializeOwned>(
+        &self,
+        (key, text): (Key, String),
+        is_named: impl FnOnce(&T) -> Result<bool, EngineError>,
+        make: impl FnOnce() -> Result<T, EngineError>,
+    ) -> Result<(T, bool), EngineError> {
         if let Some(known) = self.store.find(&key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-            return Ok(known);
+            return Ok((known, true));
         }
         // What follows from an archive that is not known to be whole counts for this build alone.
         let is_sure = !self.later.is_unsure();
         let made = make()?;
-        if is_sure && !self.later.is_unsure() {
+        let is_named = is_named(&made)?;
+        if is_named && is_sure && !self.later.is_unsure() {
             self.store.keep(&key, &text, &made)?;
         }
-        Ok(made)
+        Ok((made, is_named))
     }
 
     /// The fragments that a stage's layers are made of, and those of its archives as they are, by their keys.
@@ -379,6 +390,7 @@ impl Local<'_> {
     pub(super) fn forget(&self) {
         self.loaded.lock().expect("no thread panics while it holds this").clear();
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.sound.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.room.holding().forget();
     }
 
@@ -398,10 +410,21 @@ impl Local<'_> {
         }
     }
 
-    /// The bytes of a fragment in the store.
+    /// The bytes of a fragment in the store, for its content: what is made of that has keys that do not name these bytes, so they are hashed
+    /// first, once.
     pub(super) fn open(&self, digest: &Digest) -> io::Result<File> {
         match self.open_here(digest) {
-            Ok(Some(file)) => Ok(file),
+            Ok(Some(mut file)) => {
+                let sound = || self.sound.lock().unwrap_or_else(PoisonError::into_inner);
+                if !sound().contains(digest) {
+                    if cache::hash(&mut file)? != *digest {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{digest} is damaged")));
+                    }
+                    file.rewind()?;
+                    sound().insert(*digest);
+                }
+                Ok(file)
+            }
             Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not in the cache"))),
             Err(error) => Err(io::Error::other(error)),
         }

@@ -21,7 +21,7 @@ use super::run::{self, Ran};
 use super::skeleton::skeleton;
 use super::tree::Tree as _;
 use super::view::View;
-use crate::debian::effects;
+use crate::debian::{effects, follow};
 
 impl Local<'_> {
     pub(super) fn layer(
@@ -166,20 +166,15 @@ impl Local<'_> {
         hasher.field("index", INDEX_FORMAT);
         hasher.field("version", format!("{:?}", effects::versions([])));
         hasher.field("user", serde_json::to_string(user).expect("plain strings and numbers"));
-        let files = ACCOUNTS.map(|name| ImagePath::new(name).expect("a normal path"));
-        for path in &files {
-            if let Some(entry) = view.entry(path) {
-                hasher.field("below", entry_text(entry));
-            }
-            if let Some((fragment, _)) = view.origin(path) {
-                hasher.field("fragment", fragment.blob);
-            }
-        }
-        // Where these and the home lie, and which directories have to be made for them.
-        for path in files.into_iter().chain([user.home.clone()]) {
-            for place in places(view, path)? {
-                let found = view.entry(&place).map_or_else(|| "nothing".into(), entry_text);
-                hasher.field("place", &place).field("found", found);
+        // Where these files and the home lie, which directories have to be made for them, and what the files hold.
+        for path in ACCOUNTS.into_iter().chain([user.home.as_str()]) {
+            hasher.field("way", path);
+            for place in follow::looked_at(view, path) {
+                let found = view.entry(&place);
+                hasher.field("place", &place).field("found", found.map_or_else(|| "nothing".into(), entry_text));
+                if let Some((fragment, _)) = view.origin(&place) {
+                    hasher.field("fragment", fragment.blob);
+                }
             }
         }
         let (key, text) = hasher.finish();
@@ -360,33 +355,6 @@ impl Small {
     }
 }
 
-/// Where links lead who writes to a path: to it and to the directories above it, and on where it is a link itself.
-fn places(view: &View<'_>, path: ImagePath) -> Result<Vec<ImagePath>, EngineError> {
-    let (mut places, mut next) = (Vec::new(), Some(path));
-    while let Some(path) = next.take() {
-        let place = view.through_links(&path)?;
-        if places.contains(&place) {
-            break;
-        }
-        places.extend(place.ancestors());
-        if let Some(Kind::Symlink { target }) = view.entry(&place).map(|entry| &entry.kind) {
-            let above = place.parent().filter(|_| !target.starts_with('/'));
-            let mut parts: Vec<&str> = above.iter().flat_map(|above| above.relative().split('/')).collect();
-            for part in target.split('/') {
-                match part {
-                    "" | "." => {}
-                    ".." => drop(parts.pop()),
-                    name => parts.push(name),
-                }
-            }
-            parts.retain(|part| !part.is_empty());
-            next = ImagePath::new(format!("/{}", parts.join("/"))).ok();
-        }
-        places.push(place);
-    }
-    Ok(places)
-}
-
 /// Everything about an entry that reaches the tar.
 fn entry_text(entry: &Entry) -> String {
     serde_json::to_string(entry).expect("plain strings and numbers")
@@ -447,12 +415,12 @@ fn taken<'v>(
             Kind::File { .. } => {
                 made.push(copy, Content::of(view, &entry.path));
             }
-            Kind::Hardlink { target } if target.starts_with(from) && view.entry(target).is_some() => {
+            Kind::Hardlink { target } if target.starts_with(from) && view.are_one_file(&entry.path, target) => {
                 copy.kind = Kind::Hardlink { target: moved(target)? };
                 made.push(copy, Content::None);
             }
             Kind::Hardlink { .. } => {
-                // Its first name stays behind: the content comes along.
+                // Its first name stays behind, or is another file by now: the content comes along.
                 let bytes = view.read(&entry.path)?;
                 copy.kind = Kind::File { size: bytes.len() as u64 };
                 made.push(copy, Content::Bytes(bytes));

@@ -8,7 +8,7 @@
 //!
 //! Where little changed, wheels are checked beside 2 and 3: see [`later`](super::later).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,7 @@ use super::spool::Room;
 use super::tree::Tree;
 use super::view::View;
 use super::{EngineError, base};
-use crate::debian::gate;
+use crate::debian::{gate, ldcache};
 use crate::observe::Observer;
 use crate::parallel::{Cores, First, at_once, in_parallel};
 use crate::pin::Context;
@@ -115,6 +115,8 @@ pub struct Walked {
     pub packages: Vec<(String, String, String)>,
     /// What the layers above the cut depend on.
     pub below: Option<Below>,
+    /// Whether the loader is told by files that do not lie where its configuration usually does: nothing is remembered of what it finds.
+    pub(super) is_unnamed: bool,
     /// Paths that archives left to others.
     pub(super) dropped: Vec<ImagePath>,
     /// Cores that are kept for this walk until its first command begins.
@@ -170,6 +172,8 @@ pub struct Local<'a> {
     pub(super) later: Later,
     catalogue_dir: PathBuf,
     pub(super) compression: Compression,
+    /// Fragments that were read as a whole, and have the bytes that their digests name.
+    pub(super) sound: Mutex<HashSet<Digest>>,
     /// The fragments that were used, for [`Local::heal`].
     pub(super) used: Mutex<BTreeSet<Digest>>,
     /// The interpreters that make byte-code.
@@ -211,6 +215,7 @@ impl<'a> Local<'a> {
             later: Later::default(),
             catalogue_dir: given.catalogue_dir,
             compression: given.compression,
+            sound: Mutex::default(),
             used: Mutex::default(),
             interpreters: Interpreters::default(),
             loaded: Mutex::default(),
@@ -339,10 +344,14 @@ impl Local<'_> {
         let mut view = View::new(&open);
         let mut walked = self.walk_onto(subject, resolved, &mut view, Walk::OfImage(cut.map(|cut| cut.at)))?;
         let heard = view.heard().filter(|(answers, _)| answers.are_few());
+        let base = walked.base.as_ref().map(|base| base.manifest);
         let check = || {
-            let (gate, text) = gate_key(subject, resolved, view.linked());
-            self.remembered((gate, text), || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?))?;
-            Ok::<_, EngineError>(gate)
+            let (gate, text) = gate_key(subject, resolved, base, view.linked());
+            // Only what the key names may have a say.
+            let is_named = |(): &()| Ok(ldcache::is_plain(&view)?);
+            let check = || Ok(gate::check(&view, &resolved.allow_missing, subject.platform)?);
+            let ((), is_kept) = self.remembered_if((gate, text), is_named, check)?;
+            Ok::<_, EngineError>(is_kept.then_some(gate))
         };
         let is_late = self.later.is_unsure();
         let is_little = self.is_little.load(Ordering::Relaxed);
@@ -370,7 +379,10 @@ impl Local<'_> {
             then(&walked)?;
             gate
         };
-        walked.below = heard.map(|(answers, linked)| Below { answers, linked: view.linked_until(linked), gate });
+        walked.is_unnamed = gate.is_none();
+        let heard = heard.zip(gate);
+        walked.below =
+            heard.map(|((answers, linked), gate)| Below { answers, linked: view.linked_until(linked), gate });
         Ok(walked)
     }
 
@@ -566,10 +578,19 @@ impl Local<'_> {
 }
 
 /// Names the gate's verdict on a stage in which these fragments concern the loader.
-pub(super) fn gate_key(subject: Subject<'_>, resolved: &Resolved, linked: Linked) -> (Key, String) {
+pub(super) fn gate_key(
+    subject: Subject<'_>,
+    resolved: &Resolved,
+    base: Option<Digest>,
+    linked: Linked,
+) -> (Key, String) {
     let mut hasher = KeyHasher::new("gate", gate::VERSION);
     hasher.field("index", INDEX_FORMAT).field("platform", subject.platform);
     hasher.list("allow-missing", resolved.allow_missing.iter());
+    // What its layers delete is in no fragment.
+    if let Some(base) = base {
+        hasher.field("base", base);
+    }
     hasher.field("fragments", linked);
     hasher.finish()
 }

@@ -77,6 +77,7 @@ mod sharing;
 mod support_real;
 mod tree_real;
 mod venv_real;
+mod warm;
 mod wheels;
 
 #[path = "../support/mod.rs"]

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use layers::lock::Lock;
 use layers::source::{dir, files, inline, link, user};
-use layers::{Catalogue, Stage, path};
+use layers::{Catalogue, ImagePath, Stage, path};
 
 use crate::support::layout::Layout;
 use crate::support::listing::{assert_same, of_layers};
@@ -114,6 +114,20 @@ fn steps_that_share_a_layer_come_to_what_each_alone_comes_to() {
 }
 
 /// What is in the cache of the same user on other files makes no difference.
+/// With an account file that is found at `link`, through it.
+fn accounts(target: &str, at: &str, shell: &str) -> Stage {
+    let passwd = format!("root:x:0:0::/root:{shell}\n");
+    let at = ImagePath::new(at).unwrap();
+    Stage::scratch().layer(inline(passwd, path!("/conf/passwd"))).layer(link(at, target))
+}
+
+/// With `/home/bob` that leads to `/p/x`.
+fn around(name: &str) -> Stage {
+    let beside = path!("/p").join(name).unwrap();
+    let stage = Stage::scratch().layer(dir(path!("/p/q"))).layer(dir(beside)).layer(link(path!("/home/l"), "/p/q"));
+    stage.layer(link(path!("/home/bob"), "l/../x"))
+}
+
 #[test]
 fn a_users_layer_follows_from_what_is_below_it() {
     let sandbox = project();
@@ -126,6 +140,14 @@ fn a_users_layer_follows_from_what_is_below_it() {
         user(Stage::scratch().layer(link(path!("/home"), "var/home"))),
         user(Stage::scratch().layer(link(path!("/home/bob"), "../other"))),
         user(Stage::scratch().layer(link(path!("/home/bob"), "../other")).layer(dir(path!("/other")).mode(0o700))),
+        // Account files behind links, whose length stays.
+        user(accounts("conf", "/etc", "/bin/bash")),
+        user(accounts("conf", "/etc", "/bin/fish")),
+        user(accounts("../conf/passwd", "/etc/passwd", "/bin/bash")),
+        user(accounts("../conf/passwd", "/etc/passwd", "/bin/fish")),
+        // A home behind a link whose target goes through another one, and back.
+        user(around("x")),
+        user(around("y")),
     ];
     let image = |cache: &Sandbox, stage: &Stage| {
         sandbox.write("plan.json", Catalogue::new("test").with("app", stage.clone().image()).plan().to_json());

@@ -265,6 +265,12 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether a hardlink and its target are still names of one file: none of them was replaced by a layer above.
+    pub fn are_one_file(&self, link: &ImagePath, target: &ImagePath) -> bool {
+        let (link, target) = (self.origin(link), self.origin(target));
+        link.zip(target).is_some_and(|((one, _), (other, _))| Arc::ptr_eq(one, other))
+    }
+
     /// Where a file or link lies: the number of its fragment, and the place of its content in the fragment's tar, bytes. Who
     /// reads files in this order inflates each member once.
     pub fn place_of(&self, path: &ImagePath) -> Option<(u32, u64)> {
@@ -396,7 +402,12 @@ impl Tree for View<'_> {
     fn elf(&self, path: &ImagePath) -> Option<&ElfFacts> {
         self.whole();
         let Some(Place::Item { fragment, entry }) = self.paths.get(&self.entries, path) else { return None };
-        self.entries.fragment(fragment).elf.of(entry)
+        let held = self.entries.fragment(fragment);
+        let first = match &held.entries[entry as usize].entry.kind {
+            Kind::Hardlink { target } => held.position(target)? as u32,
+            _ => entry,
+        };
+        held.elf.of(first)
     }
 }
 

@@ -34,6 +34,9 @@ use crate::remote::TRANSFERS;
 /// Whether what is made may be delivered, asked once; then without a question.
 pub(in crate::ops) type Check<'c> = dyn FnMut() -> Result<(), Failure> + Send + 'c;
 
+/// How often work is done once more with what was damaged removed.
+const ATTEMPTS: usize = 10;
+
 /// Bytes that are put into a layer in no time.
 const QUICK: u64 = 4 << 20;
 
@@ -78,7 +81,7 @@ pub(super) fn make<'b>(
     bench.config.mirror_registries()?;
     let supply = Mirrors::new(bench);
     let engine = engine(bench, &supply);
-    let mut is_healed = false;
+    let (mut attempts, mut is_told) = (0, false);
     let done = loop {
         let exchanged = match missing.as_slice() {
             [Missing { at, cut, .. }] => {
@@ -94,15 +97,22 @@ pub(super) fn make<'b>(
         match made {
             // The next attempt leaves nothing for later: it mends what is wrong, or says what it is.
             Err(Trouble::Engine(_)) if engine.has_failed_later() => {}
-            // A fragment that rotted fails in many ways; whatever it was, one attempt with healthy fragments is worth it.
-            Err(Trouble::Engine(error)) if !is_healed && gone(&error).is_none() && !error.is_of_a_command() => {
-                is_healed = true;
-                if engine.heal()? > 0 {
-                    bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
-                } else if !error.is_of_damage() {
-                    break Err(error.into());
+            // A fragment that rotted fails in many ways; whatever it was, an attempt with healthy fragments is worth it. It may meet others.
+            Err(Trouble::Engine(error))
+                if attempts < ATTEMPTS && gone(&error).is_none() && !error.is_of_a_command() =>
+            {
+                attempts += 1;
+                match engine.heal()? {
+                    // Another builder may have mended it meanwhile.
+                    0 if attempts == 1 && error.is_of_damage() => {}
+                    0 => break Err(error.into()),
+                    _ if attempts > 1 && !error.is_of_damage() => break Err(error.into()),
+                    _ if is_told => {}
+                    _ => {
+                        is_told = true;
+                        bench.observer.on(Event::Note("damaged entries of the cache were removed and are made again"));
+                    }
                 }
-                // Else another builder has mended it meanwhile.
             }
             done => break done,
         }
