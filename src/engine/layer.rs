@@ -12,7 +12,6 @@ use layers::source::{Dir, Inline, Link, Owner, TakeFrom, User};
 use layers::{Digest, ImagePath, Key, KeyHasher, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
-use super::EngineError;
 use super::convert::Drops;
 use super::index::{Fragment, INDEX_FORMAT};
 use super::local::{LayerJob, Local, Subject, Together, Walked};
@@ -21,6 +20,7 @@ use super::run::{self, Ran};
 use super::skeleton::skeleton;
 use super::tree::Tree as _;
 use super::view::View;
+use super::{EngineError, base};
 use crate::debian::effects;
 
 impl Local<'_> {
@@ -201,7 +201,7 @@ impl Local<'_> {
         hasher.field("written", serde_json::to_string(&configure.effects).expect("plain strings and numbers"));
         hasher.field("ignored", serde_json::to_string(&configure.ignore_scripts).expect("plain strings"));
         if let Some(base) = &below.base {
-            hasher.field("base", base.manifest);
+            hasher.field("base", base.manifest).field("base-version", base::VERSION);
         }
         // Their scripts are in no layer.
         hasher.list("packages", configure.packages.iter().map(|archive| archive.digest));
@@ -250,7 +250,7 @@ impl Local<'_> {
         hasher.field("index", INDEX_FORMAT);
         hasher.list("stage", walked.jobs.iter().map(|job| job.key));
         if let Some(base) = &walked.base {
-            hasher.field("base", base.manifest);
+            hasher.field("base", base.manifest).field("base-version", base::VERSION);
         }
         hasher.field("from", &from);
         hasher.field("to", &to);

@@ -9,7 +9,7 @@ use std::io::{self, Read as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 
-use layers::encode::{Entry, Kind};
+use layers::encode::{EPOCH, Entry, Kind};
 use layers::{Digest, ImagePath};
 
 use self::content::Inflated;
@@ -223,7 +223,8 @@ impl<'a> View<'a> {
         self.linked.until(count)
     }
 
-    /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there.
+    /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there, and directories
+    /// that something lies in and no layer has an entry of.
     pub fn apply_base(&mut self, fragment: &Arc<Fragment>) {
         let below = |path| self.paths.below(&self.entries, path);
         let mut gone: Vec<Place> = fragment.whiteouts.iter().flat_map(below).map(|(place, _)| place).collect();
@@ -248,6 +249,25 @@ impl<'a> View<'a> {
         let below = |path| self.paths.below(&self.entries, path).map(|(place, _)| place);
         let gone: Vec<Place> = replaced.into_iter().flat_map(below).filter(|place| !is_own(*place)).collect();
         self.paths.remove(&self.entries, &gone);
+        self.imply_parents(fragment);
+    }
+
+    /// Adds the directories above these entries that are not there, as container engines make them.
+    fn imply_parents(&mut self, fragment: &Fragment) {
+        let paths = fragment.dirs.iter().map(|dir| &dir.path).chain(fragment.entries.iter().map(|it| &it.entry.path));
+        let mut last: Option<ImagePath> = None;
+        for path in paths {
+            if last.as_ref().is_some_and(|last| path.is_directly_in(last)) {
+                continue;
+            }
+            last = path.parent();
+            let is_missing = |dir: &ImagePath| self.paths.get(&self.entries, dir).is_none();
+            let missing: Vec<ImagePath> = path.ancestors().filter(is_missing).collect();
+            for dir in missing {
+                let place = self.entries.push_dir(&Entry::new(dir, Kind::Dir, 0o755, EPOCH));
+                self.paths.insert(&self.entries, place);
+            }
+        }
     }
 
     fn first_inside(&self, path: &ImagePath) -> Option<ImagePath> {
@@ -404,11 +424,13 @@ impl Tree for View<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use layers::Platform;
     use layers::encode::FragmentLayout;
 
     use super::super::index::{Elf, Indexed};
     use super::paths::SEARCHES;
     use super::*;
+    use crate::debian::ldcache;
 
     fn path(text: &str) -> ImagePath {
         ImagePath::new(text).expect("good path")
@@ -465,6 +487,26 @@ mod tests {
         // And a link becomes a directory again.
         view.apply_base(&fragment(&[dir("/a", 0o755)], &["/a/q"], &["/a.c"], &[]));
         assert_eq!(all(&view), ["/a/", "/a b", "/a-b", "/a/q", "/b/", "/b/new"]);
+    }
+
+    #[test]
+    fn directories_that_no_layer_of_a_base_names_are_there_where_something_lies_in_them() {
+        let mut view = View::new(&nothing);
+        view.apply_base(&fragment(&[dir("/usr", 0o700)], &["/usr/lib/deep/x", "/usr/lib/y", "/z"], &[], &[]));
+        assert_eq!(all(&view), ["/usr/", "/usr/lib/", "/usr/lib/deep/", "/usr/lib/deep/x", "/usr/lib/y", "/z"]);
+        let mode = |view: &View<'_>, at: &str| view.entry(&path(at)).map(|entry| (entry.mode, entry.uid, entry.gid));
+        assert_eq!((mode(&view, "/usr"), mode(&view, "/usr/lib")), (Some((0o700, 0, 0)), Some((0o755, 0, 0))));
+        assert!(mode(&view, "/").is_none());
+        let found = ldcache::directories(&view, Platform::Amd64).expect("nothing is read");
+        assert!(found.iter().any(|(name, _)| name == "/usr/lib"), "{found:?}");
+        // A layer above leaves those that are there as they are, and what it empties stays.
+        view.apply_base(&fragment(&[dir("/usr/lib", 0o711)], &[], &["/usr/lib/deep/x"], &[]));
+        view.apply_base(&fragment(&[], &["/usr/lib/z", "/usr/share/a/b"], &[], &["/usr/lib"]));
+        assert_eq!(
+            all(&view),
+            ["/usr/", "/usr/lib/", "/usr/lib/z", "/usr/share/", "/usr/share/a/", "/usr/share/a/b", "/z"]
+        );
+        assert_eq!((mode(&view, "/usr"), mode(&view, "/usr/lib")), (Some((0o700, 0, 0)), Some((0o711, 0, 0))));
     }
 
     #[test]
@@ -525,13 +567,16 @@ mod tests {
             model.retain(|name: &String, ()| !gone.iter().any(|top| name.starts_with(&format!("{top}/"))));
             model.extend(names.into_iter().map(|name| (name, ())));
             // The first questions are searched for, the last one is answered from what is sorted.
+            let links_below = |top: &ImagePath| -> Vec<String> {
+                view.below(top).filter(|entry| !entry.is_dir()).map(|entry| entry.path.to_string()).collect()
+            };
             for at in 0..=SEARCHES {
                 assert!(view.paths.sorted.get().is_none(), "{at}");
-                let below: Vec<String> = view.below(&path("/1/2")).map(|entry| entry.path.to_string()).collect();
+                let below = links_below(&path("/1/2"));
                 assert!(below.iter().eq(model.keys().filter(|name| name.starts_with("/1/2/"))));
             }
             assert!(view.paths.sorted.get().is_some());
-            assert!(all(&view).iter().eq(model.keys()));
+            assert!(links_below(&ImagePath::root()).iter().eq(model.keys()));
         }
         assert!(model.len() > 30, "{}", model.len());
     }
