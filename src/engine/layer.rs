@@ -52,7 +52,7 @@ impl Local<'_> {
                     let key = self.key_of(archive, conversion, drops);
                     let fragment =
                         together.unpacked.get(&key).expect("a run's archives are unpacked before its layers");
-                    fragments.push(fragment.clone());
+                    fragments.push(self.led(archive, conversion, fragment, view).map_err(located)?);
                     ran.extend(self.runs.that_built(&archive.digest));
                 }
                 Op::Dir(Dir { path, .. }) | Op::Link(Link { path, .. }) | Op::Inline(Inline { path, .. }) => {

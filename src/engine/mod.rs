@@ -16,6 +16,7 @@ pub mod held;
 pub mod index;
 pub mod later;
 mod layer;
+mod led;
 pub mod local;
 mod log;
 pub mod made;

@@ -92,6 +92,14 @@ pub enum ViewError {
         /// What it is.
         what: String,
     },
+    /// A directory where something else is.
+    #[error("`{path}` would be a directory, and is {what} in the layers below")]
+    NotADirectory {
+        /// The path.
+        path: ImagePath,
+        /// What is there.
+        what: String,
+    },
     /// Symbolic links that lead nowhere or in circles.
     #[error("the symbolic links in `{path}` lead out of the image, nowhere or in circles")]
     Loop {
@@ -369,8 +377,19 @@ impl<'a> View<'a> {
         ImagePath::new(format!("/{}", done.join("/"))).map_err(|_| looped())
     }
 
+    /// Where what is put into a directory goes: the directory, with symbolic links followed in all of its path.
+    pub fn through_links_into(&self, dir: &ImagePath) -> Result<ImagePath, ViewError> {
+        let looped = || ViewError::Loop { path: dir.clone() };
+        match self.through_links(&dir.join("x").map_err(|_| looped())?) {
+            Ok(inside) => Ok(inside.parent().unwrap_or_else(ImagePath::root)),
+            // `check_parents` says what would lie there.
+            Err(ViewError::BelowNonDirectory { .. }) => Ok(dir.clone()),
+            Err(_) => Err(looped()),
+        }
+    }
+
     /// Checks that nothing of a layer lies below a link or file: such a path would be written somewhere else.
-    pub fn check_parents(&self, skeleton: &[Entry]) -> Result<(), ViewError> {
+    pub fn check_parents(&self, skeleton: &[Entry], fragments: &[Arc<Fragment>]) -> Result<(), ViewError> {
         for dir in skeleton {
             if let Some(entry) = self.place(&dir.path)
                 && !entry.is_dir()
@@ -379,7 +398,14 @@ impl<'a> View<'a> {
                     Kind::Symlink { target } => format!("a symbolic link to `{target}`"),
                     _ => "a file".into(),
                 };
-                return Err(ViewError::BelowNonDirectory { path: dir.path.clone(), above: dir.path.clone(), what });
+                let all = fragments.iter().flat_map(|fragment| {
+                    fragment.dirs.iter().map(|dir| &dir.path).chain(fragment.entries.iter().map(|it| &it.entry.path))
+                });
+                let above = dir.path.clone();
+                return Err(match all.filter(|path| **path != above && path.starts_with(&above)).min() {
+                    Some(path) => ViewError::BelowNonDirectory { path: path.clone(), above, what },
+                    None => ViewError::NotADirectory { path: above, what },
+                });
             }
         }
         Ok(())
