@@ -45,6 +45,7 @@ impl Local<'_> {
         let mut folders: BTreeMap<ImagePath, Entry> = BTreeMap::new();
         for (part, op) in layer.parts.iter().flat_map(|part| part.ops.iter().map(move |op| (part, op))) {
             let located = |error: EngineError| error.located(part.label.clone(), part.at.as_ref());
+            let before = fragments.len();
             match op {
                 Op::Unpack { archive, conversion } => {
                     let none = Drops::new();
@@ -56,6 +57,9 @@ impl Local<'_> {
                     ran.extend(self.runs.that_built(&archive.digest));
                 }
                 Op::Dir(Dir { path, .. }) | Op::Link(Link { path, .. }) | Op::Inline(Inline { path, .. }) => {
+                    if path.is_root() {
+                        return Err(located(at_root(op)));
+                    }
                     let path = small.path(path, view).map_err(located)?;
                     let (entry, content) = small_entry(op, path);
                     small.push(entry, content).map_err(located)?;
@@ -91,6 +95,10 @@ impl Local<'_> {
                 Op::Configure(configure) => {
                     fragments.push(self.configure(subject.platform, configure, view, below)?);
                 }
+            }
+            // Of a folder, which is the root directory itself, only what is in it is there.
+            if fragments[before..].iter().any(|fragment| fragment.entry(&ImagePath::root()).is_some()) {
+                return Err(located(at_root(op)));
             }
         }
         let plain = small.made;
@@ -395,6 +403,19 @@ fn entry_text(entry: &Entry) -> String {
 /// The package of a .deb's file name (`name_version_architecture.deb`).
 fn package_name(file: &str) -> &str {
     file.split('_').next().unwrap_or(file)
+}
+
+/// Why nothing can be put at `/`.
+fn at_root(op: &Op) -> EngineError {
+    let path = match op {
+        Op::Dir(_) => return EngineError::DirAtRoot,
+        Op::Copy(files) => files.from.as_str(),
+        Op::Take(take) => take.path.as_str(),
+        Op::Unpack { archive, .. } => &archive.name,
+        _ => "",
+    };
+    let name = path.rsplit('/').next().filter(|name| !matches!(*name, "" | "." | "..")).unwrap_or("name").to_owned();
+    EngineError::FileAtRoot { name }
 }
 
 /// A directory, a link or a file of a definition, at this path.

@@ -20,7 +20,7 @@ use imgbuild::remote::Sources;
 use layers::encode::Compression;
 use layers::lock::Lock;
 use layers::op::Archive;
-use layers::source::{Unpack, dir, fetch, inline, link};
+use layers::source::{Unpack, dir, fetch, files, inline, link};
 use layers::{Catalogue, Digest, ImagePath, Platform, Stage, path};
 
 /// Archives of a test, by digest.
@@ -76,6 +76,7 @@ impl Shelf {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open_at(&home.path().join("cache")).unwrap();
         fs::create_dir(home.path().join("context")).unwrap();
+        fs::write(home.path().join("context/a"), "of the context").unwrap();
         let context = Context::open(&home.path().join("context"), StatCache::default(), 1).unwrap();
         let (nowhere, commands) = (Sources::default(), Commands::default());
         let engine = Local::new(Given {
@@ -98,7 +99,10 @@ impl Shelf {
             let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2, &|_| ())?;
             Ok(walked.jobs.iter().map(|job| store.blob_path(&records[&job.key].digest)).collect::<Vec<PathBuf>>())
         });
-        let blobs = made.map_err(|error| error.to_string())?;
+        let blobs = made.map_err(|error| match &error {
+            EngineError::At { at: Some(at), .. } => format!("{at}: {error}"),
+            _ => error.to_string(),
+        })?;
         for blob in &blobs {
             no_path_twice(blob);
         }
@@ -355,6 +359,32 @@ fn a_link_in_place_of_the_root_is_refused() {
         assert!(shelf.build(&shelf.tar(&Stage::scratch(), &[Symlink(name, "../canary")])).is_err(), "{name}");
         assert!(shelf.build(&shelf.tar(&Stage::scratch(), &[File(name, "x")])).is_err(), "{name}");
     }
+}
+
+#[test]
+fn a_step_puts_nothing_in_the_place_of_the_root() {
+    let shelf = Shelf::new();
+    let scratch = Stage::scratch();
+    let root = ImagePath::root;
+    let file = scratch.layer(inline("x", path!("/a")));
+    let taken_from = file.layer(files("a", root()));
+    for (stage, why) in [
+        (scratch.layer(files("a", root())), "such as `/a`"),
+        (scratch.layer(inline("x", root())), "such as `/name`"),
+        (scratch.layer(link(root(), "a")), "such as `/name`"),
+        (scratch.layer(dir(root()).mode(0o700)), "it cannot change `/`"),
+        (file.layer(dir(root()).mode(0o700)), "it cannot change `/`"),
+        (shelf.put(&scratch, "tool", b"t", root(), None), "such as `/tool`"),
+        (scratch.layer(file.take(path!("/a")).to(root())), "such as `/a`"),
+        (scratch.layer(taken_from.take(path!("/a"))), "such as `/a`"),
+    ] {
+        shelf.refused(&stage, why);
+        // With the place in the definition.
+        shelf.refused(&stage, "tests/it/hostile_archives.rs:");
+    }
+    // What is in a folder goes there.
+    assert_eq!(shelf.build(&scratch.layer(files(".", root()))).unwrap(), ["a of the context"]);
+    assert_eq!(shelf.build(&scratch.layer(file.take(root()))).unwrap(), ["a x"]);
 }
 
 #[test]
