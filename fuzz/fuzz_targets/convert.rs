@@ -56,8 +56,10 @@ fn run(how: u8, bytes: &[u8], bench: &Bench) {
     let digest = Digest::of(bytes);
     let to = if how & 1 == 0 { ImagePath::root() } else { path!("/opt/there") };
     let owner = Owner { uid: 1, gid: 2 };
-    let unpack =
-        |how: Unpack, strip_components: u8| Conversion::Unpack { how, to: to.clone(), strip_components, owner };
+    let unpack = |how: Unpack, strip_components: u8| {
+        let aliases = Default::default();
+        Conversion::Unpack { how, to: to.clone(), strip_components, owner, aliases }
+    };
     let conversion = match how >> 1 & 3 {
         0 => unpack(Unpack::Tar, how >> 3 & 1),
         1 => unpack(Unpack::Zip, how >> 3 & 1),

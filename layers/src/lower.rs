@@ -368,6 +368,7 @@ fn fetched(fetch: &Fetch) -> Op {
             to: fetch.to.clone(),
             strip_components: fetch.strip_components,
             owner: fetch.owner,
+            aliases: BTreeMap::new(),
         },
         None => Conversion::File { to: fetch.to.clone(), mode: fetch.mode.unwrap_or(0o644), owner: fetch.owner },
     };

@@ -106,6 +106,9 @@ pub enum Conversion {
         strip_components: u8,
         /// Owner of everything.
         owner: Owner,
+        /// Directories that are links in the stage below, and where these lead. Engines say so, definitions do not.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        aliases: BTreeMap<ImagePath, ImagePath>,
     },
     /// The file itself.
     File {

@@ -21,6 +21,9 @@ use super::local::Local;
 use super::made::{Content, Made};
 use super::spool::Spool;
 
+/// Counts up when another file system is seen in the same base; part of the keys of what may look at it.
+pub const VERSION: u32 = 1;
+
 /// A base image for one platform, its documents verified.
 #[derive(Debug, Clone)]
 pub struct BaseImage {

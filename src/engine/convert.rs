@@ -35,6 +35,7 @@ pub fn version(conversion: &Conversion) -> u32 {
             Modules::ImportedBy(_) => 1 + 100 * bytecode::VERSION + 10_000 * imports::VERSION,
             _ => 1 + 100 * bytecode::VERSION,
         },
+        Conversion::Unpack { how: Unpack::Tar, .. } => 2,
         Conversion::Wheel { .. } | Conversion::Unpack { .. } | Conversion::File { .. } => 1,
     }
 }
@@ -59,16 +60,16 @@ pub fn convert(
             made.entries.retain(|(entry, _)| !drops.contains(&entry.path));
             Ok(made)
         }
-        Conversion::Unpack { how: Unpack::Tar, to, strip_components, owner } => {
-            let place = Place { to, strip: *strip_components, owner: Some(*owner) };
+        Conversion::Unpack { how: Unpack::Tar, to, strip_components, owner, aliases } => {
+            let place = Place { to, strip: *strip_components, owner: Some(*owner), aliases };
             let made = Made { spool: Some(Spool::new(room)), ..Made::default() };
             let (limits, mut file) = (Limits::default(), BufReader::with_capacity(256 << 10, file));
             let _share = room.decoders().take(decoder_memory(file.fill_buf()?, &limits));
             let reader = decompress(file, &limits).map_err(failed)?;
             unpack_tar(reader, &place, made).map_err(failed)
         }
-        Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner } => {
-            let place = Place { to, strip: *strip_components, owner: Some(*owner) };
+        Conversion::Unpack { how: Unpack::Zip, to, strip_components, owner, aliases } => {
+            let place = Place { to, strip: *strip_components, owner: Some(*owner), aliases };
             Opened { file, path, name: &archive.name, tails, room }.zip(&place)
         }
         Conversion::File { to, mode, owner } => {
@@ -87,7 +88,12 @@ pub(super) struct Place<'a> {
     pub to: &'a ImagePath,
     pub strip: u8,
     pub owner: Option<Owner>,
+    /// Directories in whose place others are.
+    pub aliases: &'a BTreeMap<ImagePath, ImagePath>,
 }
+
+/// The directories that merged /usr has links to those below `/usr` for (Debian policy 9.1.1).
+pub(super) const MERGED: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32"];
 
 fn deb(file: File, exclude: &[String], drops: &Drops, room: &Room) -> Result<Made<'static>, FormatError> {
     let limits = Limits::default();
@@ -103,7 +109,12 @@ fn deb(file: File, exclude: &[String], drops: &Drops, room: &Room) -> Result<Mad
         scripts: scripts::classify(&control),
     };
     let root = ImagePath::root();
-    let place = Place { to: &root, strip: 0, owner: None };
+    // A package built for both worlds ships the folder `/lib`, too; the links themselves stay.
+    let merged = MERGED.into_iter().filter_map(|name| {
+        Some((ImagePath::new(format!("/{name}")).ok()?, ImagePath::new(format!("/usr/{name}")).ok()?))
+    });
+    let aliases = merged.collect();
+    let place = Place { to: &root, strip: 0, owner: None, aliases: &aliases };
     let mut made = Made { spool: Some(Spool::new(room)), ..Made::default() };
     {
         let _share = room.decoders().take(deb.decoder_memory()?);
@@ -205,13 +216,12 @@ fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Re
     let mut reader = tar::Reader::new(input, &Limits::default());
     let mut seen = BTreeSet::new();
     while let Some(mut entry) = reader.next()? {
-        let Some(path) = moved(&entry.path, place)? else { continue };
-        let path = if entry.is_dir() { unaliased_dir(path) } else { unaliased(path) };
+        let Some(path) = moved(&entry.path, entry.is_dir(), place)? else { continue };
         if let Kind::Hardlink { target } = &mut entry.kind {
-            let Some(moved) = moved(target, place)? else {
+            let Some(moved) = moved(target, false, place)? else {
                 return Err(refused(&entry.path, "its hardlink target was stripped"));
             };
-            *target = unaliased(moved);
+            *target = moved;
         }
         let link_of_usr_merge = matches!(entry.kind, Kind::Symlink { .. }) && path == entry.path;
         if !seen.insert(path.clone()) && !entry.is_dir() && !link_of_usr_merge {
@@ -236,32 +246,22 @@ fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Re
     Ok(made)
 }
 
-pub(super) fn moved(path: &ImagePath, place: &Place<'_>) -> Result<Option<ImagePath>, FormatError> {
+/// Where an entry of an archive goes; `None` where nothing is left of its path.
+pub(super) fn moved(path: &ImagePath, is_dir: bool, place: &Place<'_>) -> Result<Option<ImagePath>, FormatError> {
     let rest: Vec<&str> = path.relative().split('/').skip(usize::from(place.strip)).collect();
     if rest.is_empty() || rest == [""] {
         return Ok(None);
     }
-    place.to.join(&rest.join("/")).map(Some).map_err(|_| refused(path, "it is no path in an image"))
-}
-
-/// Merged /usr: what an archive holds below `/bin`, `/sbin` or `/lib*` lies below `/usr` (Debian policy 9.1.1); the links
-/// themselves stay.
-fn unaliased(path: ImagePath) -> ImagePath {
-    for alias in ["bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32"] {
-        if let Some(rest) = path.relative().strip_prefix(alias)
-            && rest.starts_with('/')
-            && let Ok(merged) = ImagePath::new(format!("/usr/{alias}{rest}"))
+    let no_path = |_| refused(path, "it is no path in an image");
+    let moved = place.to.join(&rest.join("/")).map_err(no_path)?;
+    for (alias, merged) in place.aliases {
+        if let Some(inside) = moved.as_str().strip_prefix(alias.as_str())
+            && (inside.starts_with('/') || inside.is_empty() && is_dir)
         {
-            return merged;
+            return merged.join(inside.trim_start_matches('/')).map(Some).map_err(no_path);
         }
     }
-    path
-}
-
-/// A package built for both worlds ships the folder `/lib`, too; with merged /usr it is `/usr/lib`, and the link stays.
-fn unaliased_dir(path: ImagePath) -> ImagePath {
-    let inside = path.join("x").map(unaliased);
-    inside.ok().and_then(|inside| inside.parent()).unwrap_or(path)
+    Ok(Some(moved))
 }
 
 fn refused(path: &ImagePath, why: &str) -> FormatError {

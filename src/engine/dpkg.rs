@@ -20,7 +20,6 @@ use layers::op::{Conversion, Dpkg, LayerPlan, Op, Placed, Step};
 use layers::source::{Inline, Owner};
 use layers::{Digest, ImagePath, KeyHasher, Platform, path};
 
-use super::EngineError;
 use super::convert::{Drops, Patterns};
 use super::index::{Fragment, INDEX_FORMAT};
 use super::local::{Local, Subject, Walked};
@@ -28,6 +27,7 @@ use super::made::{Content, Made};
 use super::run::{Ran, is_foreign, of_words, outcome_key};
 use super::tree::Tree;
 use super::view::View;
+use super::{EngineError, base};
 use crate::debian::scripts::Alternative;
 use crate::sandbox::{Level, SandboxError};
 
@@ -106,7 +106,7 @@ impl Local<'_> {
         hasher.list("exclude", exclude.iter());
         hasher.list("below", below.jobs.iter().map(|job| job.key));
         if let Some(base) = &below.base {
-            hasher.field("base", base.manifest);
+            hasher.field("base", base.manifest).field("base-version", base::VERSION);
         }
         let (key, text) = hasher.finish();
         let mut after = View::new(&open);

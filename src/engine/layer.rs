@@ -12,7 +12,6 @@ use layers::source::{Dir, Inline, Link, Owner, TakeFrom, User};
 use layers::{Digest, ImagePath, Key, KeyHasher, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
-use super::EngineError;
 use super::convert::Drops;
 use super::index::{Fragment, INDEX_FORMAT};
 use super::local::{LayerJob, Local, Subject, Together, Walked};
@@ -21,6 +20,7 @@ use super::run::{self, Ran};
 use super::skeleton::skeleton;
 use super::tree::Tree as _;
 use super::view::View;
+use super::{EngineError, base};
 use crate::debian::{effects, follow};
 
 impl Local<'_> {
@@ -45,6 +45,7 @@ impl Local<'_> {
         let mut folders: BTreeMap<ImagePath, Entry> = BTreeMap::new();
         for (part, op) in layer.parts.iter().flat_map(|part| part.ops.iter().map(move |op| (part, op))) {
             let located = |error: EngineError| error.located(part.label.clone(), part.at.as_ref());
+            let before = fragments.len();
             match op {
                 Op::Unpack { archive, conversion } => {
                     let none = Drops::new();
@@ -52,10 +53,13 @@ impl Local<'_> {
                     let key = self.key_of(archive, conversion, drops);
                     let fragment =
                         together.unpacked.get(&key).expect("a run's archives are unpacked before its layers");
-                    fragments.push(fragment.clone());
+                    fragments.push(self.led(archive, conversion, fragment, view).map_err(located)?);
                     ran.extend(self.runs.that_built(&archive.digest));
                 }
                 Op::Dir(Dir { path, .. }) | Op::Link(Link { path, .. }) | Op::Inline(Inline { path, .. }) => {
+                    if path.is_root() {
+                        return Err(located(at_root(op)));
+                    }
                     let path = small.path(path, view).map_err(located)?;
                     let (entry, content) = small_entry(op, path);
                     small.push(entry, content).map_err(located)?;
@@ -91,6 +95,10 @@ impl Local<'_> {
                 Op::Configure(configure) => {
                     fragments.push(self.configure(subject.platform, configure, view, below)?);
                 }
+            }
+            // Of a folder, which is the root directory itself, only what is in it is there.
+            if fragments[before..].iter().any(|fragment| fragment.entry(&ImagePath::root()).is_some()) {
+                return Err(located(at_root(op)));
             }
         }
         let plain = small.made;
@@ -196,7 +204,7 @@ impl Local<'_> {
         hasher.field("written", serde_json::to_string(&configure.effects).expect("plain strings and numbers"));
         hasher.field("ignored", serde_json::to_string(&configure.ignore_scripts).expect("plain strings"));
         if let Some(base) = &below.base {
-            hasher.field("base", base.manifest);
+            hasher.field("base", base.manifest).field("base-version", base::VERSION);
         }
         // Their scripts are in no layer.
         hasher.list("packages", configure.packages.iter().map(|archive| archive.digest));
@@ -245,7 +253,7 @@ impl Local<'_> {
         hasher.field("index", INDEX_FORMAT);
         hasher.list("stage", walked.jobs.iter().map(|job| job.key));
         if let Some(base) = &walked.base {
-            hasher.field("base", base.manifest);
+            hasher.field("base", base.manifest).field("base-version", base::VERSION);
         }
         hasher.field("from", &from);
         hasher.field("to", &to);
@@ -363,6 +371,19 @@ fn entry_text(entry: &Entry) -> String {
 /// The package of a .deb's file name (`name_version_architecture.deb`).
 fn package_name(file: &str) -> &str {
     file.split('_').next().unwrap_or(file)
+}
+
+/// Why nothing can be put at `/`.
+fn at_root(op: &Op) -> EngineError {
+    let path = match op {
+        Op::Dir(_) => return EngineError::DirAtRoot,
+        Op::Copy(files) => files.from.as_str(),
+        Op::Take(take) => take.path.as_str(),
+        Op::Unpack { archive, .. } => &archive.name,
+        _ => "",
+    };
+    let name = path.rsplit('/').next().filter(|name| !matches!(*name, "" | "." | "..")).unwrap_or("name").to_owned();
+    EngineError::FileAtRoot { name }
 }
 
 /// A directory, a link or a file of a definition, at this path.

@@ -461,7 +461,7 @@ impl Local<'_> {
         if layer.command().is_some() {
             job.fragments.iter().for_each(|outcome| view.apply_base(outcome));
         } else {
-            view.check_parents(&job.skeleton)?;
+            view.check_parents(&job.skeleton, &job.fragments)?;
             view.apply(&job.skeleton, &job.fragments)?;
         }
         walked.jobs.push(job);

@@ -16,6 +16,7 @@ pub mod held;
 pub mod index;
 pub mod later;
 mod layer;
+mod led;
 pub mod local;
 mod log;
 pub mod made;
@@ -113,6 +114,15 @@ pub enum EngineError {
         /// Where they meet.
         path: ImagePath,
     },
+    /// A file or link in the place of the root directory.
+    #[error("it puts a file or link at `/`, which is the root directory: say its own path, such as `/{name}`")]
+    FileAtRoot {
+        /// What it may be called.
+        name: String,
+    },
+    /// A change of the root directory.
+    #[error("it cannot change `/`, of which layers have no entry: name a directory in it, such as `/data`")]
+    DirAtRoot,
     /// A path that another stage does not have.
     #[error("`take` found nothing at `{path}` in its stage")]
     NothingToTake {

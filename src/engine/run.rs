@@ -28,7 +28,7 @@ use super::index::{Fragment, INDEX_FORMAT};
 use super::local::{LayerJob, Local, Subject, Together, Walked};
 use super::log::Log;
 use super::view::View;
-use super::{EngineError, outcome, root};
+use super::{EngineError, base, outcome, root};
 use crate::failpoint::Kept;
 use crate::observe::Event;
 use crate::parallel::First;
@@ -527,7 +527,7 @@ fn contents(skeleton: &[layers::encode::Entry], fragments: &[Arc<Fragment>]) -> 
 fn root_key(below: &Walked) -> Digest {
     let mut hasher = KeyHasher::new("root", 1);
     if let Some(base) = &below.base {
-        hasher.field("base", base.manifest);
+        hasher.field("base", base.manifest).field("base-version", base::VERSION);
     }
     hasher.field("version", root::VERSION);
     hasher.list("layer", below.jobs.iter().map(|job| contents(&job.skeleton, &job.fragments)));

@@ -98,8 +98,8 @@ impl Opened<'_> {
         let packed = packed(name, &archive, move || Ok(known.open(window(File::open(&at)?))));
         let mut made = Made { packed: Some(packed), ..Made::default() };
         for (index, found) in entries.into_iter().enumerate() {
-            let Some(path) = moved(&found.path, place).map_err(failed)? else { continue };
             let is_dir = found.name.ends_with('/');
+            let Some(path) = moved(&found.path, is_dir, place).map_err(failed)? else { continue };
             let mode = found.mode.map(|mode| mode & 0o777).filter(|mode| *mode != 0);
             let kind = if is_dir { Kind::Dir } else { Kind::File { size: found.size } };
             let mut entry = Entry::new(path, kind, mode.unwrap_or(if is_dir { 0o755 } else { 0o644 }), found.mtime);
@@ -282,7 +282,8 @@ mod tests {
         let origin = Origin::Url("https://example.org/x.zip".into());
         let archive = Archive { name: "x.zip".into(), digest: Digest::of(b"x"), size: None, origin };
         let to = ImagePath::new("/opt").expect("a path");
-        (archive, Conversion::Unpack { how: Unpack::Zip, to, strip_components: 0, owner: Owner { uid: 0, gid: 0 } })
+        let (how, owner, aliases) = (Unpack::Zip, Owner { uid: 0, gid: 0 }, Default::default());
+        (archive, Conversion::Unpack { how, to, strip_components: 0, owner, aliases })
     }
 
     #[test]

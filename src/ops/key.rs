@@ -185,11 +185,11 @@ impl<'a> Keys<'a> {
         hasher.field("effects", format!("{versions:?}"));
         match &resolved.base {
             Some(PinnedBase::Registry { manifest, .. }) => {
-                hasher.field("base", manifest);
+                hasher.field("base", manifest).field("base-version", base::VERSION);
             }
             Some(layout) => {
                 let base = base::open(&bench.project.home, layout, platform, bench.store)?;
-                hasher.field("base", base.manifest);
+                hasher.field("base", base.manifest).field("base-version", base::VERSION);
             }
             None => {}
         }

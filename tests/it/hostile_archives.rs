@@ -20,7 +20,7 @@ use imgbuild::remote::Sources;
 use layers::encode::Compression;
 use layers::lock::Lock;
 use layers::op::Archive;
-use layers::source::{Unpack, dir, fetch, inline, link};
+use layers::source::{Unpack, dir, fetch, files, inline, link};
 use layers::{Catalogue, Digest, ImagePath, Platform, Stage, path};
 
 /// Archives of a test, by digest.
@@ -51,11 +51,20 @@ impl Shelf {
 
     /// A stage with this archive unpacked at the root.
     fn unpack(&self, below: &Stage, name: &str, bytes: &[u8], how: Unpack) -> Stage {
+        self.put(below, name, bytes, ImagePath::root(), Some(how))
+    }
+
+    /// A stage with this download at a place.
+    fn put(&self, below: &Stage, name: &str, bytes: &[u8], to: ImagePath, how: Option<Unpack>) -> Stage {
         let digest = Digest::of(bytes);
         let file = self.folder.as_ref().unwrap().path().join(digest.hex());
         fs::write(&file, bytes).unwrap();
         self.files.lock().unwrap().insert(digest, file);
-        below.layer(fetch(format!("http://nowhere.example/{name}"), digest, ImagePath::root()).unpack(how))
+        let got = fetch(format!("http://nowhere.example/{name}"), digest, to);
+        below.layer(match how {
+            Some(how) => got.unpack(how),
+            None => got,
+        })
     }
 
     fn tar(&self, below: &Stage, entries: &[Part<'_>]) -> Stage {
@@ -67,6 +76,7 @@ impl Shelf {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open_at(&home.path().join("cache")).unwrap();
         fs::create_dir(home.path().join("context")).unwrap();
+        fs::write(home.path().join("context/a"), "of the context").unwrap();
         let context = Context::open(&home.path().join("context"), StatCache::default(), 1).unwrap();
         let (nowhere, commands) = (Sources::default(), Commands::default());
         let engine = Local::new(Given {
@@ -89,7 +99,10 @@ impl Shelf {
             let records = engine.assemble(&walked.jobs.iter().collect::<Vec<_>>(), 2, &|_| ())?;
             Ok(walked.jobs.iter().map(|job| store.blob_path(&records[&job.key].digest)).collect::<Vec<PathBuf>>())
         });
-        let blobs = made.map_err(|error| error.to_string())?;
+        let blobs = made.map_err(|error| match &error {
+            EngineError::At { at: Some(at), .. } => format!("{at}: {error}"),
+            _ => error.to_string(),
+        })?;
         for blob in &blobs {
             no_path_twice(blob);
         }
@@ -247,6 +260,85 @@ fn what_a_definition_writes_through_a_link_stays_in_the_image() {
 }
 
 #[test]
+fn what_is_unpacked_goes_where_links_of_the_stage_below_lead() {
+    let shelf = Shelf::new();
+    let scratch = Stage::scratch();
+    let busybox = [Dir("bin/"), File("bin/box", "b"), Symlink("bin/sh", "/bin/box"), Hardlink("bin/ls", "bin/box")];
+    // Nothing there moves what lies in an archive.
+    let alone = ["bin/", "bin/box b", "bin/ls b", "bin/sh -> /bin/box"];
+    assert_eq!(shelf.build(&shelf.tar(&scratch, &busybox)).unwrap(), alone);
+    let files = [("bin/box", "b"), ("lib/x", "l")];
+    let zipped = |below: &Stage| shelf.unpack(below, "a.zip", &zip(&files), Unpack::Zip);
+    let zip_alone = ["bin/", "bin/box b", "lib/", "lib/x l"];
+    assert_eq!(shelf.build(&zipped(&scratch)).unwrap(), zip_alone);
+    assert_eq!(shelf.build(&shelf.tar(&scratch, &files.map(|(name, text)| File(name, text)))).unwrap(), zip_alone);
+    // Nor do folders that are no links.
+    let folders = shelf.tar(&scratch, &[Dir("bin/"), Dir("lib/")]);
+    assert_eq!(shelf.build(&zipped(&folders)).unwrap(), zip_alone);
+    // Merged /usr: through the links, which stay.
+    let merged = scratch.layer(link(path!("/bin"), "usr/bin"));
+    let through = ["bin -> usr/bin", "usr/", "usr/bin/", "usr/bin/box b", "usr/bin/ls b", "usr/bin/sh -> /bin/box"];
+    assert_eq!(shelf.build(&shelf.tar(&merged, &busybox)).unwrap(), through);
+    let zip_through = ["bin -> usr/bin", "lib/", "lib/x l", "usr/", "usr/bin/", "usr/bin/box b"];
+    assert_eq!(shelf.build(&zipped(&merged)).unwrap(), zip_through);
+    // Such a link may lead anywhere, and an archive may bring it once more.
+    let other = shelf.tar(&merged.layer(link(path!("/lib"), "/opt/../deep/lib")), &[Symlink("bin", "usr/bin")]);
+    let elsewhere = [
+        "bin -> usr/bin",
+        "deep/",
+        "deep/lib/",
+        "deep/lib/x l",
+        "lib -> /opt/../deep/lib",
+        "usr/",
+        "usr/bin/",
+        "usr/bin/box b",
+    ];
+    assert_eq!(shelf.build(&zipped(&other)).unwrap(), elsewhere);
+    // What it brings in the place of such a link is told, and so is what would lie in no folder.
+    shelf.refused(&zipped(&scratch.layer(inline("x", path!("/bin")))), "`/bin/box` lies below `/bin`, which is a file");
+    let nowhere = scratch.layer(link(path!("/bin"), "bin"));
+    shelf.refused(&zipped(&nowhere), "in circles");
+}
+
+#[test]
+fn downloads_are_put_through_links() {
+    let shelf = Shelf::new();
+    let scratch = Stage::scratch();
+    let merged = scratch.layer(link(path!("/bin"), "usr/bin")).layer(link(path!("/x"), "deep/x"));
+    let tool = |below: &Stage, to| shelf.put(below, "tool", b"t", to, None);
+    assert_eq!(shelf.build(&tool(&merged, path!("/bin/tool"))).unwrap()[0], "bin -> usr/bin");
+    assert!(shelf.build(&tool(&merged, path!("/bin/tool"))).unwrap().contains(&"usr/bin/tool t".to_owned()));
+    // The last link of a file's path is what it replaces, of a folder's it is where all goes.
+    assert!(shelf.build(&tool(&merged, path!("/x"))).unwrap().contains(&"x t".to_owned()));
+    let parts = archive(&[Dir("d/"), File("d/f", "1")]);
+    for to in [path!("/x"), path!("/x/y")] {
+        let built = shelf.build(&shelf.put(&merged, "a.tar", &parts, to.clone(), Some(Unpack::Tar))).unwrap();
+        let name = format!("deep{}/d/f 1", to.as_str());
+        assert!(built.contains(&name) && built.contains(&"x -> deep/x".to_owned()), "{built:?}");
+    }
+    // A folder's name says nothing of merged /usr.
+    let lib = shelf.put(&scratch, "a.tar", &parts, path!("/lib/lib"), Some(Unpack::Tar));
+    assert_eq!(shelf.build(&lib).unwrap(), ["lib/", "lib/lib/", "lib/lib/d/", "lib/lib/d/f 1"]);
+    // By way of `/`.
+    let root = scratch.layer(link(path!("/bin"), "usr/bin")).layer(link(path!("/all"), "/"));
+    let built =
+        shelf.build(&shelf.put(&root, "b.tar", &archive(&[File("bin/f", "1")]), path!("/all"), Some(Unpack::Tar)));
+    assert_eq!(built.unwrap(), ["all -> /", "bin -> usr/bin", "usr/", "usr/bin/", "usr/bin/f 1"]);
+    // What cannot be is told with both names.
+    let file = scratch.layer(inline("x", path!("/etc")));
+    shelf.refused(&tool(&file, path!("/etc/tool")), "`/etc/tool` lies below `/etc`, which is not a directory");
+    let linked = scratch.layer(link(path!("/etc"), "other"));
+    shelf.refused(
+        &shelf.tar(&linked, &[File("etc/b", "1"), File("etc/a", "1")]),
+        "`/etc/a` lies below `/etc`, which is a symbolic link to `other`",
+    );
+    shelf.refused(
+        &shelf.tar(&linked, &[Dir("etc/")]),
+        "`/etc` would be a directory, and is a symbolic link to `other` in the layers below",
+    );
+}
+
+#[test]
 fn links_in_circles_and_long_chains_are_refused_where_something_is_written_through_them() {
     let shelf = Shelf::new();
     let circle = shelf.tar(&Stage::scratch(), &[Symlink("a", "b"), Symlink("b", "a"), Symlink("self", "self")]);
@@ -267,6 +359,32 @@ fn a_link_in_place_of_the_root_is_refused() {
         assert!(shelf.build(&shelf.tar(&Stage::scratch(), &[Symlink(name, "../canary")])).is_err(), "{name}");
         assert!(shelf.build(&shelf.tar(&Stage::scratch(), &[File(name, "x")])).is_err(), "{name}");
     }
+}
+
+#[test]
+fn a_step_puts_nothing_in_the_place_of_the_root() {
+    let shelf = Shelf::new();
+    let scratch = Stage::scratch();
+    let root = ImagePath::root;
+    let file = scratch.layer(inline("x", path!("/a")));
+    let taken_from = file.layer(files("a", root()));
+    for (stage, why) in [
+        (scratch.layer(files("a", root())), "such as `/a`"),
+        (scratch.layer(inline("x", root())), "such as `/name`"),
+        (scratch.layer(link(root(), "a")), "such as `/name`"),
+        (scratch.layer(dir(root()).mode(0o700)), "it cannot change `/`"),
+        (file.layer(dir(root()).mode(0o700)), "it cannot change `/`"),
+        (shelf.put(&scratch, "tool", b"t", root(), None), "such as `/tool`"),
+        (scratch.layer(file.take(path!("/a")).to(root())), "such as `/a`"),
+        (scratch.layer(taken_from.take(path!("/a"))), "such as `/a`"),
+    ] {
+        shelf.refused(&stage, why);
+        // With the place in the definition.
+        shelf.refused(&stage, "tests/it/hostile_archives.rs:");
+    }
+    // What is in a folder goes there.
+    assert_eq!(shelf.build(&scratch.layer(files(".", root()))).unwrap(), ["a of the context"]);
+    assert_eq!(shelf.build(&scratch.layer(file.take(root()))).unwrap(), ["a x"]);
 }
 
 #[test]
@@ -293,6 +411,8 @@ fn a_path_twice_in_one_archive_is_refused_unless_both_are_directories() {
     let shelf = Shelf::new();
     let root = Stage::scratch();
     assert_eq!(shelf.build(&shelf.tar(&root, &[Dir("d/"), Dir("d"), Dir("./d/")])).unwrap(), ["d/"]);
+    let merged = root.layer(link(path!("/bin"), "usr/bin"));
+    shelf.refused(&shelf.tar(&merged, &[File("bin/x", "1"), File("usr/bin/x", "2")]), "twice");
     for parts in [
         [File("a", "1"), File("a", "2")],
         [File("a", "1"), File("./a", "1")],
@@ -302,7 +422,6 @@ fn a_path_twice_in_one_archive_is_refused_unless_both_are_directories() {
         [Symlink("a", "b"), File("a", "x")],
         [File("a", "x"), Symlink("a", "b")],
         [File("a", "x"), File("a/b", "x")],
-        [File("bin/x", "1"), File("usr/bin/x", "2")],
     ] {
         let built = shelf.build(&shelf.tar(&root, &parts));
         assert!(built.is_err(), "{built:?}");

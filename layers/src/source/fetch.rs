@@ -24,7 +24,8 @@ pub struct Fetch {
     pub url: String,
     /// What the bytes must hash to.
     pub sha256: Digest,
-    /// The file, or with [`unpack`](Fetch::unpack) the folder that receives the content.
+    /// The file, or with [`unpack`](Fetch::unpack) the folder that receives the content. Links of the stage below on this path are
+    /// followed, for a folder to its end.
     pub to: ImagePath,
     /// Whether and how it is unpacked.
     pub unpack: Option<Unpack>,
@@ -36,13 +37,17 @@ pub struct Fetch {
     pub owner: Owner,
 }
 
-/// Downloads a file by URL and SHA-256.
+/// Downloads a file by URL and SHA-256. A single file is named by `to`: it cannot be put at `/`.
 pub fn fetch(url: impl Into<String>, sha256: Digest, to: ImagePath) -> Fetch {
     Fetch { url: url.into(), sha256, to, unpack: None, strip_components: 0, mode: None, owner: Owner::default() }
 }
 
 impl Fetch {
     /// Unpacks the download into the folder.
+    ///
+    /// Everything lies where the archive says. Only where the stage below has merged /usr, which is to say links in the places of
+    /// `/bin`, `/sbin` or `/lib*`, what the archive holds in these directories goes where the links lead (`/bin/sh` to
+    /// `/usr/bin/sh`), and the links stay. A path below any other link is refused.
     pub fn unpack(mut self, how: Unpack) -> Fetch {
         self.unpack = Some(how);
         self

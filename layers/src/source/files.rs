@@ -11,7 +11,7 @@ use crate::path::ImagePath;
 pub struct Files {
     /// A file or folder relative to the context; of a folder the content is copied, as `COPY` does. `.` is the context.
     pub from: String,
-    /// Where it goes: the file itself, or the folder that receives the content.
+    /// Where it goes: the file itself, which cannot be at `/`, or the folder that receives the content.
     pub to: ImagePath,
     /// Patterns relative to `from` (`**/*.md`); empty takes everything that `.dockerignore` lets through.
     pub include: Vec<String>,

@@ -9,7 +9,7 @@ use std::io::{self, Read as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 
-use layers::encode::{Entry, Kind};
+use layers::encode::{EPOCH, Entry, Kind};
 use layers::{Digest, ImagePath};
 
 use self::content::Inflated;
@@ -90,6 +90,14 @@ pub enum ViewError {
         /// The ancestor that is no directory.
         above: ImagePath,
         /// What it is.
+        what: String,
+    },
+    /// A directory where something else is.
+    #[error("`{path}` would be a directory, and is {what} in the layers below")]
+    NotADirectory {
+        /// The path.
+        path: ImagePath,
+        /// What is there.
         what: String,
     },
     /// Symbolic links that lead nowhere or in circles.
@@ -223,7 +231,8 @@ impl<'a> View<'a> {
         self.linked.until(count)
     }
 
-    /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there.
+    /// Applies a layer of a base image: its deletions, then its directories and files over whatever is there, and directories
+    /// that something lies in and no layer has an entry of.
     pub fn apply_base(&mut self, fragment: &Arc<Fragment>) {
         let below = |path| self.paths.below(&self.entries, path);
         let mut gone: Vec<Place> = fragment.whiteouts.iter().flat_map(below).map(|(place, _)| place).collect();
@@ -248,6 +257,25 @@ impl<'a> View<'a> {
         let below = |path| self.paths.below(&self.entries, path).map(|(place, _)| place);
         let gone: Vec<Place> = replaced.into_iter().flat_map(below).filter(|place| !is_own(*place)).collect();
         self.paths.remove(&self.entries, &gone);
+        self.imply_parents(fragment);
+    }
+
+    /// Adds the directories above these entries that are not there, as container engines make them.
+    fn imply_parents(&mut self, fragment: &Fragment) {
+        let paths = fragment.dirs.iter().map(|dir| &dir.path).chain(fragment.entries.iter().map(|it| &it.entry.path));
+        let mut last: Option<ImagePath> = None;
+        for path in paths {
+            if last.as_ref().is_some_and(|last| path.is_directly_in(last)) {
+                continue;
+            }
+            last = path.parent();
+            let is_missing = |dir: &ImagePath| self.paths.get(&self.entries, dir).is_none();
+            let missing: Vec<ImagePath> = path.ancestors().filter(is_missing).collect();
+            for dir in missing {
+                let place = self.entries.push_dir(&Entry::new(dir, Kind::Dir, 0o755, EPOCH));
+                self.paths.insert(&self.entries, place);
+            }
+        }
     }
 
     fn first_inside(&self, path: &ImagePath) -> Option<ImagePath> {
@@ -355,8 +383,19 @@ impl<'a> View<'a> {
         ImagePath::new(format!("/{}", done.join("/"))).map_err(|_| looped())
     }
 
+    /// Where what is put into a directory goes: the directory, with symbolic links followed in all of its path.
+    pub fn through_links_into(&self, dir: &ImagePath) -> Result<ImagePath, ViewError> {
+        let looped = || ViewError::Loop { path: dir.clone() };
+        match self.through_links(&dir.join("x").map_err(|_| looped())?) {
+            Ok(inside) => Ok(inside.parent().unwrap_or_else(ImagePath::root)),
+            // `check_parents` says what would lie there.
+            Err(ViewError::BelowNonDirectory { .. }) => Ok(dir.clone()),
+            Err(_) => Err(looped()),
+        }
+    }
+
     /// Checks that nothing of a layer lies below a link or file: such a path would be written somewhere else.
-    pub fn check_parents(&self, skeleton: &[Entry]) -> Result<(), ViewError> {
+    pub fn check_parents(&self, skeleton: &[Entry], fragments: &[Arc<Fragment>]) -> Result<(), ViewError> {
         for dir in skeleton {
             if let Some(entry) = self.place(&dir.path)
                 && !entry.is_dir()
@@ -365,7 +404,14 @@ impl<'a> View<'a> {
                     Kind::Symlink { target } => format!("a symbolic link to `{target}`"),
                     _ => "a file".into(),
                 };
-                return Err(ViewError::BelowNonDirectory { path: dir.path.clone(), above: dir.path.clone(), what });
+                let all = fragments.iter().flat_map(|fragment| {
+                    fragment.dirs.iter().map(|dir| &dir.path).chain(fragment.entries.iter().map(|it| &it.entry.path))
+                });
+                let above = dir.path.clone();
+                return Err(match all.filter(|path| **path != above && path.starts_with(&above)).min() {
+                    Some(path) => ViewError::BelowNonDirectory { path: path.clone(), above, what },
+                    None => ViewError::NotADirectory { path: above, what },
+                });
             }
         }
         Ok(())
@@ -415,11 +461,13 @@ impl Tree for View<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use layers::Platform;
     use layers::encode::FragmentLayout;
 
     use super::super::index::{Elf, Indexed};
     use super::paths::SEARCHES;
     use super::*;
+    use crate::debian::ldcache;
 
     fn path(text: &str) -> ImagePath {
         ImagePath::new(text).expect("good path")
@@ -476,6 +524,26 @@ mod tests {
         // And a link becomes a directory again.
         view.apply_base(&fragment(&[dir("/a", 0o755)], &["/a/q"], &["/a.c"], &[]));
         assert_eq!(all(&view), ["/a/", "/a b", "/a-b", "/a/q", "/b/", "/b/new"]);
+    }
+
+    #[test]
+    fn directories_that_no_layer_of_a_base_names_are_there_where_something_lies_in_them() {
+        let mut view = View::new(&nothing);
+        view.apply_base(&fragment(&[dir("/usr", 0o700)], &["/usr/lib/deep/x", "/usr/lib/y", "/z"], &[], &[]));
+        assert_eq!(all(&view), ["/usr/", "/usr/lib/", "/usr/lib/deep/", "/usr/lib/deep/x", "/usr/lib/y", "/z"]);
+        let mode = |view: &View<'_>, at: &str| view.entry(&path(at)).map(|entry| (entry.mode, entry.uid, entry.gid));
+        assert_eq!((mode(&view, "/usr"), mode(&view, "/usr/lib")), (Some((0o700, 0, 0)), Some((0o755, 0, 0))));
+        assert!(mode(&view, "/").is_none());
+        let found = ldcache::directories(&view, Platform::Amd64).expect("nothing is read");
+        assert!(found.iter().any(|(name, _)| name == "/usr/lib"), "{found:?}");
+        // A layer above leaves those that are there as they are, and what it empties stays.
+        view.apply_base(&fragment(&[dir("/usr/lib", 0o711)], &[], &["/usr/lib/deep/x"], &[]));
+        view.apply_base(&fragment(&[], &["/usr/lib/z", "/usr/share/a/b"], &[], &["/usr/lib"]));
+        assert_eq!(
+            all(&view),
+            ["/usr/", "/usr/lib/", "/usr/lib/z", "/usr/share/", "/usr/share/a/", "/usr/share/a/b", "/z"]
+        );
+        assert_eq!((mode(&view, "/usr"), mode(&view, "/usr/lib")), (Some((0o700, 0, 0)), Some((0o711, 0, 0))));
     }
 
     #[test]
@@ -536,13 +604,16 @@ mod tests {
             model.retain(|name: &String, ()| !gone.iter().any(|top| name.starts_with(&format!("{top}/"))));
             model.extend(names.into_iter().map(|name| (name, ())));
             // The first questions are searched for, the last one is answered from what is sorted.
+            let links_below = |top: &ImagePath| -> Vec<String> {
+                view.below(top).filter(|entry| !entry.is_dir()).map(|entry| entry.path.to_string()).collect()
+            };
             for at in 0..=SEARCHES {
                 assert!(view.paths.sorted.get().is_none(), "{at}");
-                let below: Vec<String> = view.below(&path("/1/2")).map(|entry| entry.path.to_string()).collect();
+                let below = links_below(&path("/1/2"));
                 assert!(below.iter().eq(model.keys().filter(|name| name.starts_with("/1/2/"))));
             }
             assert!(view.paths.sorted.get().is_some());
-            assert!(all(&view).iter().eq(model.keys()));
+            assert!(links_below(&ImagePath::root()).iter().eq(model.keys()));
         }
         assert!(model.len() > 30, "{}", model.len());
     }
