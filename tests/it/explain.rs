@@ -1,21 +1,26 @@
 //! What `explain` says before a build is what the build then does.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::Path;
 
 use layers::lock::Lock;
 use layers::source::{dir, files, inline, link, user};
 use layers::{Catalogue, Stage, path};
 
 use crate::support::layout::Layout;
-use crate::support::run::Sandbox;
+use crate::support::run::{Sandbox, outcome};
 
 /// A folder with an image of one platform.
 struct Project(Sandbox);
 
 impl Project {
     fn new(stage: &Stage) -> Project {
-        let sandbox = Sandbox::new();
+        Project::of(Sandbox::new(), stage)
+    }
+
+    fn of(sandbox: Sandbox, stage: &Stage) -> Project {
         sandbox.write("images.lock", Lock::default().to_text());
         sandbox.write("etc/passwd", "root:x:0:0::/:/bin/sh\n");
         sandbox.write("etc/motd", "hello\n");
@@ -133,4 +138,48 @@ fn another_order_of_layers_is_said() {
     let project = Project::new(&Stage::scratch().layer(one.clone()).layer(other.clone()));
     let said = project.said(|_| project.define(&Stage::scratch().layer(other).layer(one)));
     assert_eq!(said, ["the order of layers changed", "hit files other -> /b", "hit files src -> /a"]);
+}
+
+#[test]
+fn what_is_compared_with_is_the_last_build_also_where_it_found_its_image() {
+    let stage = Stage::scratch().layer(files("src", path!("/a"))).layer(files("other", path!("/b")));
+    let project = Project::new(&stage);
+    let write = |path: &str, text: &str| drop(project.0.write(path, text));
+    project.build();
+    write("src/one", "1");
+    project.build();
+    write("src/one", "one");
+    assert_eq!(project.explain()[0], format!("app {}: hit", layers::Platform::native().unwrap()));
+    let found = project.build();
+    // What was found is written down once.
+    let listed = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()).collect::<Vec<_>>();
+    let ledger = || {
+        let records =
+            listed(&project.0.cache().join("ledger-v1")).into_iter().flat_map(|folder| listed(&folder.path()));
+        records.map(|record| (record.file_name(), record.metadata().unwrap().ino())).collect::<BTreeSet<_>>()
+    };
+    let before = ledger();
+    assert_eq!(project.build(), found);
+    assert_eq!(ledger(), before);
+    let said = project.said(|_| write("other/file", "2"));
+    assert_eq!(said, ["hit files src -> /a", "miss files other -> /b: 1 changed: file"]);
+}
+
+#[test]
+fn projects_that_share_a_cache_are_told_apart_wherever_they_are_asked_from() {
+    let stage = || Stage::scratch().layer(files("src", path!("/a"))).layer(files("other", path!("/b")));
+    let one = Project::new(&stage());
+    let other = Project::of(Sandbox::sharing(one.0.cache()), &stage());
+    one.0.write("src/one", "1");
+    one.build();
+    let said = other.said(|sandbox| drop(sandbox.write("other/file", "2")));
+    assert_eq!(said, ["hit files src -> /a", "miss files other -> /b: 1 changed: file"]);
+    // By another name, and from another folder.
+    one.0.write("other/file", "3");
+    let mut command = one.0.command(["explain", "app", "--catalogue", "work/plan.json"]);
+    let said = outcome(command.current_dir(one.0.work().parent().unwrap())).success();
+    assert!(
+        said.contains("miss  files other -> /b: 1 changed: file") && said.contains("hit   files src -> /a"),
+        "{said}"
+    );
 }
