@@ -14,7 +14,7 @@ pub mod fragments;
 pub mod held;
 pub mod index;
 pub mod later;
-mod layer;
+pub mod layer;
 pub mod local;
 mod log;
 pub mod made;

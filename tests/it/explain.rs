@@ -1,6 +1,7 @@
 //! What `explain` says before a build is what the build then does.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
@@ -12,11 +13,11 @@ use layers::{Catalogue, Stage, path};
 use crate::support::layout::Layout;
 use crate::support::run::{Sandbox, outcome};
 
-/// A folder with an image of one platform.
-struct Project(Sandbox);
+/// A folder with an image of one platform, and what commands are told of where archives are.
+pub(crate) struct Project(pub(crate) Sandbox, Vec<(&'static str, OsString)>);
 
 impl Project {
-    fn new(stage: &Stage) -> Project {
+    pub(crate) fn new(stage: &Stage) -> Project {
         Project::of(Sandbox::new(), stage)
     }
 
@@ -29,32 +30,43 @@ impl Project {
         }
         sandbox.write("other/file", "");
         symlink("one", sandbox.work().join("src/link")).unwrap();
-        let project = Project(sandbox);
+        let project = Project(sandbox, Vec::new());
         project.define(stage);
         project
     }
 
-    fn define(&self, stage: &Stage) {
+    /// With a place where archives are.
+    pub(crate) fn with(mut self, variables: impl IntoIterator<Item = (&'static str, OsString)>) -> Project {
+        self.1.extend(variables);
+        self
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> String {
+        let mut command = self.0.command(["--catalogue", "plan.json"]);
+        outcome(command.args(words).envs(self.1.iter().cloned())).success()
+    }
+
+    pub(crate) fn define(&self, stage: &Stage) {
         self.0.write("plan.json", Catalogue::new("test").with("app", stage.clone().image()).plan().to_json());
     }
 
     /// The digests of the layers that a build comes to.
-    fn build(&self) -> Vec<String> {
+    pub(crate) fn build(&self) -> Vec<String> {
         let dist = self.0.work().join("dist");
         let _ = fs::remove_dir_all(&dist);
-        self.0.imgbuild(["build", "--catalogue", "plan.json"]).success();
+        self.run(&["build"]);
         let image = Layout::open(&dist).image("app").remove(0);
         image.layers.into_iter().map(|layer| layer.digest).collect()
     }
 
     /// What is said of the image, and of each layer.
-    fn explain(&self) -> Vec<String> {
-        let text = self.0.imgbuild(["explain", "app", "--catalogue", "plan.json"]).success();
+    pub(crate) fn explain(&self) -> Vec<String> {
+        let text = self.run(&["explain", "app"]);
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
     /// What is said after an edit. What it calls a hit must come to a layer that was there.
-    fn said(&self, edit: impl FnOnce(&Sandbox)) -> Vec<String> {
+    pub(crate) fn said(&self, edit: impl FnOnce(&Sandbox)) -> Vec<String> {
         let before = self.build();
         edit(&self.0);
         let said = self.explain();

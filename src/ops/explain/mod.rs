@@ -3,6 +3,8 @@
 //! An image's key is the hash of a text that names every operation and everything that it is made from. The text is kept
 //! beside the record, and so is the name of the last text of each image: two texts side by side say what changed.
 
+mod before;
+mod below;
 mod changed;
 mod reasons;
 #[cfg(test)]
@@ -12,15 +14,14 @@ mod text;
 use std::collections::HashSet;
 
 use layers::lower::lower;
-use layers::op::Op;
 use layers::source::Python;
 use layers::{Key, Platform, StageId};
 use serde::Serialize;
 
-use self::changed::{Asked, Changed, read_layer};
-use self::reasons::compare;
+use self::before::Before;
+use self::reasons::{LOST, compare};
 use super::key::{ImageRecord, Keys, kept_text};
-use super::latest::latest;
+use super::latest::{latest, left_by_last};
 use super::{Bench, wheels};
 use crate::error::Failure;
 
@@ -83,7 +84,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                     for (layer, record) in explained.layers.iter_mut().zip(&record.layers) {
                         if bench.store.has(&record.digest)? != Some(record.size) {
                             layer.hit = false;
-                            layer.reasons.push("its bytes are gone from the cache".into());
+                            layer.reasons.push(LOST.into());
                         }
                     }
                 }
@@ -98,18 +99,10 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                     };
                     match (before, recorded) {
                         (Some(old), Some(recorded)) => {
-                            let before = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
-                            let files = |asked: &Asked<'_>| {
-                                let mut copies = resolved.layers[asked.layer].ops().filter_map(|op| match op {
-                                    Op::Copy(files) => Some(files),
-                                    _ => None,
-                                });
-                                let selection = bench.context.select(copies.nth(asked.number)?).ok()?;
-                                let digest = before.as_ref()?.layers.get(asked.old)?.digest;
-                                let old = read_layer(bench.store, &digest)?;
-                                Changed::between(&old, asked.before, &selection)
-                            };
-                            (explained.reasons, explained.layers) = compare(&old, &key.text(), &labels, &files);
+                            let record = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
+                            let left = left_by_last(bench, name, platform)?;
+                            let before = Before { bench, resolved: &resolved, record, left };
+                            (explained.reasons, explained.layers) = compare(&old, &key.text(), &labels, &before);
                         }
                         _ => {
                             explained.reasons.push("no earlier build of this image is remembered here".into());
