@@ -199,12 +199,8 @@ impl Invocation {
         let root = config.path().and_then(Path::parent).filter(|root| *root != config.environment().directory());
         let root = root.unwrap_or(Path::new(""));
         let home = tidy(root, &self.program.home);
-        Ok(Project {
-            plan,
-            lock_path: globals.lock_file.clone().unwrap_or_else(|| home.join("images.lock")),
-            context: globals.context.clone().unwrap_or_else(|| tidy(root, &self.program.context)),
-            home,
-        })
+        let context = globals.context.clone().unwrap_or_else(|| tidy(root, &self.program.context));
+        Ok(Project::new(plan, home, Some(context), globals.lock_file.clone()))
     }
 
     /// Opens a cache elsewhere.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cache::CacheError;
+use cache::{CacheError, Store};
 use layers::encode::LAYER_FORMAT;
 use layers::format::zip::Tails;
 use layers::lower::Resolved;
@@ -443,6 +443,12 @@ impl Local<'_> {
 /// Whether an operation may wait for another stage, or for a program that runs in it.
 pub(super) fn waits_for_others(op: &Op) -> bool {
     matches!(op, Op::Take(_) | Op::Dpkg(_) | Op::Compile(_) | Op::Build(_))
+}
+
+/// The blob that an archive was converted to as it is, if the store knows it.
+pub fn known_fragment(store: &Store, archive: &Archive, conversion: &Conversion) -> Result<Option<Digest>, CacheError> {
+    let record = store.find(&unpack_key(archive, conversion, &Drops::new()).0)?;
+    Ok(record.and_then(|bytes| serde_json::from_slice::<FragmentRecord>(&bytes).ok()).map(|record| record.fragment))
 }
 
 /// The key of an archive's conversion.

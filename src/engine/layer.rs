@@ -300,7 +300,7 @@ fn beginning_key(job: &LayerJob) -> Option<(Key, String)> {
 }
 
 /// The directories and the fragments that the text of a layer's key names.
-pub(super) fn parts_of(text: &str) -> (BTreeMap<ImagePath, Entry>, Vec<Digest>) {
+pub fn parts_of(text: &str) -> (BTreeMap<ImagePath, Entry>, Vec<Digest>) {
     let (mut dirs, mut fragments) = (BTreeMap::new(), Vec::new());
     for (name, value) in layers::fields(text) {
         match name {

@@ -15,7 +15,7 @@ pub mod fragments;
 pub mod held;
 pub mod index;
 pub mod later;
-mod layer;
+pub mod layer;
 mod led;
 pub mod local;
 mod log;

@@ -6,8 +6,8 @@ use layers::Key;
 
 use super::Bench;
 use super::build::{Beside, Check, Trouble, Wanted};
-use super::explain::{Left, left_by_last, remember_latest};
 use super::key::{ImageRecord, kept_text};
+use super::latest::{Left, leave, left_by_last};
 use crate::engine::exchange::{Exchange, exchanged};
 use crate::engine::foundation::{Cut, carry_foundation};
 use crate::engine::local::{LayerJob, Local};
@@ -70,7 +70,7 @@ pub(super) fn make<'b>(
                 carry_foundation(bench.store, &from, cut, new, &made.changed)?;
             }
             let footprint = made.footprint(bench.store, cut)?;
-            remember_latest(bench, &name, platform, &key.key, |_| Ok(Left { layers, footprint }))
+            leave(bench, &name, platform, &key.key, |_| Ok(Left { key: key.key, layers, footprint }))
         };
         let (kept, remembered) = at_once(|| key.keep(bench.store, &kept), remember);
         kept?;
@@ -107,9 +107,9 @@ fn find(bench: &Bench<'_>, it: &Wanted<'_>, cut: Option<&Cut>, engine: &Local<'_
     if is_told || bench.commands.repeat == Repeat::Compare || is_on_foundation() {
         return Ok(None);
     }
-    let Some((last, left)) = left_by_last(bench, it.name, it.platform)? else { return Ok(None) };
+    let Some(left) = left_by_last(bench, it.name, it.platform)? else { return Ok(None) };
     let Some(footprint) = left.footprint.clone() else { return Ok(None) };
-    let Some(recorded) = bench.store.recall(&last)? else { return Ok(None) };
+    let Some(recorded) = bench.store.recall(&left.key)? else { return Ok(None) };
     let Ok(record) = serde_json::from_slice::<ImageRecord>(&recorded.record) else { return Ok(None) };
     // Made once more under the same key, it may have come to other layers, where commands do not come to the same each time.
     if !left.layers.iter().map(|(_, layer)| layer).eq(&record.layers) {

@@ -9,6 +9,7 @@ mod exchange;
 pub mod explain;
 pub mod inspect;
 pub mod key;
+mod latest;
 pub mod load;
 pub mod lock;
 pub mod mirror;

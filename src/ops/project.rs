@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use layers::lock::Lock;
 use layers::{Plan, PlannedImage, StageId};
@@ -23,6 +24,8 @@ pub struct Project {
     pub lock_path: PathBuf,
     /// The build context.
     pub context: PathBuf,
+    /// The lock's absolute path, once it was asked for.
+    lock_place: OnceLock<PathBuf>,
 }
 
 impl Project {
@@ -53,12 +56,23 @@ impl Project {
         let home =
             if metadata.is_dir() { at.to_path_buf() } else { at.parent().unwrap_or(Path::new("")).to_path_buf() };
         let home = if home.as_os_str().is_empty() { PathBuf::from(".") } else { home };
-        Ok(Project {
+        Ok(Project::new(plan, home, context, lock))
+    }
+
+    /// A plan with the folder of its catalogue. Its lock is `images.lock` there, and the folder is the build context, unless they are said.
+    pub fn new(plan: Plan, home: PathBuf, context: Option<PathBuf>, lock: Option<PathBuf>) -> Project {
+        Project {
             plan,
             lock_path: lock.unwrap_or_else(|| home.join("images.lock")),
             context: context.unwrap_or_else(|| home.clone()),
             home,
-        })
+            lock_place: OnceLock::new(),
+        }
+    }
+
+    /// The lock's absolute path, links resolved: the same from whichever folder it is asked.
+    pub fn lock_place(&self) -> &Path {
+        self.lock_place.get_or_init(|| fs::canonicalize(&self.lock_path).unwrap_or_else(|_| self.lock_path.clone()))
     }
 
     /// The lock; `None` where there is none yet.

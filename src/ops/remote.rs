@@ -9,7 +9,6 @@ use layers::{Digest, Key, Platform};
 
 use super::Bench;
 use super::build::{Beside, Built};
-use super::explain::{Left, remember_latest};
 use super::key::{ImageKey, ImageRecord};
 use crate::engine::foundation::Cut;
 use crate::engine::index::{self, Fragment};
@@ -50,7 +49,6 @@ pub(super) fn images<'a>(
         // Its labels may be others by now.
         tell_last(beside, name, *platform, &payload)?;
         key.keep(bench.store, &payload.image)?;
-        remember_latest(bench, name, *platform, &key.key, |_| Ok(Left::default()))?;
         found.lock().expect("no thread panics while it holds this").insert(key.key, payload.image);
         Ok::<(), Failure>(())
     })?;

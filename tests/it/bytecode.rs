@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::support::debs::{Deb, Repository};
 use crate::support::layout::Layout;
+use crate::support::random::Random;
 use crate::support::run::{Sandbox, outcome, tool};
 use crate::support::server::Files;
 use crate::support::tiny::now;
@@ -252,4 +253,36 @@ fn slow_modules_that_were_not_wanted_before_are_compiled_when_they_are() {
     let next = project.build();
     assert_eq!(next.counts, [(2, 2)], "`two` changed, and `three` is imported now");
     assert_eq!(project.build_anew("1").digest, next.digest);
+}
+
+#[test]
+fn slow_byte_code_of_imports_is_no_hit_where_another_wheel_changed() {
+    let project = Project::new(Modules::imported_by(["main"]));
+    let large = format!("@{}", project.sandbox.write("large", Random::of(1).bytes(1_300_000)).display());
+    let wheel = |name: &str, file: &str| {
+        project.index.wheel(name, "1.0", &[file, "pack/two.py=", &format!("{name}.bin={large}")])
+    };
+    let lock = |main: &str| {
+        let pack = wheel("pack", "pack/one.py=1\n");
+        let main = project.index.wheel("main", "1.0", &[format!("main.py={main}"), format!("main.bin={large}")]);
+        project.sandbox.write("poetry.lock", poetry_lock(&[pack, main]));
+        project.run(&project.sandbox, &["lock"]);
+    };
+    let layers = || {
+        let image = &Layout::open(&project.sandbox.work().join("dist")).image("app")[0];
+        image.layers.iter().map(|layer| layer.digest.clone()).collect::<Vec<_>>()
+    };
+    lock("import pack.one\n");
+    project.build();
+    let before = layers();
+    lock("import pack.two\n");
+    let host = tool("dpkg", ["--print-architecture"]);
+    let (said, _) = project.run(&project.sandbox, &["explain", "--platform", host.trim()]);
+    let why = "it may be made anew: its byte-code is what other wheels import of it, and `python main` changed";
+    assert!(said.contains(&format!("  miss  python pack: {why}\n")), "{said}");
+    assert!(said.contains("  miss  python main: main 1.0 has other bytes\n"), "{said}");
+    project.build();
+    let after = layers();
+    let anew = |at: usize| !before.contains(&after[after.len() - at]);
+    assert!(anew(1) && anew(2), "both layers are others");
 }

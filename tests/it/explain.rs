@@ -1,21 +1,27 @@
 //! What `explain` says before a build is what the build then does.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::Path;
 
 use layers::lock::Lock;
 use layers::source::{dir, files, inline, link, user};
 use layers::{Catalogue, Stage, path};
 
 use crate::support::layout::Layout;
-use crate::support::run::Sandbox;
+use crate::support::run::{Sandbox, outcome};
 
-/// A folder with an image of one platform.
-struct Project(Sandbox);
+/// A folder with an image of one platform, and what commands are told of where archives are.
+pub(crate) struct Project(pub(crate) Sandbox, Vec<(&'static str, OsString)>);
 
 impl Project {
-    fn new(stage: &Stage) -> Project {
-        let sandbox = Sandbox::new();
+    pub(crate) fn new(stage: &Stage) -> Project {
+        Project::of(Sandbox::new(), stage)
+    }
+
+    fn of(sandbox: Sandbox, stage: &Stage) -> Project {
         sandbox.write("images.lock", Lock::default().to_text());
         sandbox.write("etc/passwd", "root:x:0:0::/:/bin/sh\n");
         sandbox.write("etc/motd", "hello\n");
@@ -24,32 +30,43 @@ impl Project {
         }
         sandbox.write("other/file", "");
         symlink("one", sandbox.work().join("src/link")).unwrap();
-        let project = Project(sandbox);
+        let project = Project(sandbox, Vec::new());
         project.define(stage);
         project
     }
 
-    fn define(&self, stage: &Stage) {
+    /// With a place where archives are.
+    pub(crate) fn with(mut self, variables: impl IntoIterator<Item = (&'static str, OsString)>) -> Project {
+        self.1.extend(variables);
+        self
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> String {
+        let mut command = self.0.command(["--catalogue", "plan.json"]);
+        outcome(command.args(words).envs(self.1.iter().cloned())).success()
+    }
+
+    pub(crate) fn define(&self, stage: &Stage) {
         self.0.write("plan.json", Catalogue::new("test").with("app", stage.clone().image()).plan().to_json());
     }
 
     /// The digests of the layers that a build comes to.
-    fn build(&self) -> Vec<String> {
+    pub(crate) fn build(&self) -> Vec<String> {
         let dist = self.0.work().join("dist");
         let _ = fs::remove_dir_all(&dist);
-        self.0.imgbuild(["build", "--catalogue", "plan.json"]).success();
+        self.run(&["build"]);
         let image = Layout::open(&dist).image("app").remove(0);
         image.layers.into_iter().map(|layer| layer.digest).collect()
     }
 
     /// What is said of the image, and of each layer.
-    fn explain(&self) -> Vec<String> {
-        let text = self.0.imgbuild(["explain", "app", "--catalogue", "plan.json"]).success();
+    pub(crate) fn explain(&self) -> Vec<String> {
+        let text = self.run(&["explain", "app"]);
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
     /// What is said after an edit. What it calls a hit must come to a layer that was there.
-    fn said(&self, edit: impl FnOnce(&Sandbox)) -> Vec<String> {
+    pub(crate) fn said(&self, edit: impl FnOnce(&Sandbox)) -> Vec<String> {
         let before = self.build();
         edit(&self.0);
         let said = self.explain();
@@ -133,4 +150,48 @@ fn another_order_of_layers_is_said() {
     let project = Project::new(&Stage::scratch().layer(one.clone()).layer(other.clone()));
     let said = project.said(|_| project.define(&Stage::scratch().layer(other).layer(one)));
     assert_eq!(said, ["the order of layers changed", "hit files other -> /b", "hit files src -> /a"]);
+}
+
+#[test]
+fn what_is_compared_with_is_the_last_build_also_where_it_found_its_image() {
+    let stage = Stage::scratch().layer(files("src", path!("/a"))).layer(files("other", path!("/b")));
+    let project = Project::new(&stage);
+    let write = |path: &str, text: &str| drop(project.0.write(path, text));
+    project.build();
+    write("src/one", "1");
+    project.build();
+    write("src/one", "one");
+    assert_eq!(project.explain()[0], format!("app {}: hit", layers::Platform::native().unwrap()));
+    let found = project.build();
+    // What was found is written down once.
+    let listed = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()).collect::<Vec<_>>();
+    let ledger = || {
+        let records =
+            listed(&project.0.cache().join("ledger-v1")).into_iter().flat_map(|folder| listed(&folder.path()));
+        records.map(|record| (record.file_name(), record.metadata().unwrap().ino())).collect::<BTreeSet<_>>()
+    };
+    let before = ledger();
+    assert_eq!(project.build(), found);
+    assert_eq!(ledger(), before);
+    let said = project.said(|_| write("other/file", "2"));
+    assert_eq!(said, ["hit files src -> /a", "miss files other -> /b: 1 changed: file"]);
+}
+
+#[test]
+fn projects_that_share_a_cache_are_told_apart_wherever_they_are_asked_from() {
+    let stage = || Stage::scratch().layer(files("src", path!("/a"))).layer(files("other", path!("/b")));
+    let one = Project::new(&stage());
+    let other = Project::of(Sandbox::sharing(one.0.cache()), &stage());
+    one.0.write("src/one", "1");
+    one.build();
+    let said = other.said(|sandbox| drop(sandbox.write("other/file", "2")));
+    assert_eq!(said, ["hit files src -> /a", "miss files other -> /b: 1 changed: file"]);
+    // By another name, and from another folder.
+    one.0.write("other/file", "3");
+    let mut command = one.0.command(["explain", "app", "--catalogue", "work/plan.json"]);
+    let said = outcome(command.current_dir(one.0.work().parent().unwrap())).success();
+    assert!(
+        said.contains("miss  files other -> /b: 1 changed: file") && said.contains("hit   files src -> /a"),
+        "{said}"
+    );
 }

@@ -27,6 +27,7 @@ mod docker_current_real;
 mod documented;
 mod emulation_real;
 mod explain;
+mod explain_archives;
 mod fetch;
 mod fleet;
 mod foundation;

@@ -23,8 +23,8 @@ use crate::engine::local::{LayerRecord, Local, Subject, Walked};
 use crate::engine::run::{Ran, Repeat};
 use crate::error::Failure;
 use crate::observe::Event;
-use crate::ops::explain::{Left, left_by_last, remember_latest};
 use crate::ops::key::{ImageRecord, Keys};
+use crate::ops::latest::{Left, leave, left_by_last};
 use crate::ops::remote::{self, Made};
 use crate::ops::supply::Mirrors;
 use crate::ops::{Bench, exchange};
@@ -231,7 +231,7 @@ fn walk_whole<'b>(
         let stages: Vec<&Resolved> = whole.iter().map(|it| &wanted[it.at].resolved).collect();
         if let [Missing { at, .. }] = whole {
             let last = left_by_last(bench, wanted[*at].name, wanted[*at].platform)?;
-            last.iter().for_each(|(_, last)| engine.know_layers(&last.layers));
+            last.iter().for_each(|last| engine.know_layers(&last.layers));
         }
         is_quick = engine.survey(&stages);
         if !is_quick {
@@ -335,10 +335,10 @@ fn keep(
     let (kept, remembered) = at_once(keep, remember);
     remembered?;
     kept?;
-    remember_latest(bench, it.name, it.platform, &it.key.key, |last| {
-        let last = last.and_then(|last| Some((last.layers.as_slice(), last.footprint.as_ref()?)));
+    leave(bench, it.name, it.platform, &it.key.key, |last| {
+        let last = last.as_ref().and_then(|last| Some((last.layers.as_slice(), last.footprint.as_ref()?)));
         let footprint = engine.footprint(&it.resolved, walked, cut, last)?;
-        Ok(Left { layers, footprint })
+        Ok(Left { key: it.key.key, layers, footprint })
     })?;
     let made = Made {
         name: it.name,

@@ -23,6 +23,7 @@ use serde::Serialize;
 
 pub(super) use self::make::Check;
 use super::key::{ImageKey, ImageRecord, Keys};
+use super::latest::remember_latest;
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::config::ConfigError;
@@ -304,6 +305,10 @@ fn build_once<'b>(
         };
         make::make(bench, &locked, &mut wanted, &mut keys, &mut checked, beside)
     })?;
+    // That it was found is a build as well. Where this cannot be written, the image is there all the same.
+    for (it, _) in wanted.iter().zip(&cached).filter(|(_, cached)| **cached) {
+        let _ = remember_latest(bench, it.name, it.platform, &it.key.key);
+    }
     // Also where the image was known, here or elsewhere: outputs take them from the store.
     for it in &wanted {
         if let Some(layout @ PinnedBase::Layout(_)) = &it.resolved.base {

@@ -3,6 +3,8 @@
 //! An image's key is the hash of a text that names every operation and everything that it is made from. The text is kept
 //! beside the record, and so is the name of the last text of each image: two texts side by side say what changed.
 
+mod before;
+mod below;
 mod changed;
 mod reasons;
 #[cfg(test)]
@@ -12,41 +14,16 @@ mod text;
 use std::collections::HashSet;
 
 use layers::lower::lower;
-use layers::op::Op;
 use layers::source::Python;
-use layers::{Key, KeyHasher, Platform, StageId};
-use serde::{Deserialize, Serialize};
+use layers::{Key, Platform, StageId};
+use serde::Serialize;
 
-use self::changed::{Asked, Changed, read_layer};
-use self::reasons::compare;
+use self::before::Before;
+use self::reasons::{LOST, compare};
 use super::key::{ImageRecord, Keys, kept_text};
+use super::latest::{latest, left_by_last};
 use super::{Bench, wheels};
-use crate::engine::exchange::Footprint;
-use crate::engine::local::LayerRecord;
 use crate::error::Failure;
-
-/// The last builds of an image on this machine.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Latest {
-    key: Key,
-    before: Option<Key>,
-    /// Its layers with their keys, where they were made here. What a key stands for is not what the image's record says: that may
-    /// have come from elsewhere.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    layers: Vec<(Key, LayerRecord)>,
-    /// The paths in these layers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    footprint: Option<Footprint>,
-}
-
-/// What the last build of an image here leaves to the next one, which is quicker for it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Left {
-    /// Its layers, by their keys.
-    pub layers: Vec<(Key, LayerRecord)>,
-    /// The paths in them, where that is known.
-    pub footprint: Option<Footprint>,
-}
 
 /// What a build of one image would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -72,42 +49,6 @@ pub struct ExplainedLayer {
     pub hit: bool,
     /// Why not.
     pub reasons: Vec<String>,
-}
-
-/// Remembers which key an image was last built under, and what it leaves: asked with what the build before left.
-pub(super) fn remember_latest(
-    bench: &Bench<'_>,
-    image: &str,
-    platform: Platform,
-    key: &Key,
-    left: impl FnOnce(Option<&Left>) -> Result<Left, Failure>,
-) -> Result<(), Failure> {
-    let (name, text) = latest_key(bench, image, platform);
-    let known = latest(bench, &name)?;
-    if known.as_ref().is_none_or(|known| known.key != *key) {
-        let before = known.as_ref().map(|known| known.key);
-        let known = known.map(|known| Left { layers: known.layers, footprint: known.footprint });
-        let Left { layers, footprint } = left(known.as_ref())?;
-        bench.store.keep(&name, &text, &Latest { key: *key, before, layers, footprint })?;
-    }
-    Ok(())
-}
-
-/// What the last build of an image had as its key, and left.
-pub(super) fn left_by_last(bench: &Bench<'_>, image: &str, platform: Platform) -> Result<Option<(Key, Left)>, Failure> {
-    let known = latest(bench, &latest_key(bench, image, platform).0)?;
-    Ok(known.map(|known| (known.key, Left { layers: known.layers, footprint: known.footprint })))
-}
-
-fn latest_key(bench: &Bench<'_>, image: &str, platform: Platform) -> (Key, String) {
-    let mut hasher = KeyHasher::new("latest", 1);
-    // Images of the same name in other catalogues are other images.
-    hasher.field("lock", bench.project.lock_path.display()).field("image", image).field("platform", platform);
-    hasher.finish()
-}
-
-fn latest(bench: &Bench<'_>, name: &Key) -> Result<Option<Latest>, Failure> {
-    Ok(bench.store.find(name)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
 /// Says for every layer of the images whether a build would find it, and why not. Nothing is built, fetched or written.
@@ -143,14 +84,13 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                     for (layer, record) in explained.layers.iter_mut().zip(&record.layers) {
                         if bench.store.has(&record.digest)? != Some(record.size) {
                             layer.hit = false;
-                            layer.reasons.push("its bytes are gone from the cache".into());
+                            layer.reasons.push(LOST.into());
                         }
                     }
                 }
                 None => {
-                    let last = latest(bench, &latest_key(bench, name, platform).0)?;
-                    let recorded = match &last {
-                        Some(last) => bench.store.recall(&last.key)?,
+                    let recorded = match latest(bench, name, platform)? {
+                        Some(last) => bench.store.recall(&last)?,
                         None => None,
                     };
                     let before = match &recorded {
@@ -159,18 +99,10 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                     };
                     match (before, recorded) {
                         (Some(old), Some(recorded)) => {
-                            let before = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
-                            let files = |asked: &Asked<'_>| {
-                                let mut copies = resolved.layers[asked.layer].ops().filter_map(|op| match op {
-                                    Op::Copy(files) => Some(files),
-                                    _ => None,
-                                });
-                                let selection = bench.context.select(copies.nth(asked.number)?).ok()?;
-                                let digest = before.as_ref()?.layers.get(asked.old)?.digest;
-                                let old = read_layer(bench.store, &digest)?;
-                                Changed::between(&old, asked.before, &selection)
-                            };
-                            (explained.reasons, explained.layers) = compare(&old, &key.text(), &labels, &files);
+                            let record = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
+                            let left = left_by_last(bench, name, platform)?;
+                            let before = Before { bench, resolved: &resolved, record, left };
+                            (explained.reasons, explained.layers) = compare(&old, &key.text(), &labels, &before);
                         }
                         _ => {
                             explained.reasons.push("no earlier build of this image is remembered here".into());

@@ -2,22 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use layers::op::ACCOUNTS;
 use serde_json::Value;
 
 use super::ExplainedLayer;
+use super::below::{Sides, Why, from_others, leads};
 use super::changed::{Asked, Changed};
 use super::text::{Part, Place, archive_name, matched, parse};
 
-/// Which files of a copy changed.
-pub(super) type ChangedFiles<'a> = dyn Fn(&Asked<'_>) -> Option<Changed> + 'a;
+/// What is known of the layers that the older text came to.
+pub(super) trait Known {
+    /// Which files of a copy changed.
+    fn files(&self, asked: &Asked<'_>) -> Option<Changed>;
+    /// Whether the bytes of a layer are gone.
+    fn is_lost(&self, layer: usize) -> bool;
+    /// Whether a layer had a directory; `None` where that is not known.
+    fn has_dir(&self, layer: usize, path: &str) -> Option<bool>;
+    /// Whether an archive in a layer left paths to others, as far as that is known.
+    fn left_paths(&self, layer: usize, archive: &Part) -> bool;
+}
 
 /// What makes one text another one: what concerns all layers, and each layer.
 pub(super) fn compare(
     old: &str,
     new: &str,
     labels: &[String],
-    files: &ChangedFiles<'_>,
+    known: &dyn Known,
 ) -> (Vec<String>, Vec<ExplainedLayer>) {
     let ((old_head, old_layers), (new_head, new_layers)) = (parse(old), parse(new));
     let mut reasons = Vec::new();
@@ -36,7 +45,7 @@ pub(super) fn compare(
     let is_gone = |at: usize| (0..old_layers[at].len()).all(|part| !stays.contains(&(at, part)));
     let mut layers: Vec<Layer<'_>> = Vec::new();
     for (at, parts) in new_layers.iter().enumerate() {
-        let mut layer = Layer::new(labels.get(at).map_or("", String::as_str), &old_layers, &same, at, parts, files);
+        let mut layer = Layer::new(labels.get(at).map_or("", String::as_str), &old_layers, &same, at, parts, known);
         // The older layer that became this one: what it had and no layer has any more was taken away.
         if let Some(home) = layer.home {
             let gone = old_layers[home].iter().enumerate().filter(|(part, _)| !stays.contains(&(home, *part)));
@@ -55,10 +64,17 @@ pub(super) fn compare(
                 });
             }
         }
-        if layer.why.is_empty() {
-            layer.why.extend(from_below(&layer, parts, &layers, &old_layers, &is_gone));
-        }
         layers.push(layer);
+    }
+    let places = old_layers.iter().enumerate().flat_map(|(at, parts)| (0..parts.len()).map(move |part| (at, part)));
+    let gone = places.filter(|place| !stays.contains(place)).map(|(at, part)| &old_layers[at][part]).collect();
+    let sides = Sides { old: &old_layers, new: &new_layers, gone, is_gone: &is_gone, known };
+    for at in 0..layers.len() {
+        if layers[at].why.is_empty()
+            && let Some(Why { text, may }) = from_others(at, &layers, &sides)
+        {
+            (layers[at].why, layers[at].may) = (vec![text], may);
+        }
     }
     let homes: Vec<usize> = layers.iter().filter_map(|layer| layer.home).collect();
     let gone = (0..old_layers.len()).filter(|at| !homes.contains(at) && is_gone(*at));
@@ -70,38 +86,48 @@ pub(super) fn compare(
     if layers.is_empty() || (!is_told && old_layers.len() != new_layers.len()) {
         reasons.push(format!("{} layers became {}", old_layers.len(), new_layers.len()));
     }
-    let told = |layer: Layer<'_>| ExplainedLayer {
-        label: layer.label.to_owned(),
-        hit: layer.why.is_empty() && !all_new,
-        reasons: layer.why,
+    let told = |mut layer: Layer<'_>| {
+        let is_kept = (layer.why.is_empty() || layer.may) && !all_new;
+        if is_kept && layer.home.is_some_and(|home| known.is_lost(home)) {
+            layer.why = vec![LOST.into()];
+        }
+        ExplainedLayer { label: layer.label.to_owned(), hit: layer.why.is_empty() && !all_new, reasons: layer.why }
     };
     (reasons, layers.into_iter().map(told).collect())
 }
 
-const ORDER: &str = "the order of layers changed";
+pub(super) const ORDER: &str = "the order of layers changed";
+
+/// Said where a layer cannot be had any more.
+pub(super) const LOST: &str = "its bytes are gone from the cache";
 
 /// What is known of a layer.
-struct Layer<'a> {
-    label: &'a str,
+pub(super) struct Layer<'a> {
+    pub label: &'a str,
     /// The older layer that most of it was in.
-    home: Option<usize>,
-    why: Vec<String>,
+    pub home: Option<usize>,
+    pub why: Vec<String>,
+    /// Only the build can know whether it is another one.
+    pub may: bool,
     /// The files that it changes, where that is all and is known.
-    files: Option<Changed>,
+    pub files: Option<Changed>,
     /// Directories and links of it that are others than they were, with what they are called.
-    paths: Vec<(String, String)>,
+    pub paths: Vec<(String, String)>,
+    /// Its operations that are others than they were, as they are and as they were.
+    pub other: Vec<&'a Part>,
 }
 
 impl<'a> Layer<'a> {
     fn new(
         label: &'a str,
-        old_layers: &[Vec<Part>],
+        old_layers: &'a [Vec<Part>],
         same: &HashMap<Place, Place>,
         at: usize,
-        parts: &[Part],
-        files: &ChangedFiles<'_>,
+        parts: &'a [Part],
+        known: &dyn Known,
     ) -> Layer<'a> {
-        let mut layer = Layer { label, home: None, why: Vec::new(), files: None, paths: Vec::new() };
+        let (why, paths, other) = (Vec::new(), Vec::new(), Vec::new());
+        let mut layer = Layer { label, home: None, why, may: false, files: None, paths, other };
         let mut homes: BTreeMap<usize, usize> = BTreeMap::new();
         let mut copies = 0;
         for (number, part) in parts.iter().enumerate() {
@@ -110,7 +136,7 @@ impl<'a> Layer<'a> {
             let old = same.get(&(at, number)).map(|home| (home.0, &old_layers[home.0][home.1]));
             let changed = old.is_none_or(|(_, old)| old != part);
             if changed {
-                layer.paths.extend(old.iter().map(|(_, old)| *old).chain([part]).filter_map(leads));
+                layer.other.extend(old.iter().map(|(_, old)| *old).chain([part]));
             }
             let Some((home, old)) = old else {
                 layer.why.push(format!("{} is new", part.shown()));
@@ -126,7 +152,7 @@ impl<'a> Layer<'a> {
                 if old.get("selection") != part.get("selection") {
                     let before = old.files();
                     let asked = before.as_ref().map(|before| Asked { layer: at, old: home, number: copy, before });
-                    let found = asked.and_then(|asked| files(&asked));
+                    let found = asked.and_then(|asked| known.files(&asked));
                     let text = found.as_ref().map(|found| found.text.clone()).filter(|text| !text.is_empty());
                     why.push(text.unwrap_or_else(|| "files changed".into()));
                     layer.files = found.filter(|_| parts.len() == 1 && old.value() == part.value());
@@ -138,93 +164,10 @@ impl<'a> Layer<'a> {
             let named = parts.len() > 1 && part.kind() != "name";
             layer.why.extend(why.into_iter().map(|it| if named { format!("{}: {it}", part.shown()) } else { it }));
         }
+        layer.paths.extend(layer.other.iter().copied().filter_map(leads));
         layer.home = homes.iter().max_by_key(|(_, count)| **count).map(|(home, _)| *home);
         layer
     }
-}
-
-/// The path of a directory, a link or a user's home, with what it is called: what is made below it shows it, or goes where it leads.
-fn leads(part: &Part) -> Option<(String, String)> {
-    part.step().filter(|(kind, _)| matches!(kind.as_str(), "dir" | "link" | "add-user"))?;
-    Some((part.target()?, part.shown()))
-}
-
-/// What an operation reads of the layers below.
-enum Reads {
-    /// All of them.
-    All,
-    /// These paths, and what is below them.
-    Files { what: &'static str, paths: &'static [&'static str] },
-}
-
-fn reads(part: &Part) -> Option<Reads> {
-    match part.kind() {
-        "configure" | "dpkg" => Some(Reads::All),
-        "compile" => Some(Reads::Files { what: "modules", paths: &["usr/lib"] }),
-        "op" if part.step()?.0 == "add-user" => Some(Reads::Files { what: "account files", paths: &ACCOUNTS }),
-        _ => None,
-    }
-}
-
-/// Whether a path is one of these, is below one, or is what one is below.
-fn meets(path: &str, read: &[&str]) -> bool {
-    let is_in = |one: &str, other: &str| {
-        one.strip_prefix(other).is_some_and(|rest| rest.is_empty() || other.is_empty() || rest.starts_with('/'))
-    };
-    let mut read = read.iter().map(|read| read.trim_start_matches('/'));
-    read.any(|read| is_in(path, read) || is_in(read, path))
-}
-
-/// Why a layer that is what it was by itself may not be found: it depends on what is below.
-fn from_below(
-    layer: &Layer<'_>,
-    parts: &[Part],
-    below: &[Layer<'_>],
-    old_layers: &[Vec<Part>],
-    is_gone: &dyn Fn(usize) -> bool,
-) -> Option<String> {
-    let home = layer.home?;
-    // What is below and was not there, or the reverse.
-    let other = || {
-        let moved = |at: &usize| !below.iter().any(|layer| layer.home == Some(*at));
-        let gone = (0..home).filter(moved).find(|at| is_gone(*at));
-        let gone = gone.and_then(|at| old_layers[at].first()).map(|part| format!("{} is gone", part.shown()));
-        let is_same = || below.iter().map(|layer| layer.home).eq((0..home).map(Some));
-        gone.or_else(|| (!is_same()).then(|| ORDER.to_owned()))
-    };
-    let changed = |layer: &Layer<'_>| format!("`{}` changed", layer.label);
-    match parts.iter().find_map(reads) {
-        Some(Reads::All) => {
-            let lowest = below.iter().find(|layer| !layer.why.is_empty()).map(changed);
-            return lowest.or_else(other).map(|what| format!("it reads what is below, and {what}"));
-        }
-        Some(Reads::Files { what, paths }) => {
-            let mut may = None;
-            for (at, lower) in below.iter().enumerate().filter(|(_, lower)| !lower.why.is_empty()) {
-                match &lower.files {
-                    Some(files) if files.changed.iter().any(|path| meets(path, paths)) && at + 1 == below.len() => {
-                        return Some(format!("it reads the {what} below, and {} them", changed(lower)));
-                    }
-                    Some(files) if !files.changed.iter().chain(&files.kept).any(|path| meets(path, paths)) => {}
-                    _ => may = may.or(Some(changed(lower))),
-                }
-            }
-            if let Some(why) = may.or_else(other) {
-                return Some(format!("it may be made anew: it reads the {what} below, and {why}"));
-            }
-        }
-        None => {}
-    }
-    // What a step puts into a directory shows it; a small step is the directory, or takes its place.
-    let is_in = |part: &Part, path: &str| {
-        let target = part.target();
-        let rest = target.as_deref().and_then(|target| target.strip_prefix(path));
-        rest.is_some_and(|rest| rest.starts_with('/') || rest.is_empty() && part.kind() != "op")
-    };
-    let is_below = |path: &str| parts.iter().any(|part| is_in(part, path));
-    let gone = (0..home).filter(|at| is_gone(*at)).flat_map(|at| &old_layers[at]).filter_map(leads);
-    let mut paths = below.iter().flat_map(|layer| layer.paths.iter().cloned()).chain(gone);
-    paths.find(|(path, _)| is_below(path)).map(|(_, shown)| format!("it lies in what `{shown}` makes, which changed"))
 }
 
 /// What of an operation is not as it was.
@@ -252,7 +195,7 @@ fn difference(old: &Part, new: &Part) -> Vec<String> {
             let (before, after) = (old.json(), new.json());
             let differs = |member: &str| before.get(member) != after.get(member);
             tell(differs("packages"), "the packages that it sets up changed");
-            tell(differs("exclude"), "the paths that are left out of packages changed");
+            tell(left_out(&before, &after), "the paths that are left out of packages changed");
             for (member, of) in [("effects", "effects"), ("ignore_scripts", "ignored scripts")] {
                 tell(differs(member), &format!("the {of} of {} changed", names(&before, &after, member)));
             }
@@ -262,7 +205,7 @@ fn difference(old: &Part, new: &Part) -> Vec<String> {
             let (before, after) = (old.json(), new.json());
             let differs = |member: &str| before.get(member) != after.get(member);
             tell(differs("packages"), "the packages that it configures changed");
-            tell(differs("exclude"), "the paths that are left out of packages changed");
+            tell(left_out(&before, &after), "the paths that are left out of packages changed");
             tell(other("configurator"), "the stage that brings dpkg changed");
             tell(other("versions"), "dpkg is called otherwise");
         }
@@ -314,6 +257,20 @@ fn package(old: &Part, new: &Part) -> Vec<String> {
     tell(other("version"), format!("{subject} is converted by other rules"));
     tell(other("versions"), format!("{subject} is built by other rules"));
     why
+}
+
+/// Whether patterns differ of packages that are in both values: they stand by the digest, which is another one for each version.
+fn left_out(old: &Value, new: &Value) -> bool {
+    let by_package = |value: &Value| -> BTreeMap<String, Value> {
+        let packages = value.get("packages").and_then(Value::as_array).into_iter().flatten();
+        let named = packages.filter_map(|package| {
+            let patterns = value.get("exclude")?.get(package.get("digest")?.as_str()?).cloned();
+            Some((archive_name(package.get("name")?.as_str()?).0, patterns.unwrap_or_default()))
+        });
+        named.collect()
+    };
+    let new = by_package(new);
+    by_package(old).iter().any(|(name, patterns)| new.get(name).is_some_and(|other| other != patterns))
 }
 
 /// Members of an object in two values that are not the same in both.

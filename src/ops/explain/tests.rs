@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use layers::KeyHasher;
 use layers::op::Op;
-use layers::path;
 use layers::source::{Dir, Files, Inline, User, dir, files, inline, user};
+use layers::{ImagePath, path};
 
 use super::changed::{Asked, Changed};
-use super::reasons::compare;
+use super::reasons::{Known, compare};
+use super::text::Part;
 
 fn text(format: u32, layers: &[&[&[(&str, &str)]]]) -> String {
     let mut hasher = KeyHasher::new("image", 1);
@@ -22,13 +23,41 @@ fn text(format: u32, layers: &[&[&[(&str, &str)]]]) -> String {
     hasher.finish().1
 }
 
-fn told(old: &str, new: &str, labels: &[&str]) -> String {
-    told_with(old, new, labels, &|_| None)
+/// What the older text came to: of copies what a function says, and no more unless it is said.
+struct Layers<'a> {
+    files: &'a dyn Fn() -> Option<Changed>,
+    dirs: Option<&'a [&'a str]>,
+    lost: &'a [usize],
+    left: &'a [&'a str],
 }
 
-fn told_with(old: &str, new: &str, labels: &[&str], files: &dyn Fn(&Asked<'_>) -> Option<Changed>) -> String {
+const UNKNOWN: Layers<'_> = Layers { files: &|| None, dirs: None, lost: &[], left: &[] };
+
+impl Known for Layers<'_> {
+    fn files(&self, _asked: &Asked<'_>) -> Option<Changed> {
+        (self.files)()
+    }
+
+    fn is_lost(&self, layer: usize) -> bool {
+        self.lost.contains(&layer)
+    }
+
+    fn has_dir(&self, _layer: usize, path: &str) -> Option<bool> {
+        self.dirs.map(|dirs| dirs.contains(&path))
+    }
+
+    fn left_paths(&self, _layer: usize, archive: &Part) -> bool {
+        self.left.contains(&archive.value())
+    }
+}
+
+fn told(old: &str, new: &str, labels: &[&str]) -> String {
+    told_with(old, new, labels, &UNKNOWN)
+}
+
+fn told_with(old: &str, new: &str, labels: &[&str], known: &dyn Known) -> String {
     let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-    let (reasons, layers) = compare(old, new, &labels, files);
+    let (reasons, layers) = compare(old, new, &labels, known);
     let layers = layers.iter().map(|layer| {
         format!("{} {}: {}", if layer.hit { "hit" } else { "miss" }, layer.label, layer.reasons.join("; "))
     });
@@ -155,10 +184,11 @@ fn users_are_hits_only_where_the_account_files_are_what_they_were() {
     };
     let (old, new) = (all("1"), all("2"));
     let said = |found: Option<(&[&str], &[&str])>| {
-        let files = |_: &Asked<'_>| {
+        let files = || {
             found.map(|(changed, kept)| Changed { text: "1 changed".into(), changed: set(changed), kept: set(kept) })
         };
-        let told = told_with(&old, &new, &["files etc", "user bob (7:7), dir /x"], &files);
+        let told =
+            told_with(&old, &new, &["files etc", "user bob (7:7), dir /x"], &Layers { files: &files, ..UNKNOWN });
         told.split_once('\n').unwrap().1.to_owned()
     };
     let anew = "miss user bob (7:7), dir /x: it reads the account files below, and `files etc` changed them";
@@ -250,4 +280,112 @@ fn which_libraries_may_be_missing_concerns_no_layer() {
         hasher.finish().1
     };
     assert_eq!(told(&all("a"), &all("b"), &["x"]), "allow-missing: a -> b\nhit x: ");
+}
+
+fn archive(name: &str, archive: &str, conversion: &str) -> Owned {
+    fields(&[("name", name), ("archive", archive), ("conversion", conversion), ("version", "1")])
+}
+
+#[test]
+fn what_only_lies_below_a_directory_by_its_content_is_compared_with_what_it_had() {
+    let (deb, wheel) = (r#"{"deb":{"exclude":[]}}"#, r#"{"wheel":{"venv":"/opt/venv","python":"3.13"}}"#);
+    let said = |path: &str, dirs: Option<&[&str]>| {
+        let path = ImagePath::new(path).unwrap();
+        let all = |mode| {
+            let (xx, aa) = (archive("xx_1_all.deb", "1", deb), archive("aa-1-py3-none-any.whl", "2", wheel));
+            let copied = copy(files("src", path!("/app")), "1");
+            texts(&[
+                &[folder(dir(path.clone()).mode(mode))],
+                &[xx],
+                &[aa],
+                &[copied],
+                &[folder(dir(path.clone()).mode(0o711))],
+            ])
+        };
+        let known = Layers { dirs, ..UNKNOWN };
+        let told = told_with(&all(0o755), &all(0o700), &["dir", "deb", "wheel", "copy", "same"], &known);
+        told.lines().skip(1).map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let is = |what: &str, path: &str| format!("miss {what}: it lies in what `dir {path}` makes, which changed");
+    let may = |what: &str, path: &str| {
+        format!("miss {what}: it may be made anew: something of it may lie in what `dir {path}` makes, which changed")
+    };
+    let hit = |what: &str| format!("hit {what}: ");
+    let below = "/opt/venv/lib";
+    let all = [is("deb", below), is("wheel", below), is("copy", below), hit("same")];
+    assert_eq!(said(below, Some(&[below])), all);
+    assert_eq!(said(below, Some(&["/opt"])), [hit("deb"), hit("wheel"), hit("copy"), hit("same")]);
+    assert_eq!(said(below, None), [may("deb", below), may("wheel", below), hit("copy"), hit("same")]);
+    assert_eq!(said("/app/x", None), [may("deb", "/app/x"), hit("wheel"), may("copy", "/app/x"), hit("same")]);
+}
+
+#[test]
+fn what_archives_share_may_be_made_anew_where_one_of_them_changed() {
+    let wheel = r#"{"wheel":{"venv":"/opt/venv","python":"3.13"}}"#;
+    let deb = r#"{"deb":{"exclude":[]}}"#;
+    let all = |aa: &[Owned]| {
+        let xx = [archive("xx_1_all.deb", "1", deb), fields(&[("configure", "{}"), ("effects", "1")])];
+        texts(&[aa, &[archive("bb-1-py3-none-any.whl", "2", wheel)], &xx[..1], &xx[1..]])
+    };
+    let aa = |bytes| all(&[archive("aa-1-py3-none-any.whl", bytes, wheel)]);
+    let known = Layers { left: &["bb-1-py3-none-any.whl", "xx_1_all.deb"], ..UNKNOWN };
+    let may = "it may be made anew: bb 1 leaves files to others that have them, too, and";
+    let labels = ["aa", "bb", "xx", "set-up"];
+    let expected = format!(
+        "miss aa: aa 1 has other bytes\nmiss bb: {may} `aa` changed\nhit xx: \n\
+         miss set-up: it reads what is below, and `aa` changed"
+    );
+    assert_eq!(told_with(&aa("3"), &aa("4"), &labels, &known), expected);
+    let gone = told_with(&aa("3"), &all(&[]), &labels, &known);
+    assert!(gone.contains(&format!("miss bb: {may} aa 1 is gone\n")), "{gone}");
+    assert!(told(&aa("3"), &aa("4"), &labels).contains("\nhit bb: \n"));
+}
+
+#[test]
+fn byte_code_of_imports_may_be_other_where_another_wheel_changed() {
+    let chosen = |roots: &str| {
+        let interpreter = layers::Digest::of(b"");
+        let modules = format!(r#"{{"imported-by":["{roots}"]}}"#);
+        let bytecode = format!(r#"{{"modules":{modules},"interpreter":"{interpreter}"}}"#);
+        format!(r#"{{"wheel":{{"venv":"/opt/venv","python":"3.13","bytecode":{bytecode}}}}}"#)
+    };
+    let all = |bytes: &str| {
+        let wheels = ["aa", "bb"].map(|name| archive(&format!("{name}-1-py3-none-any.whl"), "1", &chosen("main")));
+        let other = archive("cc-1-py3-none-any.whl", "1", &chosen("other"));
+        let changed = archive("mm-1-py3-none-any.whl", bytes, &chosen("main"));
+        texts(&[&wheels[..1], &wheels[1..], &[other], &[changed], &[owner(user("bob", 7))]])
+    };
+    let may = "it may be made anew: its byte-code is what other wheels import of it, and `mm` changed";
+    let expected = format!(
+        "miss aa: {may}\nmiss bb: {may}\nhit cc: \nmiss mm: mm 1 has other bytes\n\
+         miss bob: it may be made anew: it reads the account files below, and `aa` may be other than it was"
+    );
+    assert_eq!(told(&all("1"), &all("2"), &["aa", "bb", "cc", "mm", "bob"]), expected);
+}
+
+#[test]
+fn a_layer_whose_bytes_are_gone_is_no_hit() {
+    let (old, new) = (text(1, &[&[CURL], &[NUMPY]]), text(1, &[&[CURL], &[NEWER]]));
+    let known = Layers { lost: &[0, 1], ..UNKNOWN };
+    let expected = "miss debian: its bytes are gone from the cache\nmiss python: numpy 2.1.0 -> 2.2.0";
+    assert_eq!(told_with(&old, &new, &["debian", "python"], &known), expected);
+}
+
+#[test]
+fn patterns_of_a_set_up_are_compared_by_package() {
+    let set_up = |packages: &[(&str, &str)], what: &str| {
+        let archives = packages.iter().map(|(name, digest)| format!(r#"{{"name":"{name}","digest":"{digest}"}}"#));
+        let exclude = packages.iter().map(|(_, digest)| format!(r#""{digest}":["{what}"]"#));
+        let joined = |all: Vec<String>| all.join(",");
+        let (packages, exclude) = (joined(archives.collect()), joined(exclude.collect()));
+        let text =
+            format!(r#"{{"packages":[{packages}],"exclude":{{{exclude}}},"effects":{{}},"ignore_scripts":{{}}}}"#);
+        texts(&[&[fields(&[("configure", &text), ("effects", "1")])]])
+    };
+    let old = set_up(&[("jq_1.7_amd64.deb", "1"), ("curl_8_amd64.deb", "2")], "/usr/*");
+    let said = |packages: &[(&str, &str)], what: &str| told(&old, &set_up(packages, what), &["x"]);
+    let packages = "the packages that it sets up changed";
+    assert_eq!(said(&[("jq_1.8_amd64.deb", "3"), ("xz_1_amd64.deb", "4")], "/usr/*"), format!("miss x: {packages}"));
+    let left_out = "the paths that are left out of packages changed";
+    assert_eq!(said(&[("jq_1.8_amd64.deb", "3")], "/var/*"), format!("miss x: {packages}; {left_out}"));
 }

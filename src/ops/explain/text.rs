@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
+use layers::op::Conversion;
 use layers::source::Files;
 use serde_json::Value;
 
@@ -42,6 +43,11 @@ impl Part {
     pub(super) fn step(&self) -> Option<(String, Value)> {
         let Value::Object(step) = self.json() else { return None };
         step.into_iter().next().filter(|_| self.kind() == "op")
+    }
+
+    /// What an archive becomes.
+    pub(super) fn conversion(&self) -> Option<Conversion> {
+        serde_json::from_str(self.get("conversion")).ok().filter(|_| self.kind() == "name")
     }
 
     /// What was copied.
