@@ -271,7 +271,7 @@ impl Invocation {
             false => {
                 let key = config.cache_signing_key()?;
                 let places = caches.cache_to.clone();
-                Some(Targets { publisher: Publisher::start(to, store.clone()), places, key })
+                Some(Targets { publisher: Publisher::start(to, store.clone(), elsewhere.clone()), places, key })
             }
         };
         let hold = store.hold()?;
@@ -369,6 +369,9 @@ impl Setup {
     pub(crate) fn close(self) {
         self.context.save_stats();
         for trouble in self.targets.map(|targets| targets.publisher.finish()).unwrap_or_default() {
+            self.observer.on(Event::Warning(&trouble));
+        }
+        for trouble in self.elsewhere.troubles() {
             self.observer.on(Event::Warning(&trouble));
         }
         drop(self.hold);

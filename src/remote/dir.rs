@@ -53,7 +53,7 @@ impl Folder {
     }
 
     /// Whether a blob is there: by its length, or by all of its bytes once something was damaged.
-    fn has(&self, blob: &Blob) -> bool {
+    fn holds(&self, blob: &Blob) -> bool {
         let path = self.blob(&blob.digest);
         fs::metadata(&path).is_ok_and(|there| there.len() == blob.size)
             && (!self.is_damaged.load(Ordering::Relaxed)
@@ -140,6 +140,10 @@ impl Remote for Folder {
         Ok(())
     }
 
+    fn has(&self, blob: &Blob) -> Result<bool, RemoteError> {
+        Ok(self.holds(blob))
+    }
+
     fn place(&self, digest: &Digest) -> Place {
         Place::File(self.blob(digest))
     }
@@ -151,7 +155,7 @@ impl Remote for Folder {
     fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError> {
         for blob in blobs {
             let path = self.blob(&blob.digest);
-            if self.has(blob) {
+            if self.holds(blob) {
                 continue;
             }
             remove_leftovers(path.parent().unwrap_or(&path));
@@ -198,7 +202,7 @@ mod tests {
         folder.fetch(&good, &other).expect("fetches");
         assert!(!folder.is_damaged.load(Ordering::Relaxed));
         assert!(matches!(folder.fetch(&bad, &other), Err(RemoteError::Io { .. })));
-        assert!(folder.is_damaged.load(Ordering::Relaxed) && folder.has(&good) && !folder.has(&bad));
+        assert!(folder.is_damaged.load(Ordering::Relaxed) && folder.holds(&good) && !folder.holds(&bad));
     }
 
     #[test]

@@ -67,6 +67,7 @@ mod remote;
 mod remote_faults;
 mod remote_poison;
 mod remote_real;
+mod remote_several;
 mod robustness;
 mod rotten;
 mod sandbox;

@@ -111,13 +111,13 @@ fn reads(is_bucket: bool, kind: &str) -> Vec<Fault> {
     // That there is no document is no news.
     let missing = if kind == "GET blobs" { Says(&["answered 404", "has no blob"]) } else { Any };
     let other = match (is_bucket, kind) {
-        (true, "GET image" | "GET latest") => Says(&["is of another version"]),
+        (true, "GET image" | "GET latest") => Says(&["is none of imgbuild's"]),
         _ => Says(&["hash to something else", "its digest is"]),
     };
     let length = |length: &str| Act::Headers(vec![("Content-Length", length.into())]);
     // A blob goes on where it broke, for as long as there is patience.
     let broken =
-        Says(&["broke", "ended after", "something else", "is cut", "is of another version", "`cache.patience`"]);
+        Says(&["broke", "ended after", "something else", "is cut", "is none of imgbuild's", "`cache.patience`"]);
     // A blob is whole before the connection is given up, and a document is not.
     let endless = if kind == "GET blobs" { SaysOrServes } else { GIVEN_UP };
     let mut faults = answers(is_bucket);
