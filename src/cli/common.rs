@@ -211,7 +211,7 @@ impl Invocation {
     fn remote(&self, config: &Config, spec: &RemoteSpec) -> Result<Arc<dyn Remote>, Stop> {
         let patience = config.cache_patience()?;
         Ok(match spec {
-            RemoteSpec::Dir(path) => Arc::new(Folder::new(&config.environment().directory().join(path))),
+            RemoteSpec::Dir(path) => Arc::new(Folder::new(&config.environment().directory().join(path), patience)),
             RemoteSpec::Registry(repository) => {
                 let client = config.registries(&[], None)?;
                 let offline = self.globals.offline;
@@ -371,6 +371,8 @@ impl Setup {
         for trouble in self.targets.map(|targets| targets.publisher.finish()).unwrap_or_default() {
             self.observer.on(Event::Warning(&trouble));
         }
+        // What is not removed now goes as archives do.
+        let _ = self.elsewhere.tidy(&self.store);
         for trouble in self.elsewhere.troubles() {
             self.observer.on(Event::Warning(&trouble));
         }

@@ -18,6 +18,7 @@ mod publish;
 mod registry;
 mod s3;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -187,6 +188,8 @@ struct Found {
     failed: Vec<bool>,
     /// What is still to be said about them.
     troubles: Vec<String>,
+    /// Blobs that one of them did not give.
+    unfinished: BTreeSet<layers::Digest>,
 }
 
 /// Keeps warnings.
@@ -325,10 +328,18 @@ impl Sources {
             }
             match self.sources[at].remote.fetch(&Blob { digest: *digest, size }, store) {
                 Ok(()) => return true,
-                Err(error) => self.fail(at, &error.to_string(), observer),
+                Err(error) => {
+                    self.found().unfinished.insert(*digest);
+                    self.fail(at, &error.to_string(), observer);
+                }
             }
         }
         false
+    }
+
+    /// Removes what came of blobs that could not be had, and that nobody will go on with.
+    pub fn tidy(&self, store: &Store) -> Result<(), cache::CacheError> {
+        std::mem::take(&mut self.found().unfinished).iter().try_for_each(|digest| store.tidy_download(digest))
     }
 
     /// As [`bring`](Sources::bring), where nobody hears what went wrong: [`Sources::troubles`] tells it later.

@@ -1,7 +1,7 @@
 //! A cache in a bucket of an S3 service.
 //!
 //! ```text
-//! PREFIX/imgbuild-cache-v1/names/image-0123...      a document
+//! PREFIX/imgbuild-cache-v1/names/image-2-0123...    a document
 //! PREFIX/imgbuild-cache-v1/blobs/ab/abcdef...       a blob by its SHA-256
 //! ```
 //!

@@ -65,6 +65,7 @@ mod registry_referrers;
 mod registry_trips;
 mod remote;
 mod remote_faults;
+mod remote_folder;
 mod remote_poison;
 mod remote_real;
 mod remote_several;

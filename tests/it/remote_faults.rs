@@ -373,3 +373,17 @@ fn is_pushed_without(caches: impl IntoIterator<Item = Elsewhere>, folder: &Path,
         }
     }
 }
+
+#[test]
+fn of_a_blob_that_is_made_here_in_the_end_no_part_is_kept() {
+    let (project, elsewhere) = (Project::new(), Elsewhere::repository());
+    project.machine().build(&["--cache-to", &elsewhere.store], &elsewhere.settings(&[]));
+    for act in [Act::Cut(7), Act::Garble, Act::Answer(Response::error(404, "BLOB_UNKNOWN", "no"))] {
+        elsewhere.server.fail_if(|request| kind(&request.line()) == "GET blobs", 0, usize::MAX, act.clone());
+        let machine = project.machine();
+        let (_, said, asked) = machine.build(&["--cache-from", &elsewhere.store], &elsewhere.trusting());
+        assert!(asked > 0 && said.contains("is passed over"), "{said}");
+        assert_eq!(files_below(&machine.sandbox.cache().join("partial-v1")), [""; 0].map(std::path::PathBuf::from));
+        elsewhere.server.heal();
+    }
+}
