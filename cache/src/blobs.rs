@@ -1,7 +1,7 @@
 //! Blobs by the digest of their bytes.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -80,21 +80,27 @@ impl Store {
     /// Reads a whole blob and says whether its bytes are what its name says; one that is damaged, or that the disk does not give
     /// back, is removed.
     pub fn verify(&self, digest: &Digest) -> Result<bool, CacheError> {
+        Ok(self.open_verified(digest)?.is_some())
+    }
+
+    /// As [`Store::verify`], and gives the file that was read, at its beginning: by its name there may be another one by now.
+    pub fn open_verified(&self, digest: &Digest) -> Result<Option<File>, CacheError> {
         let path = self.blob_path(digest);
         loop {
-            let Some(file) = self.open(digest)? else { return Ok(false) };
+            let Some(mut file) = self.open(digest)? else { return Ok(None) };
             let read = file.metadata().map(|found| (found.dev(), found.ino())).map_err(CacheError::at(&path))?;
-            let right = match hash(file) {
+            let right = match hash(&file) {
                 Err(error) if fails(&error) => false,
                 found => found.map_err(CacheError::at(&path))? == *digest,
             };
             if right {
-                return Ok(true);
+                file.rewind().map_err(CacheError::at(&path))?;
+                return Ok(Some(file));
             }
             // Somebody else may have put a good one in its place meanwhile.
             if fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == read) {
                 self.remove(digest)?;
-                return Ok(false);
+                return Ok(None);
             }
         }
     }

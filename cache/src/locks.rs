@@ -1,6 +1,6 @@
 //! Turns: one process at a time makes what a name stands for.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -100,14 +100,32 @@ impl Store {
         turn.own.as_ref().map_or_else(|| self.partial_path(digest), |own| own.to_path_buf())
     }
 
+    /// Removes what is left of a download that nobody is at, if nobody can go on with it: the blob is there, or nothing of it came.
+    pub fn tidy_download(&self, digest: &Digest) -> Result<(), CacheError> {
+        let path = self.partial_path(digest);
+        let Ok(left) = fs::metadata(&path) else { return Ok(()) };
+        let is_of_use = |left: &fs::Metadata| left.len() > 0 && !matches!(self.has(digest), Ok(Some(_)));
+        if !is_of_use(&left)
+            && let Asked::Held(_turn) = self.ask_turn("load", digest, FlockOperation::NonBlockingLockExclusive)?
+            && fs::metadata(&path).is_ok_and(|left| !is_of_use(&left))
+        {
+            fs::remove_file(&path).map_err(CacheError::at(&path))?;
+        }
+        Ok(())
+    }
+
     fn turn(&self, what: &str, name: &Digest) -> Result<Turn, CacheError> {
+        // Without locks work is done twice at worst, because every file is renamed into place whole.
+        Ok(Turn { _file: self.ask_turn(what, name, FlockOperation::LockExclusive)?.file(), own: None })
+    }
+
+    fn ask_turn(&self, what: &str, name: &Digest, how: FlockOperation) -> Result<Asked, CacheError> {
         // A lock file a slot instead of a name: the folder stays small, and two names in one slot only wait needlessly.
         // Who makes may wait for a download, never the other way round; apart, the two cannot wait in a circle.
         let path = self.bucket("locks").join(format!("{what}-{}", &name.hex()[..3]));
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(CacheError::at(&path))?;
-        // Without locks work is done twice at worst, because every file is renamed into place whole.
-        Ok(Turn { _file: ask(&path, file, FlockOperation::LockExclusive)?.file(), own: None })
+        ask(&path, file, how)
     }
 }
 

@@ -47,6 +47,11 @@ impl<R> Copied<R> {
         Copied { inner, failed: false }
     }
 
+    /// What is read.
+    pub fn inner(&self) -> &R {
+        &self.inner
+    }
+
     /// Whether it could not be read.
     pub fn failed(&self) -> bool {
         self.failed

@@ -207,7 +207,7 @@ impl Invocation {
     fn remote(&self, config: &Config, spec: &RemoteSpec) -> Result<Arc<dyn Remote>, Stop> {
         let patience = config.cache_patience()?;
         Ok(match spec {
-            RemoteSpec::Dir(path) => Arc::new(Folder::new(&config.environment().directory().join(path))),
+            RemoteSpec::Dir(path) => Arc::new(Folder::new(&config.environment().directory().join(path), patience)),
             RemoteSpec::Registry(repository) => {
                 let client = config.registries(&[], None)?;
                 let offline = self.globals.offline;
@@ -267,7 +267,7 @@ impl Invocation {
             false => {
                 let key = config.cache_signing_key()?;
                 let places = caches.cache_to.clone();
-                Some(Targets { publisher: Publisher::start(to, store.clone()), places, key })
+                Some(Targets { publisher: Publisher::start(to, store.clone(), elsewhere.clone()), places, key })
             }
         };
         let hold = store.hold()?;
@@ -365,6 +365,11 @@ impl Setup {
     pub(crate) fn close(self) {
         self.context.save_stats();
         for trouble in self.targets.map(|targets| targets.publisher.finish()).unwrap_or_default() {
+            self.observer.on(Event::Warning(&trouble));
+        }
+        // What is not removed now goes as archives do.
+        let _ = self.elsewhere.tidy(&self.store);
+        for trouble in self.elsewhere.troubles() {
             self.observer.on(Event::Warning(&trouble));
         }
         drop(self.hold);

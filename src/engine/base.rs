@@ -1,6 +1,6 @@
 //! Base images: of an OCI layout on disk, or of a registry, from where they were brought into the cache before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -176,11 +176,12 @@ impl BaseImage {
     pub fn fragments(&self, engine: &Local<'_>) -> Result<Vec<Arc<Fragment>>, EngineError> {
         let mut fragments = Vec::new();
         let mut unknown = Vec::new();
+        let mut read = HashMap::new();
         for layer in &self.parts.layers {
             let known = engine.find_fragment(&fragment_key(layer).0)?;
             if known.is_none() {
                 // It may have lain there for long: what rotted is removed, and had once more.
-                engine.store.verify(&layer.digest)?;
+                read.extend(engine.store.open_verified(&layer.digest)?.map(|file| (layer.digest, file)));
                 unknown.push(layer);
             }
             fragments.push(known);
@@ -191,7 +192,9 @@ impl BaseImage {
             None => engine.supply.base_layers(&self.name, &unknown)?,
         }
         let known = fragments.into_iter().zip(&self.parts.layers);
-        known.map(|(known, layer)| known.map_or_else(|| self.fragment(engine, layer), Ok)).collect()
+        known
+            .map(|(known, layer)| known.map_or_else(|| self.fragment(engine, layer, read.remove(&layer.digest)), Ok))
+            .collect()
     }
 
     /// Copies the layers of a layout that are not in the store into it. Those of a registry's image are left where they are.
@@ -214,11 +217,21 @@ impl BaseImage {
         Ok(())
     }
 
-    fn fragment(&self, engine: &Local<'_>, layer: &Descriptor) -> Result<Arc<Fragment>, EngineError> {
+    /// Reads a layer, from the file that was verified where there is one.
+    fn fragment(
+        &self,
+        engine: &Local<'_>,
+        layer: &Descriptor,
+        read: Option<File>,
+    ) -> Result<Arc<Fragment>, EngineError> {
         let wrong = |why: String| EngineError::Base { path: self.name.clone(), why };
         let (key, text) = fragment_key(layer);
-        let Some(file) = engine.store.open(&layer.digest)? else {
-            return Err(wrong(format!("layer {} is gone from the cache", layer.digest)));
+        let file = match read {
+            Some(file) => file,
+            None => engine
+                .store
+                .open(&layer.digest)?
+                .ok_or_else(|| wrong(format!("layer {} is gone from the cache", layer.digest)))?,
         };
         let failed = |source| EngineError::Format { archive: format!("layer {}", layer.digest), source };
         let mut file = BufReader::with_capacity(256 << 10, file);

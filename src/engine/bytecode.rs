@@ -201,13 +201,13 @@ impl Local<'_> {
         {
             return Ok(imports);
         }
-        let mut path = self.supply.supply(archive)?;
-        if !self.store.verify(&archive.digest)? {
-            path = self.supply.supply(archive)?;
-        }
+        self.supply.supply(archive)?;
+        let file = match self.store.open_verified(&archive.digest)? {
+            Some(file) => file,
+            None => std::fs::File::open(self.supply.supply(archive)?)?,
+        };
         let failed = |source| EngineError::Format { archive: archive.name.clone(), source };
-        let (mut wheel, scheme) =
-            open_wheel(std::fs::File::open(path)?, &archive.name, "/v", python, Tails::PassedOver).map_err(failed)?;
+        let (mut wheel, scheme) = open_wheel(file, &archive.name, "/v", python, Tails::PassedOver).map_err(failed)?;
         let below = format!("{}/", scheme.site_packages());
         let mut found = WheelImports::new();
         for file in wheel.install(&scheme).map_err(failed)?.files {

@@ -18,7 +18,7 @@ use crate::observe::Event;
 use crate::parallel::in_parallel;
 use crate::registry::{Demand, Supply};
 use crate::remote::{
-    Answer, Delivered, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, RemoteSpec, SigningKey,
+    Answer, Delivered, Job, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, RemoteSpec, SigningKey,
     TRANSFERS, image_name, latest_name, layers_name, parts_name,
 };
 
@@ -63,10 +63,15 @@ pub(super) fn warm(
     platform: Platform,
     beside: &dyn Beside<'_>,
 ) -> Result<Option<Blob>, Failure> {
-    let asked = bench.elsewhere.ask(&latest_name(name, platform, bench.compression), bench.observer);
+    let asked = bench.elsewhere.ask(&last_of(bench, name, platform), bench.observer);
     let Some(payload) = asked else { return Ok(None) };
     tell_last(beside, name, platform, &payload)?;
     Ok(payload.bundle)
+}
+
+/// The name of the document of an image's last build.
+fn last_of(bench: &Bench<'_>, name: &str, platform: Platform) -> String {
+    latest_name(&bench.project.plan.catalogue, name, platform, bench.compression)
 }
 
 /// Says what an image was delivered as when it was built elsewhere, if that is known.
@@ -84,14 +89,13 @@ pub(super) fn unpack(bench: &Bench<'_>, bundle: &Blob) -> Result<(), Failure> {
         return Ok(());
     }
     // An index that is missing in a bundle, and a bundle that is none, cost a conversion.
-    let parts = bench.store.read(&bundle.digest)?.and_then(|packed| Parts::unpack(&packed)).unwrap_or_default();
+    let parts = bench.elsewhere.unpack(bundle, bench.store)?;
     let wanted: BTreeSet<Digest> = parts.fragments.iter().map(|fragment| fragment.index).collect();
     for bytes in &parts.indexes {
         if wanted.contains(&Digest::of(bytes)) {
             bench.store.put(bytes)?;
         }
     }
-    bench.elsewhere.learn_parts(&parts, &bundle.digest);
     Ok(())
 }
 
@@ -114,14 +118,14 @@ pub(super) fn give_up(bench: &Bench<'_>) {
     bench.elsewhere.forget();
 }
 
-/// Layers of images that are not here.
+/// Layers of images that are not here, and that a cache has told of: it may have failed since.
 fn missing(bench: &Bench<'_>, built: &[Built]) -> Result<Vec<Digest>, Failure> {
     let mut missing = BTreeSet::new();
     if bench.elsewhere.is_empty() {
         return Ok(Vec::new());
     }
     for (digest, size) in built.iter().flat_map(|it| &it.image.layers) {
-        if bench.store.has(digest)? != Some(*size) && bench.elsewhere.holds(digest) {
+        if bench.store.has(digest)? != Some(*size) && bench.elsewhere.was_told_of(digest) {
             missing.insert(*digest);
         }
     }
@@ -165,30 +169,30 @@ pub(super) struct Made<'a> {
     pub record: &'a ImageRecord,
 }
 
+/// What caches that are written to will be told of an image, once it is known what it is delivered as.
+pub(super) struct Told {
+    payload: Payload,
+    /// The names that keep what it leads to.
+    needs: Vec<String>,
+}
+
 /// Hands the layers of an image that was built here to the caches that are written to, and what they are made of; gives what is to be
-/// told of it once it is known what it is delivered as.
-pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) -> Result<Option<Payload>, Failure> {
+/// told of it. What is not here is brought where it is missing.
+pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) -> Result<Option<Told>, Failure> {
     let Some(targets) = bench.targets else { return Ok(None) };
-    let mut bundle = made.cut.and_then(|cut| bench.elsewhere.bundle(&cut.key));
-    if !made.walked.is_on_foundation() {
-        bundle = publish_parts(bench, targets, engine.fragments_of(made.resolved, made.walked))?;
-    } else if !targets.places.iter().all(|place| bench.elsewhere.reads(&place.to_string())) {
-        // Layers that were not made here are not in every cache that is written to.
-        for layer in &made.record.layers {
-            let is_here = bench.store.has(&layer.digest)? == Some(layer.size);
-            if !is_here && !bench.elsewhere.bring(&layer.digest, bench.store, bench.observer) {
-                return Ok(None);
-            }
-        }
-    }
+    let bundle = match made.walked.is_on_foundation() {
+        true => made.cut.and_then(|cut| bench.elsewhere.bundle(&cut.key)).inspect(|bundle| {
+            targets.publisher.publish_in_turn(Job::KeepBundle(*bundle));
+        }),
+        false => publish_parts(bench, targets, engine.fragments_of(made.resolved, made.walked))?,
+    };
     let foundation = made.cut.zip(made.walked.below.as_ref()).map(|(cut, below)| KnownFoundation {
         key: cut.key,
         layers: cut.at,
         below: below.clone(),
     });
-    let names = vec![image_name(made.key), latest_name(made.name, made.platform, bench.compression)];
     let payload = Payload {
-        names,
+        names: vec![image_name(made.key), last_of(bench, made.name, made.platform)],
         image: made.record.clone(),
         layers: made.walked.jobs.iter().map(|job| KnownLayer { key: job.key, ran: job.ran.clone() }).collect(),
         foundation,
@@ -197,18 +201,20 @@ pub(super) fn publish(bench: &Bench<'_>, engine: &Local<'_>, made: &Made<'_>) ->
     };
     let blobs: BTreeSet<(Digest, u64)> = made.record.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
     let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
-    targets.publisher.publish_in_turn(vec![layers_name(made.key)], Vec::new(), blobs);
-    Ok(Some(payload))
+    let name = layers_name(made.key);
+    let needs = bundle.iter().map(|bundle| parts_name(&bundle.digest)).chain([name.clone()]).collect();
+    targets.publisher.publish_in_turn(Job::Keep { name, blobs });
+    Ok(Some(Told { payload, needs }))
 }
 
 /// Tells the caches that are written to of an image, and what it is delivered as: that leads to what was sent before, so it comes
 /// last, and who reads it need not read the list of that.
-pub(super) fn tell(bench: &Bench<'_>, mut payload: Payload, delivered: Delivered) {
+pub(super) fn tell(bench: &Bench<'_>, Told { mut payload, needs }: Told, delivered: Delivered) {
     let Some(targets) = bench.targets else { return };
     payload.delivered = Some(delivered);
     let names = payload.names.clone();
     match Answer::write_short(payload, targets.key.as_ref()) {
-        Some(document) => targets.publisher.publish_in_turn(names, document, Vec::new()),
+        Some(document) => targets.publisher.publish_in_turn(Job::Tell { names, document, needs }),
         None => bench
             .observer
             .on(Event::Note("what is known of an image is too long for a cache elsewhere, which is not told of it")),
@@ -235,8 +241,8 @@ fn publish_parts(
     parts.indexes = indexes.into_values().collect();
     let Some(bundle) = parts.pack() else { return Ok(None) };
     let bundle = bench.store.put(&bundle)?;
-    blobs.insert((bundle.digest, bundle.size));
-    let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
-    targets.publisher.publish(vec![parts_name(&bundle.digest)], Vec::new(), blobs);
+    // Who finds it where it is written in order finds its fragments.
+    let blobs = blobs.into_iter().map(|(digest, size)| Blob { digest, size }).chain([bundle]).collect();
+    targets.publisher.publish(Job::Keep { name: parts_name(&bundle.digest), blobs });
     Ok(Some(bundle))
 }

@@ -1,14 +1,16 @@
 //! OCI image layouts (image-layout.md): updated blob by blob, visible at once when `index.json` is renamed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use cache::Store;
+use cache::{CacheError, Copied, Store};
 use layers::Digest;
+use rustix::fs::ioctl_ficlone;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{NamedImage, Output, OutputError, UNFINISHED};
 use crate::failpoint::Kept;
@@ -82,28 +84,40 @@ impl Layout {
         Some(found)
     }
 
-    /// Puts a blob in place: as a reflink, else a copy made by the kernel; a read-only hard link where the disk is full.
+    /// Puts a blob in place: as a reflink, else a copy; a read-only hard link where the disk is full. What is put is hashed, so that rot
+    /// in the cache stays there.
     fn put(&self, digest: &Digest, size: u64, store: &Store) -> Result<(), OutputError> {
         let (to, from) = (self.blob(digest), store.blob_path(digest));
-        if store.has(digest)? != Some(size) {
+        let Some(file) = store.open(digest)? else { return Err(OutputError::Lost(*digest)) };
+        if file.metadata().map_err(CacheError::at(&from))?.len() != size {
             return Err(OutputError::Lost(*digest));
-        }
-        // The kernel copies without showing the bytes: they are read once more, so that rot in the cache stays there.
-        if !store.verify(digest)? {
-            return Err(OutputError::Damaged(*digest));
         }
         let name = format!("{UNFINISHED}{}.{}", digest.hex(), std::process::id());
         let temporary = self.path.join("blobs/sha256").join(name);
         let _ = fs::remove_file(&temporary);
-        let copied = reflink_copy::reflink(&from, &temporary).or_else(|_| fs::copy(&from, &temporary).map(drop));
-        if let Err(error) = copied {
+        let mut file = Copied::from(file);
+        let put = copied(&mut file, &temporary).or_else(|error| {
             let _ = fs::remove_file(&temporary);
             // A link needs no room. Where bytes cannot be read or written for another reason, it would only hide that.
             let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-            if !full || fs::hard_link(&from, &temporary).is_err() {
+            match full && fs::hard_link(&from, &temporary).is_ok() {
+                true => hashed(&mut File::open(&temporary)?, &mut io::sink()),
+                false => Err(error),
+            }
+        });
+        let put = match put {
+            // What the disk does not give back.
+            Err(error) if file.failed() && cache::fails(&error) => None,
+            Err(error) => {
                 let said = format!("{error}, copying `{}`", from.display());
                 return Err(self.io(&to)(io::Error::new(error.kind(), said)));
             }
+            Ok(found) => Some(found),
+        };
+        if put != Some(*digest) {
+            let _ = fs::remove_file(&temporary);
+            store.verify(digest)?;
+            return Err(OutputError::Damaged(*digest));
         }
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o444)).map_err(self.io(&to))?;
         Kept::LayoutBlobWritten.reach();
@@ -125,6 +139,32 @@ impl Layout {
         file.persist(&path).map_err(|error| OutputError::Io { path, source: error.error })?;
         Kept::LayoutDocumentSettled.reach();
         Ok(())
+    }
+}
+
+/// Makes a file of what is read, as a reflink where the file system has them; gives the digest of what is in it.
+fn copied(from: &mut Copied<File>, to: &Path) -> io::Result<Digest> {
+    let mut out = File::options().read(true).write(true).create_new(true).open(to)?;
+    match ioctl_ficlone(&out, from.inner()) {
+        Ok(()) => hashed(&mut out, &mut io::sink()),
+        Err(_) => hashed(from, &mut out),
+    }
+}
+
+/// Copies, and gives the digest of what came.
+fn hashed(from: &mut dyn io::Read, to: &mut dyn io::Write) -> io::Result<Digest> {
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
+            Ok(count) => {
+                hasher.update(&piece[..count]);
+                to.write_all(&piece[..count])?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

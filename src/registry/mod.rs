@@ -49,4 +49,4 @@ pub use push::{Act, Planned, Pushed};
 pub use reference::{DOCKER_HUB, InvalidReference, Reference, Repository, TagRequest, is_host, is_tag};
 pub use referrers::fallback_tag;
 pub use remote::Registries;
-pub use supply::{Bundle, Delivery, Demand, Supply};
+pub use supply::{Bundle, Delivery, Demand, Supply, open_regular};

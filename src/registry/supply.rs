@@ -1,7 +1,9 @@
 //! What is pushed, and where its bytes come from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -94,6 +96,16 @@ impl Bundle {
     }
 }
 
+/// Opens a file that others may have put there: a pipe would keep who opens it waiting for ever.
+pub fn open_regular(path: &Path) -> std::io::Result<File> {
+    let waits_not = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(waits_not).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::other("it is no regular file")),
+    }
+}
+
 impl Supply {
     /// The configurations of built images, beside the cache.
     pub fn of(images: &[NamedImage], store: &Store) -> Supply {
@@ -166,7 +178,7 @@ impl Supply {
 
     pub(super) fn open(&self, descriptor: &Descriptor) -> Result<Option<Source>, RegistryError> {
         let (digest, size) = (descriptor.digest, descriptor.size);
-        let file = |path: PathBuf, file: std::fs::File| {
+        let file = |path: PathBuf, file: File| {
             let found = file.metadata().map_err(|source| RegistryError::File { path, source })?.len();
             match found == size {
                 true => Ok(Some(Source { digest, size, content: Content::File(Arc::new(file)) })),
@@ -177,7 +189,7 @@ impl Supply {
             return Ok(Some(Source { digest, size: bytes.len() as u64, content: Content::Bytes(bytes.clone()) }));
         }
         if let Some(path) = self.files.get(&digest) {
-            let opened = std::fs::File::open(path);
+            let opened = open_regular(path);
             return file(path.clone(), opened.map_err(|source| RegistryError::File { path: path.clone(), source })?);
         }
         if let (Some(store), Some(sha256)) = (&self.store, digest.sha256())

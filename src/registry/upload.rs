@@ -120,7 +120,7 @@ impl Client {
     }
 
     /// Whether a repository has a blob, asked in its turn and with the right to push.
-    pub(super) async fn lies_in(&self, repository: &Repository, digest: &AnyDigest) -> Result<bool, RegistryError> {
+    pub async fn lies_in(&self, repository: &Repository, digest: &AnyDigest) -> Result<bool, RegistryError> {
         let _permit = self.requests.acquire().await;
         self.has_blob(repository, digest, &push_scope(repository)).await
     }

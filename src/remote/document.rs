@@ -35,19 +35,29 @@ const LARGEST_BUNDLE: u64 = 256 << 20;
 
 const MAGIC: &str = "imgbuild-cache 2\n";
 
+/// What documents of all versions begin with.
+const ANY_MAGIC: &str = "imgbuild-cache ";
+
+/// The version of [`MAGIC`], in names: versions that share a cache do not overwrite each other's documents.
+const VERSION: u32 = 2;
+
 /// The largest document that is read or written, bytes: registries take manifests of 4 MiB.
 pub const LARGEST: usize = 4 << 20;
 
 /// The name of the document of an image's key.
 pub fn image_name(key: &Key) -> String {
-    format!("image-{}", key.0.hex())
+    format!("image-{VERSION}-{}", key.0.hex())
 }
 
-/// The name of the document of the last build of an image, whatever its key.
-pub fn latest_name(image: &str, platform: Platform, compression: Compression) -> String {
-    let mut hasher = KeyHasher::new("latest-elsewhere", 1);
-    hasher.field("image", image).field("platform", platform).field("compression", compression);
-    format!("latest-{}", hasher.finish().0.0.hex())
+/// The name of the document of the last build of an image of a catalogue, whatever its key.
+pub fn latest_name(catalogue: &str, image: &str, platform: Platform, compression: Compression) -> String {
+    let mut hasher = KeyHasher::new("latest-elsewhere", 2);
+    hasher
+        .field("catalogue", catalogue)
+        .field("image", image)
+        .field("platform", platform)
+        .field("compression", compression);
+    format!("latest-{VERSION}-{}", hasher.finish().0.0.hex())
 }
 
 /// The name that the layers of an image are kept by.
@@ -196,13 +206,20 @@ impl Answer {
         })
     }
 
+    /// Whether this is a document of another version, of which nothing is known.
+    pub fn is_of_another_version(bytes: &[u8]) -> bool {
+        let number = bytes.strip_prefix(ANY_MAGIC.as_bytes()).and_then(|rest| rest.split(|byte| *byte == b'\n').next());
+        number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+            && !bytes.starts_with(MAGIC.as_bytes())
+    }
+
     /// Reads a document that was found under `name`; a signature counts if it is by one of `keys`.
     pub fn read(bytes: &[u8], name: &str, keys: &[PublicKey]) -> Result<(Payload, Believed), String> {
         let wrong = |why: &str| format!("its document `{name}` {why}");
         if bytes.len() > LARGEST {
             return Err(wrong("is too large"));
         }
-        let body = bytes.strip_prefix(MAGIC.as_bytes()).ok_or_else(|| wrong("is of another version"))?;
+        let body = bytes.strip_prefix(MAGIC.as_bytes()).ok_or_else(|| wrong("is none of imgbuild's"))?;
         let end = body.iter().position(|&byte| byte == b'\n').ok_or_else(|| wrong("is cut"))?;
         let (signed, signatures) = bytes.split_at(MAGIC.len() + end + 1);
         let is_by = |line: &str| {

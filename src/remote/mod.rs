@@ -18,6 +18,7 @@ mod publish;
 mod registry;
 mod s3;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -31,7 +32,7 @@ pub use document::{
     Answer, Believed, Delivered, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, PublicKey, Remembered,
     SigningKey, image_name, latest_name, layers_name, parts_name,
 };
-pub use publish::Publisher;
+pub use publish::{Job, Publisher};
 pub use registry::Artifacts;
 pub use s3::{BucketPlace, Objects, S3Settings};
 
@@ -83,6 +84,9 @@ pub trait Remote: Send + Sync {
 
     /// Brings a blob into the store, verified by its digest and length.
     fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError>;
+
+    /// Whether it has a blob, without reading it.
+    fn has(&self, blob: &Blob) -> Result<bool, RemoteError>;
 
     /// Where a blob of it lies, for who can take it from there without bringing it first.
     fn place(&self, digest: &layers::Digest) -> Place;
@@ -184,6 +188,8 @@ struct Found {
     failed: Vec<bool>,
     /// What is still to be said about them.
     troubles: Vec<String>,
+    /// Blobs that one of them did not give.
+    unfinished: BTreeSet<layers::Digest>,
 }
 
 /// Keeps warnings.
@@ -228,6 +234,10 @@ impl Sources {
                     continue;
                 }
             };
+            // Another imgbuild, which has no use for ours either.
+            if Answer::is_of_another_version(&bytes) {
+                continue;
+            }
             match Answer::read(&bytes, name, &self.keys) {
                 Ok((payload, Believed::Signed)) => return Some(self.learn(payload, at)),
                 Ok((payload, Believed::Unsigned)) if source.trusted => return Some(self.learn(payload, at)),
@@ -275,23 +285,31 @@ impl Sources {
         self.found().remembered.foundation(key).and_then(|(_, bundle)| *bundle)
     }
 
-    /// Takes in a bundle that was brought.
-    pub fn learn_parts(&self, parts: &Parts, bundle: &layers::Digest) {
+    /// Reads a bundle that was brought, and takes in what it tells. One that is none tells nothing.
+    pub fn unpack(&self, bundle: &Blob, store: &Store) -> Result<Parts, cache::CacheError> {
+        let parts = store.read(&bundle.digest)?.and_then(|packed| Parts::unpack(&packed)).unwrap_or_default();
         let mut found = self.found();
-        let holders = found.remembered.holders(bundle);
-        found.remembered.learn_parts(parts, &holders);
+        let holders = found.remembered.holders(&bundle.digest);
+        found.remembered.learn_parts(&parts, &holders);
+        Ok(parts)
     }
 
-    /// Whether a cache is read from, and has not failed yet; `label` is as it was written.
-    pub fn reads(&self, label: &str) -> bool {
+    /// Whether this cache itself, as it was written, has said that it holds the blob, and has not failed since.
+    pub fn was_told_by(&self, label: &str, digest: &layers::Digest) -> bool {
         let found = self.found();
-        self.sources.iter().zip(&found.failed).any(|(source, failed)| source.label == label && !failed)
+        let is_it = |at: &usize| !found.failed[*at] && self.sources[*at].label == label;
+        found.remembered.holders(digest).iter().any(is_it)
     }
 
     /// Whether a cache that still serves has said that it holds the blob.
     pub fn holds(&self, digest: &layers::Digest) -> bool {
         let found = self.found();
         found.remembered.holders(digest).iter().any(|at| !found.failed[*at])
+    }
+
+    /// Whether some cache has said that it holds the blob, also one that failed since.
+    pub fn was_told_of(&self, digest: &layers::Digest) -> bool {
+        self.found().remembered.size(digest).is_some()
     }
 
     /// Brings a blob that a cache has told of into the store. `false`: no cache has it, or none gave it.
@@ -310,10 +328,18 @@ impl Sources {
             }
             match self.sources[at].remote.fetch(&Blob { digest: *digest, size }, store) {
                 Ok(()) => return true,
-                Err(error) => self.fail(at, &error.to_string(), observer),
+                Err(error) => {
+                    self.found().unfinished.insert(*digest);
+                    self.fail(at, &error.to_string(), observer);
+                }
             }
         }
         false
+    }
+
+    /// Removes what came of blobs that could not be had, and that nobody will go on with.
+    pub fn tidy(&self, store: &Store) -> Result<(), cache::CacheError> {
+        std::mem::take(&mut self.found().unfinished).iter().try_for_each(|digest| store.tidy_download(digest))
     }
 
     /// As [`bring`](Sources::bring), where nobody hears what went wrong: [`Sources::troubles`] tells it later.

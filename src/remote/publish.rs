@@ -1,18 +1,35 @@
 //! What goes out while the build goes on.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use cache::{Blob, Store};
 
-use super::{Remote, RemoteError};
+use super::{Remote, RemoteError, Sources, TRANSFERS, parts_name};
+use crate::parallel::in_parallel;
 
-/// A document on its way.
-struct Job {
-    names: Vec<String>,
-    document: Vec<u8>,
-    blobs: Vec<Blob>,
+/// What a cache is to be sent.
+pub enum Job {
+    /// Blobs, and a name that keeps them.
+    Keep {
+        /// The name.
+        name: String,
+        /// The blobs. Those that are neither here nor there are brought from another cache.
+        blobs: Vec<Blob>,
+    },
+    /// A bundle that was not made here, and its fragments, where they are not there.
+    KeepBundle(Blob),
+    /// A document, unless something that it leads to did not arrive.
+    Tell {
+        /// Its names.
+        names: Vec<String>,
+        /// Its bytes.
+        document: Vec<u8>,
+        /// The names that keep what it leads to, handed over before.
+        needs: Vec<String>,
+    },
 }
 
 /// Sends documents and their blobs to caches elsewhere, one after another, on a thread of its own.
@@ -23,24 +40,34 @@ pub struct Publisher {
     thread: JoinHandle<Vec<String>>,
 }
 
+/// A cache that is written to.
+struct Target {
+    /// As people know it.
+    label: String,
+    remote: Arc<dyn Remote>,
+    /// Names of what did not arrive.
+    lacking: BTreeSet<String>,
+}
+
 impl Publisher {
-    /// Starts; `targets` are caches with the names that people know them by.
-    pub fn start(targets: Vec<(String, Arc<dyn Remote>)>, store: Store) -> Publisher {
+    /// Starts; `targets` are caches with the names that people know them by, and `elsewhere` those that are read from.
+    pub fn start(targets: Vec<(String, Arc<dyn Remote>)>, store: Store, elsewhere: Arc<Sources>) -> Publisher {
         let (jobs, wanted) = channel::<Job>();
+        let new = |(label, remote)| Target { label, remote, lacking: BTreeSet::new() };
+        let mut targets: Vec<Target> = targets.into_iter().map(new).collect();
         let thread = std::thread::spawn(move || {
             let mut troubles = Vec::new();
-            let mut targets = targets;
             for job in wanted {
                 // A cache that failed is left alone: the next document would wait for the same trouble. What rotted here, or went, is
                 // none of its faults, and the next one may be whole.
-                targets.retain(|(label, remote)| match remote.publish(&job.names, &job.document, &job.blobs, &store) {
+                targets.retain_mut(|target| match target.send(&job, &store, &elsewhere) {
                     Ok(()) => true,
                     Err(error @ (RemoteError::RottedHere(_) | RemoteError::Gone(_))) => {
-                        troubles.push(format!("the cache `{label}` was not told of an image: {error}"));
+                        troubles.push(format!("the cache `{}` was not told of an image: {error}", target.label));
                         true
                     }
                     Err(error) => {
-                        troubles.push(format!("the cache `{label}` was not written: {error}"));
+                        troubles.push(format!("the cache `{}` was not written: {error}", target.label));
                         false
                     }
                 });
@@ -50,18 +77,17 @@ impl Publisher {
         Publisher { jobs, held: Mutex::default(), thread }
     }
 
-    /// Hands over a document and the blobs that are kept by it. Those that were handed over before are there by then, or it is
-    /// not sent.
-    pub fn publish(&self, names: Vec<String>, document: Vec<u8>, blobs: Vec<Blob>) {
+    /// Hands something over; it goes after what was handed over before.
+    pub fn publish(&self, job: Job) {
         // The other side is there until `finish`.
-        let _ = self.jobs.send(Job { names, document, blobs });
+        let _ = self.jobs.send(job);
     }
 
     /// As [`publish`](Publisher::publish), but not before [`release`](Publisher::release) after [`hold`](Publisher::hold).
-    pub fn publish_in_turn(&self, names: Vec<String>, document: Vec<u8>, blobs: Vec<Blob>) {
+    pub fn publish_in_turn(&self, job: Job) {
         match &mut *self.held() {
-            Some(held) => held.push(Job { names, document, blobs }),
-            None => self.publish(names, document, blobs),
+            Some(held) => held.push(job),
+            None => self.publish(job),
         }
     }
 
@@ -72,8 +98,8 @@ impl Publisher {
 
     /// What waits goes, and nothing waits any more.
     pub fn release(&self) {
-        for Job { names, document, blobs } in self.held().take().unwrap_or_default() {
-            self.publish(names, document, blobs);
+        for job in self.held().take().unwrap_or_default() {
+            self.publish(job);
         }
     }
 
@@ -86,5 +112,56 @@ impl Publisher {
         self.release();
         drop(self.jobs);
         self.thread.join().unwrap_or_else(|_| vec!["a cache was not written: its thread ended".into()])
+    }
+}
+
+impl Target {
+    fn send(&mut self, job: &Job, store: &Store, elsewhere: &Sources) -> Result<(), RemoteError> {
+        let (name, sent) = match job {
+            Job::Keep { name, blobs } => (name.clone(), self.keep(name, blobs, store, elsewhere)),
+            Job::KeepBundle(bundle) => {
+                let name = parts_name(&bundle.digest);
+                let sent = self.keep_bundle(&name, bundle, store, elsewhere);
+                (name, sent)
+            }
+            // Why something is lacking has been said.
+            Job::Tell { needs, .. } if needs.iter().any(|name| self.lacking.contains(name)) => return Ok(()),
+            Job::Tell { names, document, .. } => return self.remote.publish(names, document, &[], store),
+        };
+        match &sent {
+            Ok(()) => self.lacking.remove(&name),
+            Err(_) => self.lacking.insert(name),
+        };
+        sent
+    }
+
+    /// Whether it has a blob. It is not asked where it has said so itself.
+    fn has(&self, blob: &Blob, elsewhere: &Sources) -> Result<bool, RemoteError> {
+        Ok(elsewhere.was_told_by(&self.label, &blob.digest) || self.remote.has(blob)?)
+    }
+
+    fn keep(&self, name: &str, blobs: &[Blob], store: &Store, elsewhere: &Sources) -> Result<(), RemoteError> {
+        in_parallel(TRANSFERS, blobs, |blob| {
+            let is_there = store.has(&blob.digest)? == Some(blob.size)
+                || self.has(blob, elsewhere)?
+                || elsewhere.bring_in_silence(&blob.digest, store);
+            if is_there { Ok(()) } else { Err(RemoteError::Gone(blob.digest)) }
+        })?;
+        self.remote.publish(&[name.to_owned()], &[], blobs, store)
+    }
+
+    fn keep_bundle(&self, name: &str, bundle: &Blob, store: &Store, elsewhere: &Sources) -> Result<(), RemoteError> {
+        if self.has(bundle, elsewhere)? {
+            return Ok(());
+        }
+        if !elsewhere.bring_in_silence(&bundle.digest, store) {
+            return Err(RemoteError::Gone(bundle.digest));
+        }
+        let parts = elsewhere.unpack(bundle, store)?;
+        // Where it is, its fragments are: it goes last.
+        let fragments: BTreeSet<_> = parts.fragments.iter().map(|it| (it.blob.digest, it.blob.size)).collect();
+        let fragments: Vec<Blob> = fragments.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
+        self.keep(name, &fragments, store, elsewhere)?;
+        self.keep(name, &[&fragments[..], &[*bundle]].concat(), store, elsewhere)
     }
 }

@@ -21,7 +21,9 @@ use super::{Place, Remote, RemoteError};
 use crate::fetch::{Watch, with_last};
 use crate::observe::Silent;
 use crate::registry::document::{Descriptor, Document};
-use crate::registry::{Bundle, ClientConfig, Delivery, Patience, Registries, RegistryError, Repository, Supply};
+use crate::registry::{
+    AnyDigest, Bundle, ClientConfig, Delivery, Patience, Registries, RegistryError, Repository, Supply,
+};
 
 const ARTIFACT: &str = "application/vnd.imgbuild.cache.v1";
 const BLOB: &str = "application/vnd.imgbuild.cache.blob.v1";
@@ -105,6 +107,12 @@ impl Remote for Artifacts {
         Ok(self.wait(&format!("read blob {}", blob.digest), blob.size, read)?)
     }
 
+    fn has(&self, blob: &Blob) -> Result<bool, RemoteError> {
+        let digest = blob.digest.into();
+        let look = self.registries.client().lies_in(&self.repository, &digest);
+        Ok(self.wait(&format!("look for blob {}", blob.digest), 0, look)?)
+    }
+
     fn place(&self, _: &Digest) -> Place {
         Place::Repository(self.repository.clone())
     }
@@ -118,7 +126,12 @@ impl Remote for Artifacts {
         let deliveries = [delivery];
         let push = self.registries.client().push(&deliveries, &supply, &Silent);
         let bytes = blobs.iter().map(|blob| blob.size).sum();
-        self.wait(&format!("write {}", names.join(" and ")), bytes, push)?;
-        Ok(())
+        match self.wait(&format!("write {}", names.join(" and ")), bytes, push) {
+            Ok(_) => Ok(()),
+            // None of the registry's faults.
+            Err(RegistryError::Lost(AnyDigest::Sha256(digest))) => Err(RemoteError::Gone(digest)),
+            Err(RegistryError::Damaged(AnyDigest::Sha256(digest))) => Err(RemoteError::RottedHere(digest)),
+            Err(error) => Err(error.into()),
+        }
     }
 }

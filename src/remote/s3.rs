@@ -1,7 +1,7 @@
 //! A cache in a bucket of an S3 service.
 //!
 //! ```text
-//! PREFIX/imgbuild-cache-v1/names/image-0123...      a document
+//! PREFIX/imgbuild-cache-v1/names/image-2-0123...    a document
 //! PREFIX/imgbuild-cache-v1/blobs/ab/abcdef...       a blob by its SHA-256
 //! ```
 //!
@@ -201,14 +201,13 @@ impl Objects {
     }
 
     fn send(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
-        let object = self.blob(&blob.digest);
-        let head = self.bucket.head_object(self.credentials.as_ref(), &object).sign(VALID);
-        if self.length(&head).map_err(|error| self.explained(error))? == Some(blob.size) {
+        if self.has(blob)? {
             return Ok(());
         }
+        let object = self.blob(&blob.digest);
         if blob.size > LARGEST_PUT {
             let why = format!("{} has {} bytes, more than a bucket takes at once", blob.digest, blob.size);
-            return Err(FetchError::Request { url: shown(&head), why }.into());
+            return Err(FetchError::Request { url: shown(&self.get(&object)), why }.into());
         }
         let file = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
         let part = Part { file: Arc::new(file), digest: blob.digest.into(), size: blob.size, start: 0, end: blob.size };
@@ -254,6 +253,11 @@ impl Remote for Objects {
         };
         self.http.download(&wanted, store, &Silent).map_err(|error| self.explained(error))?;
         Ok(())
+    }
+
+    fn has(&self, blob: &Blob) -> Result<bool, RemoteError> {
+        let head = self.bucket.head_object(self.credentials.as_ref(), &self.blob(&blob.digest)).sign(VALID);
+        Ok(self.length(&head).map_err(|error| self.explained(error))? == Some(blob.size))
     }
 
     fn place(&self, _: &Digest) -> Place {

@@ -36,7 +36,7 @@ impl Project {
     }
 
     /// A machine with an empty cache and the files of another.
-    fn machine_like(&self, other: &Machine<'_>) -> Machine<'_> {
+    pub(crate) fn machine_like(&self, other: &Machine<'_>) -> Machine<'_> {
         let machine = self.machine();
         let from = other.sandbox.work();
         for folder in ["src", "more"] {

@@ -111,13 +111,13 @@ fn reads(is_bucket: bool, kind: &str) -> Vec<Fault> {
     // That there is no document is no news.
     let missing = if kind == "GET blobs" { Says(&["answered 404", "has no blob"]) } else { Any };
     let other = match (is_bucket, kind) {
-        (true, "GET image" | "GET latest") => Says(&["is of another version"]),
+        (true, "GET image" | "GET latest") => Says(&["is none of imgbuild's"]),
         _ => Says(&["hash to something else", "its digest is"]),
     };
     let length = |length: &str| Act::Headers(vec![("Content-Length", length.into())]);
     // A blob goes on where it broke, for as long as there is patience.
     let broken =
-        Says(&["broke", "ended after", "something else", "is cut", "is of another version", "`cache.patience`"]);
+        Says(&["broke", "ended after", "something else", "is cut", "is none of imgbuild's", "`cache.patience`"]);
     // A blob is whole before the connection is given up, and a document is not.
     let endless = if kind == "GET blobs" { SaysOrServes } else { GIVEN_UP };
     let mut faults = answers(is_bucket);
@@ -371,5 +371,19 @@ fn is_pushed_without(caches: impl IntoIterator<Item = Elsewhere>, folder: &Path,
             let place = elsewhere.store.trim_start_matches("dir:");
             assert!(said.contains("warning") && said.contains(place) && said.contains("made here"), "{said}");
         }
+    }
+}
+
+#[test]
+fn of_a_blob_that_is_made_here_in_the_end_no_part_is_kept() {
+    let (project, elsewhere) = (Project::new(), Elsewhere::repository());
+    project.machine().build(&["--cache-to", &elsewhere.store], &elsewhere.settings(&[]));
+    for act in [Act::Cut(7), Act::Garble, Act::Answer(Response::error(404, "BLOB_UNKNOWN", "no"))] {
+        elsewhere.server.fail_if(|request| kind(&request.line()) == "GET blobs", 0, usize::MAX, act.clone());
+        let machine = project.machine();
+        let (_, said, asked) = machine.build(&["--cache-from", &elsewhere.store], &elsewhere.trusting());
+        assert!(asked > 0 && said.contains("is passed over"), "{said}");
+        assert_eq!(files_below(&machine.sandbox.cache().join("partial-v1")), [""; 0].map(std::path::PathBuf::from));
+        elsewhere.server.heal();
     }
 }

@@ -1,7 +1,7 @@
 //! A file system that fails as it is told to: a folder behind FUSE (version 7.31 of its protocol, `linux/fuse.h`), served by a
 //! thread of the test.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -21,6 +21,9 @@ use rustix::mount::{MountFlags, mount};
 
 /// What is asked of the file system: a name of the operation, and the path below its root.
 type Rule = Box<dyn FnMut(&str, &Path) -> Option<Errno> + Send>;
+
+/// Where a rule gives this, nothing is answered before whoever asks is ended.
+pub const SILENCE: Errno = Errno::INPROGRESS;
 
 /// A mounted file system over a folder; unmounted at the end.
 pub struct Faulty {
@@ -133,6 +136,7 @@ fn attributes(of: &fs::Metadata) -> Vec<u8> {
 impl Served {
     fn run(&mut self, mut device: File) {
         let mut buffer = vec![0; 1 << 20];
+        let mut unanswered = HashSet::new();
         loop {
             let length = match device.read(&mut buffer) {
                 Ok(length) => length,
@@ -143,13 +147,28 @@ impl Served {
             let mut head = Body(&buffer[4..length]);
             let (opcode, unique, node) = (head.u32(), head.u64(), head.u64());
             let mut body = Body(&head.0[16..]);
-            // FORGET, BATCH_FORGET, INTERRUPT: no answer.
-            if matches!(opcode, 2 | 42 | 36) {
+            // FORGET, BATCH_FORGET: no answer.
+            if matches!(opcode, 2 | 42) {
                 continue;
             }
-            let (error, answer) = match self.answer(opcode, node, &mut body) {
-                Ok(answer) => (0, answer),
-                Err(error) => (error.raw_os_error().unwrap_or(5), Vec::new()),
+            let mut unique = unique;
+            let (error, answer) = match opcode {
+                // INTERRUPT: the end of what was not answered, else nothing.
+                36 => {
+                    unique = body.u64();
+                    if !unanswered.remove(&unique) {
+                        continue;
+                    }
+                    (Errno::INTR.raw_os_error(), Vec::new())
+                }
+                _ => match self.answer(opcode, node, &mut body) {
+                    Ok(answer) => (0, answer),
+                    Err(error) if error.raw_os_error() == Some(SILENCE.raw_os_error()) => {
+                        unanswered.insert(unique);
+                        continue;
+                    }
+                    Err(error) => (error.raw_os_error().unwrap_or(5), Vec::new()),
+                },
             };
             let mut reply = words(&[], &[16 + answer.len() as u32, (-error) as u32]);
             reply.extend(unique.to_le_bytes());

@@ -24,6 +24,7 @@ use serde::Serialize;
 pub(super) use self::make::Check;
 use super::key::{ImageKey, ImageRecord, Keys};
 use super::latest::remember_latest;
+use super::remote::Told;
 use super::supply::Mirrors;
 use super::{Bench, lock, wheels};
 use crate::config::ConfigError;
@@ -34,7 +35,7 @@ use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
 use crate::parallel::in_parallel;
-use crate::remote::{Delivered, Payload};
+use crate::remote::Delivered;
 
 /// What is to be built.
 #[derive(Debug, Clone)]
@@ -102,7 +103,7 @@ pub(super) struct Wanted<'a> {
     pub key: ImageKey,
     pub record: Option<ImageRecord>,
     /// What caches elsewhere will be told of it.
-    pub told: Option<Payload>,
+    pub told: Option<Told>,
 }
 
 /// Builds images; what a mirror no longer has is locked anew, unless the request is `locked`.
@@ -323,9 +324,9 @@ fn build_once<'b>(
         let image =
             finish::finish(bench, request, name, image, mine.into_iter().map(|(_, it)| it), created, all_cached)?;
         for (it, built) in wanted.iter_mut().filter(|it| it.name == *name).zip(&image.image.platforms) {
-            if let Some(payload) = it.told.take() {
+            if let Some(told) = it.told.take() {
                 let delivered = Delivered { top: image.image.top().digest, config: built.config.digest };
-                super::remote::tell(bench, payload, delivered);
+                super::remote::tell(bench, told, delivered);
             }
         }
         bench.observer.on(Event::ImageFinished { name, digest: image.image.top().digest, cached: all_cached });

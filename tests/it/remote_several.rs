@@ -1,0 +1,180 @@
+//! Several caches elsewhere, several projects and several versions: who is told of an image has its layers, and nobody is in another's way.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::registry::registry;
+use crate::remote::{Machine, Project, STORES, files_below};
+use crate::support::layout::Layout;
+
+/// The documents in a folder.
+fn documents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let names = folder.join("imgbuild-cache-v1/names");
+    let names = if names.exists() { files_below(&names) } else { Vec::new() }.into_iter();
+    names.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())).collect()
+}
+
+/// Each document in a folder names layers, and a bundle, that are there.
+#[track_caller]
+fn assert_told_truly(folder: &Path) {
+    for (name, document) in documents(folder) {
+        let payload: Value = serde_json::from_slice(document.split(|byte| *byte == b'\n').nth(1).unwrap()).unwrap();
+        let layers = payload["image"]["layers"].as_array().unwrap().iter();
+        for blob in layers.chain(payload.get("bundle").filter(|bundle| !bundle.is_null())) {
+            let hex = blob["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+            let path = folder.join("imgbuild-cache-v1/blobs").join(&hex[..2]).join(hex);
+            let length = fs::metadata(path).map_or(0, |found| found.len());
+            assert_eq!(Some(length), blob["size"].as_u64(), "{name} names {hex}");
+        }
+    }
+}
+
+/// Builds the image `one` alone: its digest, what was said, and how often the server was asked.
+fn one(project: &Project, machine: &Machine<'_>, words: &[&str], settings: &[(&str, &str)]) -> (String, String, usize) {
+    let before = project.server.asked().len();
+    let done = machine.run(&[&["build", "one", "--output", "oci:one"], words].concat(), settings);
+    let said = done.stderr.clone();
+    done.success();
+    let layout = Layout::open(&machine.sandbox.work().join("one"));
+    assert_eq!(layout.image("one")[0].faults(), [""; 0]);
+    (layout.names()["one"].clone(), said, project.server.asked().len() - before)
+}
+
+/// Puts a file where no layer has been asked about, so that what is remembered of those below is not enough.
+fn ask_anew(machine: &Machine<'_>) {
+    let place = machine.sandbox.work().join("plan.json");
+    let plan = fs::read_to_string(&place).unwrap();
+    let other = plan.replace("\"/more\"", "\"/srv/deep/more\"");
+    assert_ne!(plan, other);
+    fs::write(place, other).unwrap();
+}
+
+#[test]
+fn a_cache_is_told_of_an_image_with_its_layers_wherever_they_lie() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let registries = [registry(|_| {}), registry(|_| {})];
+    let dir = |at: usize, name: &str| format!("dir:{}/{name}", folders[at].path().display());
+    let repository = |at: usize, name: &str| format!("registry:{}/{name}", registries[at].host());
+    for (full, empty) in [
+        (dir(0, "one"), dir(1, "one")),
+        (dir(0, "two"), repository(1, "two")),
+        (repository(0, "three"), dir(1, "three")),
+        (repository(0, "four"), repository(1, "four")),
+    ] {
+        let project = Project::new();
+        let both = format!("{full} {empty}");
+        project.machine().build(&["--cache-to", &full], &[]);
+        let edited = project.machine();
+        edited.sandbox.write("src/main", "changed");
+        let right = project.machine_like(&edited).build(&[], &[]).0;
+        let words = ["--cache-from", &full, "--cache-from", &empty, "--cache-to", &full, "--cache-to", &empty];
+        let (found, said, asked) = edited.build(&words, &[(STORES, &both)]);
+        assert_eq!((&found, asked), (&right, 0), "{both}: {said}");
+        assert!(!said.contains("warning"), "{both}: {said}");
+        if let Some(folder) = empty.strip_prefix("dir:") {
+            assert!(documents(Path::new(folder)).len() == 2, "{both}");
+            assert_told_truly(Path::new(folder));
+        }
+        registries.iter().for_each(|registry| registry.assert_whole());
+        // Who has that one alone builds as if it had always been written to: the image, and what needs the fragments.
+        let (from, trust) = (["--cache-from", &empty], [(STORES, empty.as_str())]);
+        let again = project.machine_like(&edited);
+        let (found, said, asked) = one(&project, &again, &from, &trust);
+        assert_eq!((&found, asked), (&right["one"], 0), "{both}: {said}");
+        assert!(!said.contains("warning"), "{both}: {said}");
+        let [other, alone] = [project.machine_like(&edited), project.machine_like(&edited)];
+        ask_anew(&other);
+        ask_anew(&alone);
+        let (found, said, asked) = one(&project, &other, &from, &trust);
+        assert!(asked == 0 && !said.contains("warning"), "{both}: {said}");
+        assert_eq!(found, one(&project, &alone, &[], &[]).0, "{both}: {said}");
+    }
+}
+
+#[test]
+fn a_cache_that_a_layer_rotted_before_is_not_told_of_the_image() {
+    let project = Project::new();
+    let machine = project.machine();
+    let (registry, folder) = (registry(|_| {}), tempfile::tempdir().unwrap());
+    let store = format!("dir:{}", folder.path().display());
+    let tag = format!("{}/team/one:v1", registry.host());
+    machine.build(&[], &[]);
+    let lowest = Layout::open(&machine.sandbox.work().join("dist")).image("one")[0].layers[0].digest[7..].to_owned();
+    machine.run(&["push", "one", "--tag", &tag], &[]).success();
+    // The registry has it, so the push does not read it.
+    let place = machine.sandbox.cache().join("blobs-v1").join(&lowest[..2]).join(&lowest);
+    let mut bytes = fs::read(&place).unwrap();
+    bytes[100] ^= 1;
+    fs::remove_file(&place).unwrap();
+    fs::write(&place, bytes).unwrap();
+    machine.sandbox.write("src/main", "changed");
+    let words = ["push", "one", "--tag", &tag, "--cache-to", &store];
+    let said = machine.run(&words, &[]);
+    assert!(said.stderr.contains("was not told of an image"), "{}", said.stderr);
+    said.success();
+    assert_eq!(documents(folder.path()).len(), 0);
+    // Once it is whole, the cache is told.
+    fs::remove_file(&place).unwrap();
+    machine.sandbox.write("src/main", "changed again");
+    let said = machine.run(&words, &[]);
+    assert!(!said.stderr.contains("warning"), "{}", said.stderr);
+    said.success();
+    assert_eq!(documents(folder.path()).len(), 2);
+    assert_told_truly(folder.path());
+}
+
+#[test]
+fn a_document_of_another_version_counts_as_none() {
+    let project = Project::new();
+    let first = project.machine();
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("dir:{}", folder.path().display());
+    first.build(&["--cache-to", &store], &[]);
+    let names = folder.path().join("imgbuild-cache-v1/names");
+    let last = |document: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        for (name, bytes) in documents(folder.path()).into_iter().filter(|(name, _)| name.starts_with("latest-")) {
+            fs::write(names.join(name), document(bytes)).unwrap();
+        }
+    };
+    last(&|bytes| {
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        assert!(bytes.starts_with(b"imgbuild-cache "));
+        [b"imgbuild-cache 999", &bytes[end..]].concat()
+    });
+    // `two` is found and stays where it is until it is delivered; of `one` only the last build is known.
+    let edited = project.machine();
+    edited.sandbox.write("src/main", "changed");
+    let (found, said, asked) = edited.build(&["--cache-from", &store], &[(STORES, &store)]);
+    assert!(asked > 0 && !said.contains("warning") && !said.contains("made here"), "{said}");
+    let alone = project.machine_like(&edited);
+    assert_eq!(found, alone.build(&[], &[]).0);
+    // What makes no sense gives the cache up; what it has told before is made here, and nothing here was damaged.
+    last(&|_| b"something else\n".to_vec());
+    let edited = project.machine_like(&edited);
+    let (again, said, _) = edited.build(&["--cache-from", &store], &[(STORES, &store)]);
+    assert_eq!(found, again);
+    assert!(said.contains("is passed over") && said.contains("are made here"), "{said}");
+    assert!(!said.contains("damaged or gone"), "{said}");
+}
+
+#[test]
+fn projects_whose_images_have_one_name_do_not_hide_each_others_last_builds() {
+    let project = Project::new();
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("dir:{}", folder.path().display());
+    project.machine().build(&["--cache-to", &store], &[]);
+    let other = project.machine();
+    let place = other.sandbox.work().join("plan.json");
+    let plan = fs::read_to_string(&place).unwrap();
+    let mut plan: Value = serde_json::from_str(&plan.replace("\"/opt", "\"/usr")).unwrap();
+    plan["catalogue"] = "other".into();
+    fs::write(place, plan.to_string()).unwrap();
+    other.build(&["--cache-to", &store], &[]);
+    let edited = project.machine();
+    edited.sandbox.write("src/main", "changed");
+    let (_, said, asked) = edited.build(&["--cache-from", &store], &[(STORES, &store)]);
+    assert!(asked == 0 && !said.contains("warning"), "{said}");
+}
