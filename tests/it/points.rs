@@ -149,7 +149,7 @@ impl Stand {
         found.extend(
             list(cache)
                 .into_iter()
-                .filter(|it| !versioned(it) && !["CACHEDIR.TAG", "in-use.lock"].contains(&&*name(it))),
+                .filter(|it| !versioned(it) && !["CACHEDIR.TAG", "in-use.lock", "collect.lock"].contains(&&*name(it))),
         );
         let outputs = ["layout", "images.tar", "cache.tar"];
         found.extend(list(out.clone()).into_iter().filter(|it| !outputs.contains(&&*name(it))));
