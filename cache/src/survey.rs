@@ -91,7 +91,7 @@ enum Role {
 impl Role {
     fn of(kind: &str) -> Role {
         match kind {
-            "image" | "foundation" | "latest" | "stage" | "layer-listing" => Role::Holder,
+            "image" | "foundation" | "latest" | "left" | "stage" | "layer-listing" => Role::Holder,
             "registry-pushed" | "registry-holders" | "beginning" | "gate" | "imports" | "package-conflicts"
             | "wheel-collisions" | "took" => Role::Memo,
             // Layers, fragments of all kinds, what is known of one: `members`, say.

@@ -589,7 +589,7 @@ pub(super) fn gate_key(
     hasher.list("allow-missing", resolved.allow_missing.iter());
     // What its layers delete is in no fragment.
     if let Some(base) = base {
-        hasher.field("base", base);
+        hasher.field("base", base).field("base-version", base::VERSION);
     }
     hasher.field("fragments", linked);
     hasher.finish()
