@@ -1,7 +1,9 @@
 //! The last build of an image on this machine: what `explain` compares with, and what the next build is quicker with.
 //!
-//! Two records, as they change at different times: the key of the last build, which may have found its image, and what the
-//! last build that made layers left.
+//! Two records, as they change at different times: the keys of the last builds, which may have found their images, and what the
+//! last build that made layers of an image left. The keys of all images of a lock are together, as each build asks for them.
+
+use std::collections::BTreeMap;
 
 use layers::{Key, KeyHasher, Platform};
 use serde::{Deserialize, Serialize};
@@ -11,11 +13,8 @@ use crate::engine::exchange::Footprint;
 use crate::engine::local::LayerRecord;
 use crate::error::Failure;
 
-/// The key of the last build.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Latest {
-    key: Key,
-}
+/// The keys of the last builds, by image and platform.
+type Latest = BTreeMap<String, Key>;
 
 /// What the last build that made layers of an image here leaves to the next one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,22 +30,33 @@ pub(super) struct Left {
 
 /// The key of the last build of an image.
 pub(super) fn latest(bench: &Bench<'_>, image: &str, platform: Platform) -> Result<Option<Key>, Failure> {
-    Ok(found(bench, &named("latest", 2, bench, image, platform).0)?.map(|Latest { key }| key))
+    let all: Option<Latest> = found(bench, &named("latest", 2, bench).finish().0)?;
+    Ok(all.and_then(|all| all.get(&place(image, platform)).copied()))
 }
 
-/// Remembers which key an image was last built under: asked by every build, and written where it is another one.
-pub(super) fn remember_latest(bench: &Bench<'_>, image: &str, platform: Platform, key: &Key) -> Result<(), Failure> {
-    let (name, text) = named("latest", 2, bench, image, platform);
-    match found(bench, &name)? {
-        Some(Latest { key: known }) if known == *key => {}
-        _ => bench.store.keep(&name, &text, &Latest { key: *key })?,
+/// Remembers which keys images were last built under: asked by every build, and written where one is another.
+pub(super) fn remember_latest(bench: &Bench<'_>, built: &[(&str, Platform, Key)]) -> Result<(), Failure> {
+    let (name, text) = named("latest", 2, bench).finish();
+    let built: Latest = built.iter().map(|(image, platform, key)| (place(image, *platform), *key)).collect();
+    let known = || -> Result<Latest, Failure> { Ok(found(bench, &name)?.unwrap_or_default()) };
+    let all = known()?;
+    if built.iter().any(|(place, key)| all.get(place) != Some(key)) {
+        // Another builder may add others.
+        let _turn = bench.store.lock_build(&name)?;
+        let mut all = known()?;
+        all.extend(built);
+        bench.store.keep(&name, &text, &all)?;
     }
     Ok(())
 }
 
+fn place(image: &str, platform: Platform) -> String {
+    format!("{image} {platform}")
+}
+
 /// What the last build that made layers of an image left.
 pub(super) fn left_by_last(bench: &Bench<'_>, image: &str, platform: Platform) -> Result<Option<Left>, Failure> {
-    found(bench, &named("left", 1, bench, image, platform).0)
+    found(bench, &left_key(bench, image, platform).0)
 }
 
 /// Remembers what a build leaves that made layers, which is asked for with what the one before left.
@@ -57,19 +67,25 @@ pub(super) fn leave(
     key: &Key,
     left: impl FnOnce(Option<Left>) -> Result<Left, Failure>,
 ) -> Result<(), Failure> {
-    let (name, text) = named("left", 1, bench, image, platform);
+    let (name, text) = left_key(bench, image, platform);
     let known: Option<Left> = found(bench, &name)?;
     if known.as_ref().is_none_or(|known| known.key != *key) {
         bench.store.keep(&name, &text, &left(known)?)?;
     }
-    remember_latest(bench, image, platform, key)
+    Ok(())
 }
 
-fn named(kind: &str, version: u32, bench: &Bench<'_>, image: &str, platform: Platform) -> (Key, String) {
-    let mut hasher = KeyHasher::new(kind, version);
-    // Images of the same name in other catalogues are other images.
-    hasher.field("lock", bench.project.lock_place().display()).field("image", image).field("platform", platform);
+fn left_key(bench: &Bench<'_>, image: &str, platform: Platform) -> (Key, String) {
+    let mut hasher = named("left", 1, bench);
+    hasher.field("image", image).field("platform", platform);
     hasher.finish()
+}
+
+// Images of the same name in other catalogues are other images.
+fn named(kind: &str, version: u32, bench: &Bench<'_>) -> KeyHasher {
+    let mut hasher = KeyHasher::new(kind, version);
+    hasher.field("lock", bench.project.lock_place().display());
+    hasher
 }
 
 fn found<T: serde::de::DeserializeOwned>(bench: &Bench<'_>, name: &Key) -> Result<Option<T>, Failure> {

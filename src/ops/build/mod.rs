@@ -306,16 +306,15 @@ fn build_once<'b>(
         };
         make::make(bench, &locked, &mut wanted, &mut keys, &mut checked, beside)
     })?;
-    // That it was found is a build as well. Where this cannot be written, the image is there all the same.
-    for (it, _) in wanted.iter().zip(&cached).filter(|(_, cached)| **cached) {
-        let _ = remember_latest(bench, it.name, it.platform, &it.key.key);
-    }
     // Also where the image was known, here or elsewhere: outputs take them from the store.
     for it in &wanted {
         if let Some(layout @ PinnedBase::Layout(_)) = &it.resolved.base {
             base::open(&bench.project.home, layout, it.platform, bench.store)?.adopt(bench.store)?;
         }
     }
+    // That an image was found is a build as well. Where this cannot be written, it is there all the same.
+    let keys: Vec<_> = wanted.iter().map(|it| (it.name, it.platform, it.key.key)).collect();
+    let _ = remember_latest(bench, &keys);
     let created = request.created.or(locked.date()).unwrap_or(EPOCH);
     let mut built = Vec::with_capacity(images.len());
     for (name, image) in &images {

@@ -89,10 +89,17 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                     }
                 }
                 None => {
-                    let recorded = match latest(bench, name, platform)? {
-                        Some(last) => bench.store.recall(&last)?,
-                        None => None,
-                    };
+                    let left = left_by_last(bench, name, platform)?;
+                    let mut recorded = None;
+                    // A build that was broken off may not have kept its own.
+                    for last in
+                        [latest(bench, name, platform)?, left.as_ref().map(|left| left.key)].into_iter().flatten()
+                    {
+                        recorded = match recorded {
+                            Some(recorded) => Some(recorded),
+                            None => bench.store.recall(&last)?,
+                        };
+                    }
                     let before = match &recorded {
                         Some(recorded) => kept_text(bench.store, &recorded.text)?,
                         None => None,
@@ -100,7 +107,6 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                     match (before, recorded) {
                         (Some(old), Some(recorded)) => {
                             let record = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
-                            let left = left_by_last(bench, name, platform)?;
                             let before = Before { bench, resolved: &resolved, record, left };
                             (explained.reasons, explained.layers) = compare(&old, &key.text(), &labels, &before);
                         }
