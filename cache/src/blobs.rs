@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use layers::Digest;
 use serde::{Deserialize, Serialize};
@@ -12,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::points::Point;
-use crate::{CacheError, Store, fails, settle};
+use crate::{CacheError, Store, fails};
 
 /// A blob of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,9 +139,9 @@ impl Store {
         fs::set_permissions(file, fs::Permissions::from_mode(0o444)).map_err(CacheError::at(file))?;
         let size = fs::metadata(file).map_err(CacheError::at(file))?.len();
         Point::Adopting.reach();
-        settle(file, &self.blob_path(digest))?;
+        self.settle(file, &self.blob_path(digest))?;
         Point::Adopted.reach();
-        self.written.fetch_add(size, Ordering::Relaxed);
+        self.count(size, 0);
         Ok(())
     }
 
@@ -194,15 +193,25 @@ impl BlobWriter {
         self.settle(digest)
     }
 
+    /// A full disk says what to do about it, whoever passes the error on.
+    fn explained(&self, error: io::Error) -> io::Error {
+        match error.kind() {
+            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                io::Error::new(kind, CacheError::at(&self.store.scratch())(error))
+            }
+            _ => error,
+        }
+    }
+
     fn settle(self, digest: &Digest) -> Result<Blob, CacheError> {
         let scratch = self.store.scratch();
         let file = self.file.into_inner().map_err(|error| CacheError::at(&scratch)(error.into_error()))?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o444)).map_err(CacheError::at(&scratch))?;
         let path = file.into_temp_path();
         Point::BlobWritten.reach();
-        settle(&path, &self.store.blob_path(digest))?;
+        self.store.settle(&path, &self.store.blob_path(digest))?;
         Point::BlobSettled.reach();
-        self.store.written.fetch_add(self.size, Ordering::Relaxed);
+        self.store.count(self.size, 0);
         // Renamed away: there is nothing left for the guard to delete.
         let _ = path.keep();
         Ok(Blob { digest: *digest, size: self.size })
@@ -211,7 +220,7 @@ impl BlobWriter {
 
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        let count = self.file.write(bytes).map_err(|error| self.explained(error))?;
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&bytes[..count]);
         }
@@ -220,7 +229,7 @@ impl Write for BlobWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.file.flush().map_err(|error| self.explained(error))
     }
 }
 

@@ -5,18 +5,19 @@
 //! ```
 //!
 //! Images are the roots. An image that was asked for an hour ago carries everything that it is made of; what no recent
-//! image leads to is as old as its own last use. The oldest goes first; of equally old things first those that are made
-//! or had again most cheaply. A collection excludes builders and is excluded by them: see [`Store::hold`].
+//! image leads to is as old as its own last use: foundations, say, and what is remembered of pushes. The oldest goes first; of equally old
+//! things first those that are made or had again most cheaply. A collection excludes builders and is excluded by them: see [`Store::hold`].
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use layers::{Digest, Key};
 
 use crate::points::Point;
-use crate::survey::{Class, Item, Leftover, Survey, list};
+use crate::survey::{AHEAD, Class, Fan, Item, Leftover, Survey, list};
 use crate::{CacheError, Store, fails, ledger};
 
 /// What a cache may come to.
@@ -80,6 +81,8 @@ pub struct Collected {
 pub struct Collector<'a> {
     pub(crate) store: &'a Store,
     pub(crate) lock: Option<fs::File>,
+    /// Whoever begins meanwhile waits here.
+    pub(crate) _gate: Option<fs::File>,
     pub(crate) may_write: bool,
 }
 
@@ -88,6 +91,7 @@ impl Store {
     pub fn contents(&self) -> Result<Contents, CacheError> {
         let survey = self.survey()?;
         let mut contents = Contents { total: survey.fixed, free: self.free()?, ..Contents::default() };
+        contents.total += survey.folders.iter().map(|folder| folder.size).sum::<u64>();
         for item in &survey.items {
             contents.classes.entry(item.class).or_default().add(item.size);
             contents.total += item.size;
@@ -104,17 +108,31 @@ impl Store {
 
     /// Says what a collection would remove.
     pub fn would_collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
-        Ok(self.condemn(limits, now)?.2)
+        Ok(self.judge(limits, now, true)?.collected)
     }
 
-    fn condemn(&self, limits: &Limits, now: i64) -> Result<(Vec<Item>, Vec<Leftover>, Collected), CacheError> {
-        let Survey { mut items, leftovers, fixed } = self.survey()?;
-        let mut collected = Collected::default();
+    fn judge(&self, limits: &Limits, now: i64, is_alone: bool) -> Result<Verdict, CacheError> {
+        let Survey { mut items, mut folders, leftovers, fixed } = self.survey()?;
+        let mut verdict = Verdict::default();
         for leftover in &leftovers {
-            collected.leftovers.add(leftover.size);
+            verdict.collected.leftovers.add(leftover.size);
         }
         let mut total = fixed + items.iter().map(|item| item.size).sum::<u64>();
-        let mut free = self.free()?.saturating_add(collected.leftovers.bytes);
+        total += folders.iter().map(|folder| folder.size).sum::<u64>();
+        let mut free = self.free()?.saturating_add(verdict.collected.leftovers.bytes);
+        // A builder may be about to put something into one.
+        let mut empty = Vec::new();
+        let mut spare = |folder: &Fan| {
+            let goes = is_alone && folder.entries == 0;
+            if goes {
+                empty.push(folder.path.clone());
+            }
+            if goes { folder.size } else { 0 }
+        };
+        let spared: u64 = folders.iter().map(&mut spare).sum();
+        total -= spared;
+        free = free.saturating_add(spared);
+        verdict.leftovers = leftovers;
         items.sort_by(|a, b| {
             (a.class != Class::OtherVersion, a.used, a.class, &a.path).cmp(&(
                 b.class != Class::OtherVersion,
@@ -124,22 +142,40 @@ impl Store {
             ))
         });
         let too_old = limits.max_age.map(|age| now.saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
-        let mut doomed = Vec::new();
         for item in items {
             let over = limits.max_size.is_some_and(|most| total > most)
                 || limits.min_free.is_some_and(|least| free < least)
-                || too_old.is_some_and(|oldest| item.used < oldest);
+                || too_old.is_some_and(|oldest| item.used < oldest && item.used != AHEAD);
             // A record that nobody can read is of no use whatever the limits are.
             if over || (item.class == Class::Record && item.used == 0) {
-                total -= item.size;
-                free = free.saturating_add(item.size);
-                collected.removed.entry(item.class).or_default().add(item.size);
-                doomed.push(item);
+                let folder = item.folder.map_or(0, |at| {
+                    folders[at].entries -= 1;
+                    spare(&folders[at])
+                });
+                total -= item.size + folder;
+                free = free.saturating_add(item.size + folder);
+                verdict.collected.removed.entry(item.class).or_default().add(item.size);
+                verdict.doomed.push(item);
+            } else if item.used == AHEAD {
+                verdict.ahead.push(item.path);
             }
         }
-        collected.kept = total;
-        Ok((doomed, leftovers, collected))
+        verdict.spare = empty;
+        verdict.collected.kept = total;
+        Ok(verdict)
     }
+}
+
+/// What is to become of a cache.
+#[derive(Debug, Default)]
+struct Verdict {
+    doomed: Vec<Item>,
+    leftovers: Vec<Leftover>,
+    /// Folders of two digits that are empty then.
+    spare: Vec<PathBuf>,
+    /// What stays, and has a time that is still to come.
+    ahead: Vec<PathBuf>,
+    collected: Collected,
 }
 
 impl Collector<'_> {
@@ -155,26 +191,37 @@ impl Collector<'_> {
 
     /// Removes what is beyond the limits, and what killed builders left behind.
     pub fn collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
-        let (doomed, leftovers, collected) = self.store.condemn(limits, now)?;
-        for leftover in &leftovers {
+        let verdict = self.store.judge(limits, now, self.is_alone())?;
+        for leftover in &verdict.leftovers {
             remove(&leftover.path, leftover.is_folder)?;
             Point::Swept.reach();
         }
-        for item in &doomed {
+        for item in &verdict.doomed {
             match item.path.is_dir() {
                 true => remove(&self.set_aside(&item.path)?, true)?,
                 false => remove(&item.path, false)?,
             }
             Point::Collected.reach();
         }
-        Ok(collected)
+        for folder in &verdict.spare {
+            // One in which somebody else has put something stays.
+            let _ = fs::remove_dir(folder);
+        }
+        for path in &verdict.ahead {
+            // From now on it is as old as it is known to be.
+            let _ = fs::File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
+        }
+        Ok(verdict.collected)
     }
 
     /// Moves a folder among the temporary files: who is killed while it is emptied leaves no stage for commands that lacks files.
     fn set_aside(&self, folder: &Path) -> Result<PathBuf, CacheError> {
         let scratch = self.store.scratch();
-        let aside =
-            tempfile::Builder::new().prefix("gone-").tempdir_in(&scratch).map_err(CacheError::at(&scratch))?.keep();
+        // On a full disk nothing can be made, and that is when space is wanted: then it is emptied where it is.
+        let aside = match tempfile::Builder::new().prefix("gone-").tempdir_in(&scratch) {
+            Ok(aside) => aside.keep(),
+            Err(_) => return Ok(folder.into()),
+        };
         let moved = match fs::rename(folder, &aside) {
             // One that its owner may not write keeps its place.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -285,197 +332,4 @@ fn remove(path: &Path, tree: bool) -> Result<(), CacheError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use layers::KeyHasher;
-    use serde_json::json;
-
-    use super::*;
-    use crate::Waiting;
-
-    const KILO: usize = 8192;
-
-    struct Cache {
-        store: Store,
-        _folder: tempfile::TempDir,
-    }
-
-    fn age(path: &Path, seconds: u64) {
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        fs::File::options().read(true).open(path).and_then(|file| file.set_modified(time)).expect("ages");
-    }
-
-    impl Cache {
-        fn new() -> Cache {
-            let folder = tempfile::tempdir().expect("a folder");
-            Cache { store: Store::open_at(folder.path()).expect("opens"), _folder: folder }
-        }
-
-        /// A blob of 8 KiB that was last used `at`.
-        fn blob(&self, name: &str, at: u64) -> Digest {
-            let digest = self.store.put(name.repeat(KILO).get(..KILO).expect("long enough").as_bytes()).expect("puts");
-            age(&self.store.blob_path(&digest.digest), at);
-            digest.digest
-        }
-
-        fn record(&self, kind: &str, of: &[Digest], made: &[Digest], at: u64) -> Key {
-            let mut hasher = KeyHasher::new(kind, 1);
-            hasher.list("of", of.iter());
-            let (key, text) = hasher.finish();
-            self.store.keep(&key, &text, &json!({ "made": made })).expect("keeps");
-            age(&self.store.record_path(&key), at);
-            key
-        }
-
-        /// An image of one layer of one fragment of one archive; everything else than the image was last used at 10.
-        fn image(&self, name: &str, used: u64) -> [Digest; 3] {
-            let [archive, fragment, layer] =
-                ["archive", "fragment", "layer"].map(|it| self.blob(&format!("{it} {name}"), 10));
-            self.record("fragment", &[archive], &[fragment], 10);
-            self.record("layer", &[fragment], &[layer], 10);
-            self.record("image", &[archive], &[layer], used);
-            [archive, fragment, layer]
-        }
-
-        fn has(&self, digests: &[Digest]) -> Vec<bool> {
-            digests.iter().map(|digest| self.store.has(digest).expect("looks").is_some()).collect()
-        }
-
-        fn collect(&self, limits: Limits) -> Collected {
-            let would = self.store.would_collect(&limits, 1000).expect("looks");
-            let collector = self.store.collector(Waiting::No).expect("locks").expect("nobody builds");
-            let did = collector.collect(&limits, 1000).expect("collects");
-            assert_eq!(would, did, "a dry run says what a real one does");
-            did
-        }
-    }
-
-    #[test]
-    fn what_a_recent_image_is_made_of_outlives_what_only_an_old_one_needs() {
-        let cache = Cache::new();
-        let old = cache.image("old", 100);
-        let new = cache.image("new", 900);
-        cache.collect(Limits { max_age: Some(500), ..Limits::default() });
-        assert_eq!(cache.has(&new), [true; 3]);
-        assert_eq!(cache.has(&old), [false; 3]);
-        assert_eq!(cache.store.contents().expect("looks").classes[&Class::Record].count, 3);
-    }
-
-    #[test]
-    fn images_that_share_a_layer_do_not_keep_each_other() {
-        let cache = Cache::new();
-        let shared = cache.blob("shared layer", 10);
-        let [old, new] = ["old", "new"].map(|name| cache.blob(name, 10));
-        cache.record("image", &[], &[shared, old], 100);
-        cache.record("image", &[shared], &[shared, new], 900);
-        cache.collect(Limits { max_age: Some(500), ..Limits::default() });
-        assert_eq!(cache.has(&[shared, new, old]), [true, true, false]);
-    }
-
-    #[test]
-    fn the_ceiling_is_kept_and_what_is_cheap_to_have_again_goes_first() {
-        let cache = Cache::new();
-        let [archive, fragment, layer] = cache.image("x", 900);
-        let total = cache.store.contents().expect("looks").total;
-        for (most, left) in
-            [(total, [true, true, true]), (total - 1, [false, true, true]), (total - 9000, [false, false, true])]
-        {
-            let collected = cache.collect(Limits { max_size: Some(most), ..Limits::default() });
-            assert!(collected.kept <= most, "{collected:?}");
-            assert_eq!(cache.has(&[archive, fragment, layer]), left, "{most}");
-            assert_eq!(cache.store.contents().expect("looks").total, collected.kept);
-        }
-        let collector = cache.store.collector(Waiting::No).expect("locks").expect("nobody builds");
-        collector.clear().expect("clears");
-        assert_eq!(cache.has(&[archive, fragment, layer]), [false; 3]);
-    }
-
-    #[test]
-    fn space_that_must_stay_free_is_made() {
-        let cache = Cache::new();
-        let digests = cache.image("x", 900);
-        cache.collect(Limits { min_free: Some(0), ..Limits::default() });
-        assert_eq!(cache.has(&digests), [true; 3]);
-        cache.collect(Limits { min_free: Some(u64::MAX), ..Limits::default() });
-        assert_eq!(cache.has(&digests), [false; 3]);
-    }
-
-    #[test]
-    fn leftovers_incomplete_downloads_and_other_versions_are_seen() {
-        let cache = Cache::new();
-        fs::write(cache.store.scratch().join("half"), [1; KILO]).expect("writes");
-        let partial = cache.store.partial_path(&Digest::of(b"x"));
-        fs::write(&partial, [1; KILO]).expect("writes");
-        age(&partial, 100);
-        let other = cache.store.root().join("blobs-v99/ab");
-        fs::create_dir_all(&other).expect("makes");
-        fs::write(other.join("x"), [1; KILO]).expect("writes");
-        let contents = cache.store.contents().expect("looks");
-        assert_eq!(contents.classes[&Class::Partial].count, 1);
-        assert!(contents.classes[&Class::OtherVersion].bytes >= KILO as u64);
-        let collected = cache.collect(Limits { max_age: Some(500), ..Limits::default() });
-        assert_eq!(collected.leftovers.count, 1);
-        assert!(!partial.exists() && other.exists(), "another version's folder is as young as this test");
-        let total = cache.store.contents().expect("looks").total;
-        cache.collect(Limits { max_size: Some(total - 1), ..Limits::default() });
-        assert!(!other.exists());
-    }
-
-    /// A dry run takes no lock: files come and go beside it.
-    #[test]
-    fn a_dry_run_beside_a_builder_counts_what_it_writes_once() {
-        let cache = Cache::new();
-        let scratch = cache.store.scratch();
-        let before = cache.store.contents().expect("looks");
-        std::thread::scope(|scope| {
-            let builder = scope.spawn(|| {
-                for number in 0..500 {
-                    fs::write(scratch.join((number % 8).to_string()), vec![1; (number % 8) << 16]).expect("writes");
-                }
-            });
-            loop {
-                let would = cache.store.would_collect(&Limits::default(), 1000).expect("looks");
-                assert!(would.removed.is_empty() && would.kept == before.total, "{would:?}");
-                if builder.is_finished() {
-                    break;
-                }
-            }
-        });
-        let contents = cache.store.contents().expect("looks");
-        assert!(contents.total >= before.total + (28 << 16), "{contents:?}");
-    }
-
-    #[test]
-    fn bit_rot_is_found_and_removed() {
-        let cache = Cache::new();
-        let [archive, fragment, layer] = cache.image("x", 900);
-        let path = cache.store.blob_path(&fragment);
-        let mut bytes = fs::read(&path).expect("reads");
-        bytes[4000] ^= 1;
-        fs::remove_file(&path).expect("removes");
-        fs::write(&path, bytes).expect("writes");
-        let key = cache.record("fragment", &[layer], &[layer], 1);
-        fs::write(cache.store.record_path(&key), "damage").expect("damages");
-        let collector = cache.store.collector(Waiting::No).expect("locks").expect("nobody builds");
-        let verified = collector.verify(2, |_| {}).expect("reads");
-        let expected = Verified { blobs: 3, damaged: vec![fragment], records: 4, damaged_records: 1 };
-        assert_eq!(verified, expected);
-        assert_eq!(cache.has(&[archive, fragment, layer]), [true, false, true]);
-        assert_eq!(cache.store.find(&key).expect("looks"), None);
-    }
-
-    #[test]
-    fn a_collector_waits_for_builders_and_builders_for_it() {
-        let cache = Cache::new();
-        let first = cache.store.hold().expect("holds");
-        let second = cache.store.hold().expect("builders share");
-        assert!(cache.store.collector(Waiting::No).expect("locks").is_none());
-        drop((first, second));
-        let collector = cache.store.collector(Waiting::No).expect("locks").expect("nobody builds");
-        let store = cache.store.clone();
-        let builder = std::thread::spawn(move || store.hold().map(drop));
-        drop(collector);
-        builder.join().expect("no panic").expect("holds");
-    }
-}
+mod tests;

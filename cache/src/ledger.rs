@@ -10,7 +10,7 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use crate::points::Point;
-use crate::{CacheError, Store, settle};
+use crate::{CacheError, Store};
 
 /// A record and the text that its key was hashed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +21,10 @@ pub struct Recorded {
     pub text: String,
 }
 
-// A file holds the record's digest and length, the record, and the text: damage of any byte of the record is noticed.
 /// What was used so recently need not be marked as used again: a warm build writes nothing.
 const FRESH: Duration = Duration::from_secs(3600);
 
+// A file holds the record's digest and length, the record, and the text: damage of any byte of the record is noticed.
 const HEAD: usize = 64 + 1 + 10 + 1;
 
 impl Store {
@@ -73,12 +73,14 @@ impl Store {
     /// Puts a file in its place, whole.
     pub(crate) fn put_at(&self, place: &Path, bytes: &[u8], [written, settled]: [Point; 2]) -> Result<(), CacheError> {
         let folder = self.scratch();
+        let before = fs::metadata(place).map_or(0, |metadata| metadata.len());
         let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
         file.write_all(bytes).map_err(CacheError::at(&folder))?;
         let path = file.into_temp_path();
         written.reach();
-        settle(&path, place)?;
+        self.settle(&path, place)?;
         settled.reach();
+        self.count(bytes.len() as u64, before);
         let _ = path.keep();
         Ok(())
     }
@@ -95,9 +97,14 @@ impl Store {
 
 /// The time of the last use, for `gc`. A cache that can only be read is not collected.
 pub(crate) fn mark_used(file: &File, metadata: &fs::Metadata) {
-    if metadata.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age > FRESH) {
+    if metadata.modified().is_ok_and(|time| is_ahead(time) || time.elapsed().is_ok_and(|age| age > FRESH)) {
         let _ = file.set_modified(SystemTime::now());
     }
+}
+
+/// Whether a time is still to come, by more than clocks differ: the clock was ahead that it is from.
+pub(crate) fn is_ahead(time: SystemTime) -> bool {
+    time.elapsed().is_err_and(|error| error.duration() > FRESH)
 }
 
 pub(crate) fn parse(bytes: &[u8], key: &Key) -> Option<Recorded> {

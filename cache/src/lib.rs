@@ -11,6 +11,7 @@
 //!   locks-v1/make-abc             locked while somebody makes what the name stands for; the lock dies with its process
 //!   tmp-v1/...                    files on their way to one of the above
 //!   in-use.lock                   shared by builders, exclusive to a collector
+//!   collect.lock                  where builders wait behind a collector that waits
 //! ```
 //!
 //! Nothing becomes visible before it is whole: every file is written in `tmp-v1` and renamed. So any number of builders
@@ -32,7 +33,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use layers::{Digest, Key};
 
@@ -53,8 +55,8 @@ fn version(bucket: &str) -> u32 {
 /// The folders.
 const BUCKETS: [&str; 7] = ["blobs", "ledger", "partial", "locks", "tmp", "commands", "stat"];
 
-/// The kinds of keys whose records are asked for by name: what they lead to is kept for their sake.
-const ROOTS: [&str; 1] = ["image"];
+/// What a file takes at least on most file systems.
+const BLOCK: u64 = 4096;
 
 /// Why the cache could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -115,18 +117,38 @@ impl CacheError {
     /// What went wrong with this file or folder of the cache.
     pub fn at(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
         move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CacheError::Full { path: path.into() },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                WAS_FULL.store(true, Ordering::Relaxed);
+                CacheError::Full { path: path.into() }
+            }
             _ if fails(&source) => CacheError::Failing { path: path.into(), source },
             _ => CacheError::Unusable { path: path.into(), source },
         }
     }
 }
 
+/// Whether the disk of a cache was full once in this process: errors that say so go many ways.
+static WAS_FULL: AtomicBool = AtomicBool::new(false);
+
+/// Whether something could not be written here because the disk of a cache was full.
+pub fn was_full() -> bool {
+    WAS_FULL.load(Ordering::Relaxed)
+}
+
 /// An open cache. Shared by threads; any number of processes may have the same one open.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
-    written: Arc<AtomicU64>,
+    written: Arc<Written>,
+}
+
+/// What came into the cache through a `Store` and its clones.
+#[derive(Debug, Default)]
+struct Written {
+    /// Bytes on disk that were counted.
+    bytes: AtomicU64,
+    /// Whether there is more that nobody counts.
+    uncounted: AtomicBool,
 }
 
 impl Store {
@@ -155,9 +177,25 @@ impl Store {
         &self.root
     }
 
-    /// Bytes that came into the cache through this `Store` and its clones since it was opened.
+    /// Bytes on disk that came into the cache through this `Store` and its clones since it was opened.
     pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        self.written.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether more came into it than [`written`](Store::written) says: what commands write.
+    pub fn wrote_uncounted(&self) -> bool {
+        self.written.uncounted.load(Ordering::Relaxed)
+    }
+
+    /// Where the size of the cache is remembered between builds.
+    pub fn usage_path(&self) -> PathBuf {
+        self.bucket("usage")
+    }
+
+    /// Adds a file of so many bytes in the place of one of `before`.
+    fn count(&self, bytes: u64, before: u64) {
+        let [bytes, before] = [bytes, before].map(|bytes| bytes.next_multiple_of(BLOCK));
+        self.written.bytes.fetch_add(bytes.saturating_sub(before), Ordering::Relaxed);
     }
 
     /// A folder for temporary files in the cache's file system.
@@ -174,6 +212,8 @@ impl Store {
     pub fn command_cache(&self, name: &Digest) -> Result<PathBuf, CacheError> {
         let path = self.command_folder()?.join(format!("cache-{}", &name.hex()[..32]));
         fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+        // The time of the last use, for `gc`: what a command changes below it leaves it as it was.
+        let _ = fs::File::open(&path).and_then(|folder| folder.set_modified(SystemTime::now()));
         Ok(path)
     }
 
@@ -184,7 +224,16 @@ impl Store {
 
     /// Made when it is needed: caches of earlier versions have none. Nobody else looks into it: what commands keep from run to run
     /// may be a secret or a program with its owner's rights.
+    ///
+    /// Whoever asks is about to have a command write there, which nobody counts. So nobody knows the size of the cache from now on,
+    /// even if this process is killed.
     fn command_folder(&self) -> Result<PathBuf, CacheError> {
+        self.written.uncounted.store(true, Ordering::Relaxed);
+        let usage = self.usage_path();
+        match fs::remove_file(&usage) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(CacheError::at(&usage)(error)),
+            _ => {}
+        }
         let path = self.bucket("commands");
         fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
         let mode = fs::metadata(&path).map_err(CacheError::at(&path))?.permissions().mode();
@@ -192,6 +241,21 @@ impl Store {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(CacheError::at(&path))?;
         }
         Ok(path)
+    }
+
+    /// Renames a finished file to its place, making the folder above where it is missing.
+    fn settle(&self, from: &Path, to: &Path) -> Result<(), CacheError> {
+        match replace(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::symlink_metadata(from).map_err(CacheError::at(from))?;
+                if let Some(folder) = to.parent() {
+                    fs::create_dir_all(folder).map_err(CacheError::at(folder))?;
+                    self.count(BLOCK, 0);
+                }
+                replace(from, to).map_err(CacheError::at(to))
+            }
+            done => done.map_err(CacheError::at(to)),
+        }
     }
 
     fn bucket(&self, name: &str) -> PathBuf {
@@ -206,20 +270,6 @@ impl Store {
 /// Whether the device failed: what was asked of it cannot be had (EIO).
 pub fn fails(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
-}
-
-/// Renames a finished file to its place, making the folder above where it is missing.
-fn settle(from: &Path, to: &Path) -> Result<(), CacheError> {
-    match replace(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::symlink_metadata(from).map_err(CacheError::at(from))?;
-            if let Some(folder) = to.parent() {
-                fs::create_dir_all(folder).map_err(CacheError::at(folder))?;
-            }
-            replace(from, to).map_err(CacheError::at(to))
-        }
-        done => done.map_err(CacheError::at(to)),
-    }
 }
 
 /// Renames a file to a place where another may be: whoever looks sees one of them, whole.

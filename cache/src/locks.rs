@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use layers::{Digest, Key};
 use rustix::fs::{FlockOperation, flock};
@@ -31,36 +32,96 @@ pub struct Hold {
 pub enum Waiting {
     /// As long as it takes.
     Yes,
+    /// As long as it takes, but no longer than this.
+    AtMost(Duration),
     /// Not at all.
     No,
 }
 
+/// How often who waits for a while looks whether it may go on.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Shared by builders, exclusive to a collector.
+const IN_USE: &str = "in-use.lock";
+
+/// Exclusive to a collector that waits or is at work; builders pass it before they share the other one.
+const GATE: &str = "collect.lock";
+
 impl Store {
-    /// Announces a builder: nothing is collected while it lives. Waits for a collection that is under way.
+    /// Announces a builder: nothing is collected while it lives. Waits for a collection that is under way, or wanted.
     pub fn hold(&self) -> Result<Hold, CacheError> {
-        Ok(Hold { _file: self.in_use(FlockOperation::LockShared)?.0.file() })
+        self.hold_after(|| ())
     }
 
-    /// Excludes builders. `None`: some are running, and nobody waits for them. Where there are no locks nobody can say who is
-    /// building: [`Collector::is_alone`] tells.
-    pub fn collector(&self, waiting: Waiting) -> Result<Option<Collector<'_>>, CacheError> {
-        let how = match waiting {
-            Waiting::Yes => FlockOperation::LockExclusive,
-            Waiting::No => FlockOperation::NonBlockingLockExclusive,
+    /// As [`hold`](Store::hold); calls `waits` first where it has to wait.
+    ///
+    /// A process that holds the cache must not hold it once more: a collector that waits for it would keep it waiting.
+    pub fn hold_after(&self, waits: impl FnOnce()) -> Result<Hold, CacheError> {
+        let mut waits = Some(waits);
+        let mut shared = |name: &str| -> Result<Option<File>, CacheError> {
+            match self.common(name, FlockOperation::NonBlockingLockShared)?.0 {
+                Asked::Busy => {
+                    if let Some(waits) = waits.take() {
+                        waits();
+                    }
+                    Ok(self.common(name, FlockOperation::LockShared)?.0.file())
+                }
+                asked => Ok(asked.file()),
+            }
         };
-        let (asked, may_write) = self.in_use(how)?;
+        // Only to pass: a collector that waits keeps it, and so builders that come after it wait behind it. Who shares a lock
+        // passes those who want it for themselves, and builders that overlap would do so for ever.
+        let gate = shared(GATE)?;
+        let file = shared(IN_USE)?;
+        drop(gate);
+        Ok(Hold { _file: file })
+    }
+
+    /// Excludes builders. `None`: some are running, and were not waited for any longer. Where there are no locks nobody can say
+    /// who is building: [`Collector::is_alone`] tells.
+    ///
+    /// While a collector waits, builders that begin wait behind it.
+    pub fn collector(&self, waiting: Waiting) -> Result<Option<Collector<'_>>, CacheError> {
+        let (gate, (asked, may_write)) = match waiting {
+            Waiting::Yes => {
+                let gate = self.common(GATE, FlockOperation::LockExclusive)?.0.file();
+                (gate, self.common(IN_USE, FlockOperation::LockExclusive)?)
+            }
+            Waiting::AtMost(time) => {
+                let end = Instant::now() + time;
+                let gate = self.alone(GATE, end)?.0;
+                match gate {
+                    // Another collector waits, or is at work.
+                    Asked::Busy => return Ok(None),
+                    gate => (gate.file(), self.alone(IN_USE, end)?),
+                }
+            }
+            Waiting::No => (None, self.common(IN_USE, FlockOperation::NonBlockingLockExclusive)?),
+        };
         Ok(match asked {
-            Asked::Held(file) => Some(Collector { store: self, lock: Some(file), may_write }),
-            Asked::NoLocks => Some(Collector { store: self, lock: None, may_write }),
+            Asked::Held(file) => Some(Collector { store: self, lock: Some(file), _gate: gate, may_write }),
+            Asked::NoLocks => Some(Collector { store: self, lock: None, _gate: gate, may_write }),
             Asked::Busy => None,
         })
     }
 
-    /// Locks the file that builders and collectors share, and says whether it may be written: where it may not, neither may the
+    /// Locks a file against all others, if that can be had until `end`.
+    fn alone(&self, name: &str, end: Instant) -> Result<(Asked, bool), CacheError> {
+        loop {
+            let asked = self.common(name, FlockOperation::NonBlockingLockExclusive)?;
+            let left = end.saturating_duration_since(Instant::now());
+            if !matches!(asked.0, Asked::Busy) || left.is_zero() {
+                return Ok(asked);
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
+
+    /// Locks a file that builders and collectors share, and says whether it may be written: where it may not, neither may the
     /// rest of the cache, as a rule.
-    fn in_use(&self, how: FlockOperation) -> Result<(Asked, bool), CacheError> {
+    fn common(&self, name: &str, how: FlockOperation) -> Result<(Asked, bool), CacheError> {
         // Outside of the buckets, so that all versions of this program mean the same file.
-        let path = self.root().join("in-use.lock");
+        let path = self.root().join(name);
         let is_kept_out =
             |error: &io::Error| matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
         match OpenOptions::new().create(true).truncate(false).write(true).open(&path) {

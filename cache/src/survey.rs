@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use layers::{Digest, Key};
 
-use crate::{CacheError, ROOTS, Store, ledger};
+use crate::{CacheError, Store, ledger};
 
 /// What an entry is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +31,9 @@ pub enum Class {
     Record,
 }
 
+/// The last use of what has a time that is still to come: a clock was wrong, and nobody knows.
+pub(crate) const AHEAD: i64 = i64::MIN;
+
 /// One thing that can be removed.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
@@ -38,7 +41,9 @@ pub(crate) struct Item {
     pub(crate) class: Class,
     /// Bytes on disk.
     pub(crate) size: u64,
-    /// When it, or something that is made of it, was last asked for: seconds since 1970.
+    /// The number of its folder among those of its bucket that have two digits.
+    pub(crate) folder: Option<usize>,
+    /// When it, or something that is made of it, was last asked for: seconds since 1970, or [`AHEAD`].
     pub(crate) used: i64,
 }
 
@@ -51,14 +56,48 @@ pub(crate) struct Leftover {
     pub(crate) size: u64,
 }
 
+/// A folder of two digits. One without entries is of no use.
+#[derive(Debug)]
+pub(crate) struct Fan {
+    pub(crate) path: PathBuf,
+    /// How many items are in it.
+    pub(crate) entries: usize,
+    /// Bytes on disk that it takes itself.
+    pub(crate) size: u64,
+}
+
 /// Everything that can be removed.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     pub(crate) items: Vec<Item>,
+    pub(crate) folders: Vec<Fan>,
     /// Counted here alone: beside a running build they come and go between two looks.
     pub(crate) leftovers: Vec<Leftover>,
-    /// Bytes on disk of files that no collection removes: locks, say.
+    /// Bytes on disk of what no collection removes: locks and the buckets' own folders, say.
     pub(crate) fixed: u64,
+}
+
+/// What is named by a record, for `gc`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// One thing that was made as the record's text says: whoever wants that thing wants the record, and what it was made of.
+    Maker,
+    /// Several things that belong together. Others have some of them as well: that one is wanted says nothing about the rest.
+    Holder,
+    /// What was found out, which is true whether or not the things are here.
+    Memo,
+}
+
+impl Role {
+    fn of(kind: &str) -> Role {
+        match kind {
+            "image" | "foundation" | "latest" | "stage" | "layer-listing" => Role::Holder,
+            "registry-pushed" | "registry-holders" | "beginning" | "gate" | "imports" | "package-conflicts"
+            | "wheel-collisions" | "took" => Role::Memo,
+            // Layers, fragments of all kinds, what is known of one: `members`, say.
+            _ => Role::Maker,
+        }
+    }
 }
 
 struct Node {
@@ -73,36 +112,46 @@ impl Store {
     /// Looks at everything.
     pub(crate) fn survey(&self) -> Result<Survey, CacheError> {
         let mut nodes: Vec<Node> = Vec::new();
+        let mut folders: Vec<Fan> = Vec::new();
         let mut blobs: HashMap<Digest, usize> = HashMap::new();
-        self.each("blobs", |path, name, metadata| {
+        self.each("blobs", &mut folders, |item, name| {
             if let Ok(digest) = Digest::from_hex(name) {
                 blobs.insert(digest, nodes.len());
             }
-            nodes.push(Node { item: item(path, Class::Archive, &metadata), blobs: Vec::new(), makers: Vec::new() });
+            nodes.push(Node { item, blobs: Vec::new(), makers: Vec::new() });
             Ok(())
         })?;
-        self.each("ledger", |path, name, metadata| {
+        self.each("ledger", &mut folders, |item, name| {
             let key = Digest::from_hex(name).ok().map(Key);
-            let recorded = match (key, fs::read(&path)) {
+            let recorded = match (key, fs::read(&item.path)) {
                 (Some(key), Ok(bytes)) => ledger::parse(&bytes, &key),
-                (_, Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(CacheError::at(&path)(error)),
+                (_, Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(CacheError::at(&item.path)(error));
+                }
                 _ => None,
             };
             let at = nodes.len();
-            let mut node = Node { item: item(path, Class::Record, &metadata), blobs: Vec::new(), makers: Vec::new() };
+            let mut node = Node { item: Item { class: Class::Record, ..item }, blobs: Vec::new(), makers: Vec::new() };
             match recorded {
                 Some(recorded) => {
                     let kind = recorded.text.split(' ').next().unwrap_or_default();
-                    let class = if kind == "layer" { Class::Layer } else { Class::Fragment };
-                    for blob in digests(&recorded.record).iter().filter_map(|digest| blobs.get(digest)) {
-                        node.blobs.push(*blob);
-                        // Images share layers: that one of them is wanted says nothing about the others.
-                        if !ROOTS.contains(&kind) {
-                            nodes[*blob].makers.push(at);
+                    let class = match kind {
+                        "image" => Class::Archive,
+                        "layer" => Class::Layer,
+                        _ => Class::Fragment,
+                    };
+                    let role = Role::of(kind);
+                    if role != Role::Memo {
+                        for blob in digests(&recorded.record).iter().filter_map(|digest| blobs.get(digest)) {
+                            node.blobs.push(*blob);
                             nodes[*blob].item.class = nodes[*blob].item.class.max(class);
+                            if role == Role::Maker {
+                                nodes[*blob].makers.push(at);
+                            }
                         }
+                        let text = digests(recorded.text.as_bytes());
+                        node.blobs.extend(text.iter().filter_map(|digest| blobs.get(digest)));
                     }
-                    node.blobs.extend(digests(recorded.text.as_bytes()).iter().filter_map(|digest| blobs.get(digest)));
                 }
                 // Damaged: nobody will miss it.
                 None => node.item.used = 0,
@@ -111,14 +160,16 @@ impl Store {
             Ok(())
         })?;
         flow(&mut nodes);
-        let mut survey = Survey { items: nodes.into_iter().map(|node| node.item).collect(), ..Survey::default() };
+        let items = nodes.into_iter().map(|node| node.item).collect();
+        let mut survey = Survey { items, folders, ..Survey::default() };
+        survey.fixed += disk(&fs::metadata(self.root()).map_err(CacheError::at(self.root()))?);
         let partial = self.bucket("partial");
         for (path, metadata) in list(&partial)? {
             survey.items.push(item(path, Class::Partial, &metadata));
         }
         for (path, metadata) in list(&self.bucket("commands"))? {
             let size = size(&path, &metadata)?;
-            survey.items.push(Item { path, class: Class::Command, size, used: metadata.mtime() });
+            survey.items.push(Item { size, ..item(path, Class::Command, &metadata) });
         }
         for (path, metadata) in list(&self.bucket("stat"))? {
             survey.items.push(item(path, Class::Stats, &metadata));
@@ -129,6 +180,7 @@ impl Store {
         let own = ["blobs", "ledger", "partial", "stat", "commands", "tmp"].map(|name| self.bucket(name));
         for (path, metadata) in list(self.root())? {
             if own.contains(&path) {
+                survey.fixed += disk(&metadata);
                 continue;
             }
             if metadata.is_file() && is_temporary(&path) {
@@ -137,7 +189,7 @@ impl Store {
             }
             let size = size(&path, &metadata)?;
             if is_other_version(&path) {
-                survey.items.push(Item { path, class: Class::OtherVersion, size, used: metadata.mtime() });
+                survey.items.push(Item { size, ..item(path, Class::OtherVersion, &metadata) });
             } else {
                 survey.fixed += size;
             }
@@ -145,19 +197,36 @@ impl Store {
         Ok(survey)
     }
 
-    /// Calls `each` for every file of a bucket with folders of two digits.
+    /// Bytes on disk of downloads that are not complete.
+    pub fn partial_size(&self) -> Result<u64, CacheError> {
+        tree_size(&self.bucket("partial"))
+    }
+
+    /// Whether there are temporary files: of builders that run, or of some that were killed.
+    pub fn has_temporary(&self) -> Result<bool, CacheError> {
+        let scratch = self.scratch();
+        match fs::read_dir(&scratch) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            entries => Ok(entries.map_err(CacheError::at(&scratch))?.next().is_some()),
+        }
+    }
+
+    /// Calls `each` for every file of a bucket with folders of two digits, and adds these.
     fn each(
         &self,
         bucket: &str,
-        mut each: impl FnMut(PathBuf, &str, fs::Metadata) -> Result<(), CacheError>,
+        folders: &mut Vec<Fan>,
+        mut each: impl FnMut(Item, &str) -> Result<(), CacheError>,
     ) -> Result<(), CacheError> {
         for (folder, metadata) in list(&self.bucket(bucket))? {
             if !metadata.is_dir() {
                 continue;
             }
-            for (path, metadata) in list(&folder)? {
+            let (entries, number) = (list(&folder)?, folders.len());
+            folders.push(Fan { path: folder, entries: entries.len(), size: disk(&metadata) });
+            for (path, metadata) in entries {
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-                each(path, &name, metadata)?;
+                each(Item { folder: Some(number), ..item(path, Class::Archive, &metadata) }, &name)?;
             }
         }
         Ok(())
@@ -205,7 +274,14 @@ fn digests(text: &[u8]) -> Vec<Digest> {
 }
 
 fn item(path: PathBuf, class: Class, metadata: &fs::Metadata) -> Item {
-    Item { path, class, size: disk(metadata), used: metadata.mtime() }
+    Item { path, class, size: disk(metadata), folder: None, used: used(metadata) }
+}
+
+fn used(metadata: &fs::Metadata) -> i64 {
+    match metadata.modified().is_ok_and(ledger::is_ahead) {
+        true => AHEAD,
+        false => metadata.mtime(),
+    }
 }
 
 fn leftover(path: PathBuf, metadata: &fs::Metadata) -> Result<Leftover, CacheError> {
@@ -217,9 +293,9 @@ fn is_temporary(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"))
 }
 
-/// Bytes on disk of a file, or of all that is in a folder.
+/// Bytes on disk of a file, or of a folder with all that is in it.
 fn size(path: &Path, metadata: &fs::Metadata) -> Result<u64, CacheError> {
-    if metadata.is_dir() { tree_size(path) } else { Ok(disk(metadata)) }
+    Ok(disk(metadata) + if metadata.is_dir() { tree_size(path)? } else { 0 })
 }
 
 /// Bytes on disk: what the ceiling is about.
@@ -262,8 +338,12 @@ fn tree_size(folder: &Path) -> Result<u64, CacheError> {
         match entry.metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(CacheError::at(&entry.path())(error)),
-            Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
-            Ok(metadata) => size += disk(&metadata),
+            Ok(metadata) => {
+                size += disk(&metadata);
+                if metadata.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
         }
     }
     // One is open at a time, however deep they lie.

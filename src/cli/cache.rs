@@ -1,19 +1,21 @@
 //! `imgbuild cache`.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use cache::{Amount, Class, Collected, Limits, Store, Waiting};
+use cache::{Amount, CacheError, Class, Collected, Limits, Store, Waiting};
 use clap::{Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use super::build::Format;
-use super::common::{Invocation, now};
+use super::common::{self, Invocation, now};
 use super::{Stop, print, print_json};
 use crate::config::{parse_age, parse_size};
 use crate::error::Failure;
+use crate::failpoint::Kept;
+use crate::output::aside;
 use crate::remote::SigningKey;
 use crate::report::size;
 
@@ -126,7 +128,10 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             Ok(())
         }
         Command::Import { file } => {
-            let imported = import(&store, &file)?;
+            // The import itself keeps collectors away.
+            let kept = common::Kept::open(invocation, &config, false)?;
+            let imported = import(kept.store(), &file)?;
+            kept.close();
             note(&format!("imported {}, {} were known", amount_text(&imported.added), imported.known));
             if imported.refused == 0 {
                 return Ok(());
@@ -261,15 +266,29 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> Failure + '_ {
 }
 
 fn export(store: &Store, path: &Path, since: i64) -> Result<Amount, Stop> {
-    let mut out: Box<dyn Write> = if path == Path::new("-") {
-        Box::new(io::stdout().lock())
-    } else {
-        Box::new(BufWriter::new(File::create(path).map_err(failed(path))?))
-    };
-    match store.export(&mut out, since) {
-        Err(cache::CacheError::Archive { source }) if source.kind() == io::ErrorKind::BrokenPipe => Err(Stop::Closed),
+    let finish = |done: Result<Amount, CacheError>| match done {
+        Err(CacheError::Archive { source }) if source.kind() == io::ErrorKind::BrokenPipe => Err(Stop::Closed),
         done => Ok(done?),
+    };
+    if path == Path::new("-") {
+        return finish(store.export(&mut io::stdout().lock(), since));
     }
+    // A device or a pipe is written to; what a link leads to is the file that is meant.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return finish(store.export(&mut BufWriter::new(File::create(path).map_err(failed(path))?), since));
+    }
+    // Whoever has an export keeps it until there is another one, whole.
+    let mut out = BufWriter::with_capacity(256 << 10, aside::begin(path).map_err(failed(path))?);
+    let amount = finish(store.export(&mut out, since))?;
+    let file = out.into_inner().map_err(|error| failed(path)(error.into_error()))?;
+    if let Ok(there) = fs::metadata(path) {
+        file.as_file().set_permissions(there.permissions()).map_err(failed(path))?;
+    }
+    Kept::ArchiveWritten.reach();
+    file.persist(path).map_err(|error| failed(path)(error.error))?;
+    Kept::ArchiveSettled.reach();
+    Ok(amount)
 }
 
 fn import(store: &Store, path: &Path) -> Result<cache::Imported, Stop> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cache::{Hold, Limits, Store};
 use clap::{Args, ValueHint};
@@ -151,17 +151,66 @@ pub(crate) struct Setup {
     pub(crate) config: Config,
     http: Http,
     registries: Registries,
-    store: Store,
     context: Context,
-    observer: Box<dyn Observer>,
     jobs: usize,
-    now: i64,
-    limits: Limits,
     compression: Compression,
     elsewhere: Arc<Sources>,
     targets: Option<Targets>,
     commands: Commands,
-    hold: Hold,
+    kept: Kept,
+}
+
+/// The cache while somebody works with it: within its limits once the work has ended, whether it is done or has failed.
+pub(crate) struct Kept {
+    store: Store,
+    observer: Box<dyn Observer>,
+    limits: Limits,
+    hold: Option<Hold>,
+    now: i64,
+    began: Instant,
+    /// Bytes that were free then.
+    free: Option<u64>,
+    is_done: bool,
+}
+
+impl Kept {
+    /// Opens it, and keeps collectors away if `holds`.
+    pub(crate) fn open(invocation: &Invocation, config: &Config, holds: bool) -> Result<Kept, Stop> {
+        let began = Instant::now();
+        let store = Store::open_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?)?;
+        let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
+        let observer = report::choose(invocation.globals.progress, screen);
+        let limits = config.cache_limits()?.into();
+        let waits = || observer.on(Event::Note("waiting until the cache is collected"));
+        let hold = if holds { Some(store.hold_after(waits)?) } else { None };
+        let free = store.free().ok();
+        Ok(Kept { store, observer, limits, hold, now: now(), began, free, is_done: false })
+    }
+
+    /// The cache.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The work is done. What wrote nothing need not look after the cache.
+    pub(crate) fn close(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.hold = None;
+        let wrote = self.store.written() > 0 || self.store.wrote_uncounted();
+        if !self.is_done && cache::was_full() {
+            // The room that there was is not enough, within the limits or not: the next attempt has twice as much.
+            let room = self.free.map(|free| free.saturating_mul(2));
+            self.limits.min_free = self.limits.min_free.max(room);
+        }
+        if (wrote || !self.is_done) && !std::thread::panicking() {
+            crate::ops::cache::tidy(&self.store, &self.limits, self.now, self.began.elapsed(), self.observer.as_ref());
+        }
+    }
 }
 
 impl Invocation {
@@ -236,15 +285,12 @@ impl Invocation {
         let config = self.config()?;
         let commands = commands.open(&config)?;
         let project = self.project(&config)?;
-        let store = Store::open_at(&config.cache_dir(self.globals.cache_dir.as_deref())?)?;
         let jobs = config.jobs(self.globals.jobs.map(usize::from))?;
         let http = Http::new(HttpConfig { offline: self.globals.offline, ..config.http()? });
         let registries = self.registries(&config, &[], None)?;
-        let stats = StatCache::load(&store, &project.context);
+        let kept = Kept::open(self, &config, true)?;
+        let stats = StatCache::load(&kept.store, &project.context);
         let context = Context::open(&project.context, stats, jobs)?;
-        let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
-        let observer = report::choose(self.globals.progress, screen);
-        let limits = config.cache_limits()?.into();
         let compression = config.compression(self.globals.compression)?;
         let trusted = if caches.cache_from.is_empty() { Vec::new() } else { config.cache_trusted_stores()? };
         let from = caches.cache_from.iter().map(|spec| self.remote(&config, spec)).collect::<Result<Vec<_>, _>>()?;
@@ -271,47 +317,31 @@ impl Invocation {
             false => {
                 let key = config.cache_signing_key()?;
                 let places = caches.cache_to.clone();
-                Some(Targets { publisher: Publisher::start(to, store.clone()), places, key })
+                Some(Targets { publisher: Publisher::start(to, kept.store.clone()), places, key })
             }
         };
-        let hold = store.hold()?;
-        Ok(Setup {
-            project,
-            config,
-            http,
-            registries,
-            store,
-            context,
-            observer,
-            jobs,
-            now: now(),
-            limits,
-            compression,
-            elsewhere,
-            targets,
-            commands,
-            hold,
-        })
+        Ok(Setup { project, config, http, registries, context, jobs, compression, elsewhere, targets, commands, kept })
     }
 }
 
 /// What commands without a catalogue work with.
 pub(crate) struct Tools {
     pub(crate) config: Config,
-    pub(crate) store: Store,
-    pub(crate) observer: Box<dyn Observer>,
-    _hold: Hold,
+    pub(crate) kept: Kept,
 }
 
 impl Invocation {
     /// Opens what work on images needs, wherever they come from.
     pub(crate) fn tools(&self) -> Result<Tools, Stop> {
         let config = self.config()?;
-        let store = Store::open_at(&config.cache_dir(self.globals.cache_dir.as_deref())?)?;
-        let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
-        let observer = report::choose(self.globals.progress, screen);
-        let hold = store.hold()?;
-        Ok(Tools { config, store, observer, _hold: hold })
+        let kept = Kept::open(self, &config, true)?;
+        Ok(Tools { config, kept })
+    }
+}
+
+impl Tools {
+    pub(crate) fn reach<'a>(&'a self, registries: &'a Registries, docker: &'a Docker) -> Reach<'a> {
+        Reach { registries, docker, store: &self.kept.store, observer: self.kept.observer.as_ref() }
     }
 }
 
@@ -342,8 +372,9 @@ pub(crate) fn with_places<T>(
     let tools = invocation.tools()?;
     let registries = invocation.registries(&tools.config, insecure, None)?;
     let docker = docker(&tools.config);
-    let observer = tools.observer.as_ref();
-    work(None, &Reach { registries: &registries, docker: &docker, store: &tools.store, observer })
+    let done = work(None, &tools.reach(&registries, &docker))?;
+    tools.kept.close();
+    Ok(done)
 }
 
 impl Setup {
@@ -353,11 +384,11 @@ impl Setup {
             config: &self.config,
             http: &self.http,
             registries: &self.registries,
-            store: &self.store,
+            store: &self.kept.store,
             context: &self.context,
-            observer: self.observer.as_ref(),
+            observer: self.kept.observer.as_ref(),
             jobs: self.jobs,
-            now: self.now,
+            now: self.kept.now,
             compression: self.compression,
             elsewhere: &self.elsewhere,
             targets: self.targets.as_ref(),
@@ -369,12 +400,9 @@ impl Setup {
     pub(crate) fn close(self) {
         self.context.save_stats();
         for trouble in self.targets.map(|targets| targets.publisher.finish()).unwrap_or_default() {
-            self.observer.on(Event::Warning(&trouble));
+            self.kept.observer.on(Event::Warning(&trouble));
         }
-        drop(self.hold);
-        if self.store.written() > 0 {
-            crate::ops::cache::tidy(&self.store, &self.limits, self.now, self.observer.as_ref());
-        }
+        self.kept.close();
     }
 }
 

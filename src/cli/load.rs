@@ -103,9 +103,7 @@ pub(crate) fn run_copy(invocation: &Invocation, args: CopyArgs) -> Result<(), St
     let tools = invocation.tools()?;
     let registries = invocation.registries(&tools.config, &args.insecure, None)?;
     let docker = common::docker(&tools.config);
-    let reach =
-        Reach { registries: &registries, docker: &docker, store: &tools.store, observer: tools.observer.as_ref() };
-    let digest = copy(&reach, &args.from, &args.to, args.platform)?;
-    drop(tools);
+    let digest = copy(&tools.reach(&registries, &docker), &args.from, &args.to, args.platform)?;
+    tools.kept.close();
     print(&format!("{digest}\n"))
 }

@@ -1,6 +1,11 @@
 //! `cache`: what is kept, and for how long.
 
-use cache::{Limits, Store, Waiting};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use cache::{Collector, Limits, Store, Waiting};
 use serde::{Deserialize, Serialize};
 
 use crate::config::CacheLimits;
@@ -11,9 +16,17 @@ use crate::observe::{Event, Observer};
 /// A day, seconds: at least so often the cache is looked at, so that what is too old goes.
 const DAY: i64 = 86_400;
 
+/// How long who finds the ceiling passed waits for other builders at most, and whoever begins meanwhile with it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// From so many times the ceiling on it waits as long as its own work took: of builders that overlap for ever, one that takes no less
+/// than the others then finds a moment between them.
+const FAR: f64 = 1.5;
+
 /// What is remembered of the cache's size between builds, so that a build need not look at every file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Usage {
+    /// Without downloads that are not complete: these are looked at.
     bytes: u64,
     looked: i64,
 }
@@ -24,53 +37,107 @@ impl From<CacheLimits> for Limits {
     }
 }
 
-/// Keeps the cache within its limits. Called after a build that wrote something, when it no longer holds the cache.
+/// Keeps the cache within its limits. Called when work ends that wrote something, or failed, and no longer holds the cache; `took`
+/// is how long it was.
 ///
-/// Looks at every file only where the ceiling may have been passed, or once a day. Does nothing while others build: the
-/// last of them will. Removes nothing where the file system has no locks. Trouble is a warning, since the build is done.
-pub fn tidy(store: &Store, limits: &Limits, now: i64, observer: &dyn Observer) {
-    if let Err(failure) = try_tidy(store, limits, now) {
+/// Looks at every file only where the ceiling may have been passed, where nobody knows what was written, or once a day. Removes
+/// nothing where the file system has no locks. Trouble is a warning, since the work is done, or failed for another reason.
+pub fn tidy(store: &Store, limits: &Limits, now: i64, took: Duration, observer: &dyn Observer) {
+    if let Err(failure) = try_tidy(store, limits, now, took) {
         observer.on(Event::Warning(&format!("the cache could not be kept within its limits: {}", failure.message)));
     }
 }
 
-fn try_tidy(store: &Store, limits: &Limits, now: i64) -> Result<(), Failure> {
-    let path = store.root().join("usage-v1");
-    let known = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Usage>(&bytes).ok());
-    let estimate = known.as_ref().map(|usage| usage.bytes.saturating_add(store.written()));
-    let within = |bytes: u64| limits.max_size.is_none_or(|most| bytes <= most);
+fn try_tidy(store: &Store, limits: &Limits, now: i64, took: Duration) -> Result<(), Failure> {
+    let path = store.usage_path();
+    // Who cannot write down what it wrote leaves the next one without an estimate, rather than with a wrong one.
+    let known = add(&path, store.written()).unwrap_or_else(|_| {
+        let _ = fs::remove_file(&path);
+        None
+    });
+    let estimate = match &known {
+        Some(usage) => Some(usage.bytes.saturating_add(store.partial_size()?)),
+        None => None,
+    };
     let young = known.as_ref().is_some_and(|usage| (0..DAY).contains(&(now - usage.looked)));
-    let free = match limits.min_free {
-        Some(least) => store.free()? >= least,
-        None => true,
+    let is_certain = estimate.is_some() && young && !store.wrote_uncounted();
+    let beyond =
+        |share: f64| estimate.zip(limits.max_size).is_some_and(|(bytes, most)| bytes as f64 > most as f64 * share);
+    let is_over = beyond(1.0)
+        || match limits.min_free {
+            Some(least) => store.free()? < least,
+            None => false,
+        };
+    if is_certain && !is_over && !store.has_temporary()? {
+        return Ok(());
+    }
+    // The last of builders that overlap is not waited for: nobody may ever be the last.
+    let patience = Waiting::AtMost(if beyond(FAR) { took } else { took.min(PATIENCE) });
+    let mut collector = store.collector(if is_over { patience } else { Waiting::No })?;
+    if collector.is_none() && !is_certain && !is_over {
+        let would = store.would_collect(limits, now)?;
+        if would.removed.is_empty() {
+            return keep(store, &path, would.kept, now);
+        }
+        collector = store.collector(patience)?;
+    }
+    // Somebody else's cache: its owner's builds see to it.
+    let Some(collector) = collector.filter(Collector::may_write) else { return Ok(()) };
+    if collector.is_alone() {
+        let kept = collector.collect(limits, now)?.kept;
+        return keep(store, &path, kept, now);
+    }
+    if is_certain && !is_over {
+        return Ok(());
+    }
+    let would = store.would_collect(limits, now)?;
+    if !would.removed.is_empty() {
+        let why = "its file system has no locks, and so nobody knows whether others build: run `imgbuild cache gc` when nobody does";
+        return Err(Failure::work(why));
+    }
+    keep(store, &path, would.kept.saturating_add(would.leftovers.bytes), now)
+}
+
+/// Adds to what is remembered of the cache's size. `None`: nothing is.
+fn add(path: &Path, bytes: u64) -> io::Result<Option<Usage>> {
+    let mut file = match File::options().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
     };
-    let usage = match (estimate, known) {
-        (Some(bytes), Some(known)) if young && free && within(bytes) => Usage { bytes, looked: known.looked },
-        _ => match store.collector(Waiting::No)? {
-            // Somebody else's cache: its owner's builds see to it.
-            Some(collector) if !collector.may_write() => return Ok(()),
-            Some(collector) if !collector.is_alone() => {
-                let would = store.would_collect(limits, now)?;
-                if !would.removed.is_empty() {
-                    let why = "its file system has no locks, and so nobody knows whether others build: run `imgbuild cache gc` when nobody does";
-                    return Err(Failure::work(why));
-                }
-                Usage { bytes: would.kept.saturating_add(would.leftovers.bytes), looked: now }
-            }
-            Some(collector) => Usage { bytes: collector.collect(limits, now)?.kept, looked: now },
-            None => return Ok(()),
-        },
-    };
-    // Another builder may write it at the same time: an estimate that is wrong is mended within a day.
-    let bytes = serde_json::to_vec(&usage).expect("two numbers");
-    written_over(&path, &bytes).map_err(|error| Failure::work(format!("`{}`: {error}", path.display())))
+    // Where there are no locks, one of two that add at once is forgotten until somebody looks.
+    let _ = file.lock();
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let Ok(usage) = serde_json::from_slice::<Usage>(&text) else { return Ok(None) };
+    let usage = Usage { bytes: usage.bytes.saturating_add(bytes), ..usage };
+    if bytes > 0 {
+        write_over(&mut file, &usage)?;
+    }
+    Ok(Some(usage))
+}
+
+/// Remembers what somebody saw who looked at everything.
+fn keep(store: &Store, path: &Path, kept: u64, now: i64) -> Result<(), Failure> {
+    let usage = Usage { bytes: kept.saturating_sub(store.partial_size()?), looked: now };
+    let written = File::options().write(true).create(true).truncate(false).open(path).and_then(|mut file| {
+        let _ = file.lock();
+        write_over(&mut file, &usage)
+    });
+    match written {
+        // The next one looks again, and the work has said that the disk is full.
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            let _ = fs::remove_file(path);
+            Ok(())
+        }
+        done => done.map_err(|error| Failure::work(format!("`{}`: {error}", path.display()))),
+    }
 }
 
 /// Writes a small file where it lies: ext4 writes a file that was emptied to the disk when it is closed.
-fn written_over(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    file.write_all(bytes)?;
+fn write_over(file: &mut File, usage: &Usage) -> io::Result<()> {
+    let bytes = serde_json::to_vec(usage).expect("two numbers");
+    file.rewind()?;
+    file.write_all(&bytes)?;
     Kept::Usage.reach();
     file.set_len(bytes.len() as u64)
 }
@@ -80,25 +147,108 @@ mod tests {
     use super::*;
     use crate::observe::Silent;
 
+    const NO_TIME: Duration = Duration::ZERO;
+
     #[test]
     fn the_cache_is_looked_at_when_it_may_be_too_large_and_not_while_others_build() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open_at(folder.path()).expect("opens");
         let blob = |store: &Store, byte: u8| store.put(&[byte; 100_000]).expect("puts").digest;
-        let limits = Limits { max_size: Some(250_000), ..Limits::default() };
+        let limits = Limits { max_size: Some(280_000), ..Limits::default() };
         let one = blob(&store, 1);
-        tidy(&store, &limits, 1000, &Silent);
+        tidy(&store, &limits, 1000, NO_TIME, &Silent);
         assert!(store.has(&one).expect("looks").is_some());
         let another = Store::open_at(folder.path()).expect("opens");
         let (two, three) = (blob(&another, 2), blob(&another, 3));
         let hold = store.hold().expect("holds");
-        tidy(&another, &limits, 1001, &Silent);
+        tidy(&another, &limits, 1001, NO_TIME, &Silent);
         let there = |digest| store.has(digest).expect("looks").is_some();
         let all = [one, two, three];
         assert!(all.iter().all(there), "a builder is running");
         drop(hold);
-        tidy(&another, &limits, 1002, &Silent);
+        // Who built meanwhile and found others at work has said how much it wrote.
+        let last = Store::open_at(folder.path()).expect("opens");
+        tidy(&last, &limits, 1002, NO_TIME, &Silent);
         assert_eq!(all.iter().filter(|digest| there(digest)).count(), 2);
-        assert!(store.contents().expect("looks").total <= 250_000);
+        assert!(store.contents().expect("looks").total <= 280_000);
+    }
+
+    /// Blobs of 100 kB in a cache of at most 250 kB whose size is known, and more of them than that.
+    fn overfull(folder: &Path) -> (Store, Limits) {
+        let store = Store::open_at(folder).expect("opens");
+        let limits = Limits { max_size: Some(250_000), ..Limits::default() };
+        tidy(&store, &limits, 1000, NO_TIME, &Silent);
+        for byte in 0..3 {
+            store.put(&[byte; 100_000]).expect("puts");
+        }
+        (store, limits)
+    }
+
+    #[test]
+    fn of_builders_that_overlap_for_ever_one_waits_for_a_moment_between_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, limits) = overfull(folder.path());
+        let first = store.hold().expect("holds");
+        std::thread::scope(|scope| {
+            let mut hold = first;
+            let tidies = scope.spawn(|| tidy(&store, &limits, 1001, PATIENCE, &Silent));
+            // Each begins before the one before it ends.
+            while !tidies.is_finished() {
+                let (said, waits) = std::sync::mpsc::channel();
+                let ended = said.clone();
+                let store = &store;
+                let next = scope.spawn(move || {
+                    let hold = store.hold_after(move || said.send(()).expect("is heard"));
+                    drop(ended);
+                    hold.expect("holds")
+                });
+                // Either it waits, or it has passed.
+                let _ = waits.recv();
+                drop(hold);
+                hold = next.join().expect("no panic");
+            }
+        });
+        let total = store.contents().expect("looks").total;
+        assert!(total <= 250_000, "{total}");
+    }
+
+    #[test]
+    fn what_nobody_counted_is_looked_at_and_so_is_what_killed_builders_left() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        let limits = Limits { max_size: Some(250_000), ..Limits::default() };
+        tidy(&store, &limits, 1000, NO_TIME, &Silent);
+        let total = || store.contents().expect("looks").total;
+        // A command in another process, which is killed.
+        let killed = Store::open_at(folder.path()).expect("opens");
+        let kept = killed.command_cache(&layers::Digest::of(b"pip")).expect("makes");
+        fs::write(kept.join("x"), [1; 300_000]).expect("writes");
+        drop(killed);
+        tidy(&store, &limits, 1001, NO_TIME, &Silent);
+        assert!(total() <= 250_000, "{}", total());
+        fs::write(store.scratch().join("half"), "left").expect("writes");
+        tidy(&store, &limits, 1002, NO_TIME, &Silent);
+        assert!(!store.has_temporary().expect("looks"));
+        // A download that broke off.
+        fs::write(store.partial_path(&layers::Digest::of(b"x")), [1; 300_000]).expect("writes");
+        tidy(&store, &limits, 1003, NO_TIME, &Silent);
+        assert!(total() <= 250_000, "{}", total());
+    }
+
+    #[test]
+    fn who_counts_beside_others_forgets_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("usage");
+        assert!(add(&path, 1).expect("looks").is_none() && !path.exists(), "nobody knows what is there");
+        fs::write(&path, r#"{"bytes":1000000000,"looked":7}"#).expect("writes");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| assert!(add(&path, 3).expect("adds").is_some())));
+            }
+        });
+        let usage = add(&path, 0).expect("looks").expect("is known");
+        assert_eq!((usage.bytes, usage.looked), (1_000_001_200, 7));
+        fs::write(&path, r#"{"bytes":10"#).expect("damages");
+        assert!(add(&path, 1).expect("looks").is_none());
     }
 }

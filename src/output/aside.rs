@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -16,7 +16,7 @@ use super::UNFINISHED;
 const LONGEST: usize = 200;
 
 /// Begins the file that is to be renamed to `to`, under a name that nobody else has: `.imgbuild-NAME.RANDOM`. Its lock dies with its
-/// process: who writes the same file next removes what writers that were killed have left.
+/// process: who writes the same file next removes what writers that were killed have left. Others may read what the user's mask lets them.
 pub(crate) fn begin(to: &Path) -> io::Result<NamedTempFile> {
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut prefix = OsString::from(UNFINISHED);
@@ -25,7 +25,8 @@ pub(crate) fn begin(to: &Path) -> io::Result<NamedTempFile> {
     prefix.push(".");
     sweep(folder, &prefix);
     loop {
-        let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(folder)?;
+        let mode = fs::Permissions::from_mode(0o666);
+        let file = tempfile::Builder::new().prefix(&prefix).permissions(mode).tempfile_in(folder)?;
         match file.as_file().try_lock() {
             // Another writer may have taken it for left before it was locked.
             Ok(()) if !is_at(file.as_file(), file.path()) => {}

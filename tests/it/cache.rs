@@ -298,7 +298,7 @@ fn a_cache_behind_a_symbolic_link_is_a_cache() {
 }
 
 /// A file system of a few megabytes, mounted for one test.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(pub(crate) PathBuf);
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {

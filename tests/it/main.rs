@@ -8,6 +8,7 @@ mod archives_real;
 mod archives_zip_real;
 mod bytecode;
 mod cache;
+mod cache_ceiling;
 mod cache_faults;
 mod cache_gc;
 mod cache_versions;

@@ -1,0 +1,164 @@
+//! The cache's ceiling: whatever writes into the cache, and however that ends, it is kept.
+
+use std::fs;
+use std::path::Path;
+
+use layers::lock::Lock;
+use layers::source::files;
+use layers::{Catalogue, Stage, path};
+use serde_json::Value;
+
+use crate::cache::SmallDisk;
+use crate::commands::{build, script, world, write};
+use crate::registry::registry;
+use crate::support::random::Random;
+use crate::support::run::{Sandbox, outcome, tool};
+
+const CEILING: u64 = 1_000_000;
+
+/// An image of one file that nobody can compress.
+fn project(seed: u64, size: usize) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("src/data", Random::of(seed).bytes(size));
+    let app = Stage::scratch().layer(files("src", path!("/app"))).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("app", app).plan().to_json());
+    sandbox.write("images.lock", Lock::default().to_text());
+    sandbox
+}
+
+fn limited(sandbox: &Sandbox, bytes: u64) {
+    sandbox.write("imgbuild.toml", format!("[cache]\nmax-size = '{bytes}'\n"));
+}
+
+fn total(sandbox: &Sandbox) -> u64 {
+    let info: Value = serde_json::from_str(&sandbox.imgbuild(["cache", "info", "--format", "json"]).success()).unwrap();
+    info["total"].as_u64().unwrap()
+}
+
+#[test]
+fn builds_that_fail_keep_it_and_say_what_failed() {
+    let sandbox = project(0, 1000);
+    limited(&sandbox, CEILING);
+    let build = |output: &str| sandbox.imgbuild(["build", "--catalogue", "plan.json", "--output", output]);
+    build("oci:dist").success();
+    // Nothing can be delivered into it.
+    sandbox.write("blocked/blobs", "");
+    for seed in 1..4 {
+        sandbox.write("src/data", Random::of(seed).bytes(600_000));
+        let said = build("oci:blocked").failure(1, &["cannot write `blocked/blobs"]).stderr;
+        assert!(!said.contains("warning"), "{said}");
+        assert!(total(&sandbox) <= CEILING, "{}", total(&sandbox));
+    }
+    // What went wrong with the cache hides nothing of what went wrong with the build.
+    let usage = sandbox.cache().join("usage-v1");
+    fs::remove_file(&usage).unwrap();
+    fs::create_dir(&usage).unwrap();
+    sandbox.write("src/data", Random::of(9).bytes(600_000));
+    let said = build("oci:blocked").failure(1, &["could not be kept within its limits", "cannot write `blocked/blobs"]);
+    assert!(
+        said.stderr.trim_end().lines().any(|line| line.starts_with("error: cannot write `blocked")),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn an_import_keeps_it() {
+    let full = project(1, 2_000_000);
+    full.imgbuild(["build", "--catalogue", "plan.json"]).success();
+    let file = full.path().join("cache.tar");
+    full.imgbuild(["cache", "export", file.to_str().unwrap()]).success();
+    let sandbox = project(2, 1000);
+    limited(&sandbox, CEILING);
+    sandbox.imgbuild(["build", "--catalogue", "plan.json"]).success();
+    sandbox.imgbuild(["cache", "import", file.to_str().unwrap()]).success();
+    assert!(total(&sandbox) <= CEILING, "{}", total(&sandbox));
+}
+
+#[test]
+fn a_copy_keeps_it() {
+    let registry = registry(|_| {});
+    let name = format!("{}/team/app:v1", registry.host());
+    let pushed = project(1, 2_000_000);
+    pushed.imgbuild(["push", "--catalogue", "plan.json", "--tag", &name]).success();
+    let sandbox = Sandbox::new();
+    limited(&sandbox, CEILING);
+    sandbox.imgbuild(["copy", &name, "oci:dist"]).success();
+    assert!(total(&sandbox) <= CEILING, "{}", total(&sandbox));
+}
+
+#[test]
+fn what_commands_keep_counts() {
+    const ROOM: u64 = 12_000_000;
+    let sandbox = Sandbox::new();
+    limited(&sandbox, ROOM);
+    let stage = world(&sandbox);
+    for (number, megabytes) in [(0, 1), (1, 15)] {
+        let text =
+            format!("mkdir /out; echo {number} > /out/x; busybox dd if=/dev/zero of=/c/x bs=1000000 count={megabytes}");
+        write(&sandbox, &stage.run(script(&text).cache(path!("/c"))));
+        if number == 0 {
+            sandbox.imgbuild(["--catalogue", "plan.json", "lock"]).success();
+        }
+        build(&sandbox, &[]).success();
+        assert!(total(&sandbox) <= ROOM, "{number}: {}", total(&sandbox));
+    }
+}
+
+#[test]
+fn real_a_full_disk_does_not_stay_full() {
+    let sandbox = project(0, 1000);
+    let disk = SmallDisk(sandbox.path().join("disk"));
+    fs::create_dir(&disk.0).unwrap();
+    tool("mount", ["-t", "tmpfs", "-o", "size=10m", "tmpfs", disk.0.to_str().unwrap()]);
+    sandbox.write("imgbuild.toml", "[cache]\nmax-size = '7MB'\nmin-free = '3MB'\n");
+    let cache = disk.0.join("cache");
+    let build = |seed| {
+        sandbox.write("src/data", Random::of(seed).bytes(2_900_000));
+        outcome(sandbox.command(["build", "--catalogue", "plan.json", "--cache-dir"]).arg(&cache))
+    };
+    let mut full = 0;
+    for seed in 0..6 {
+        let done = build(seed);
+        if done.status != 0 {
+            full += 1;
+            let said = done.failure(1, &["the disk of the cache is full", "free some space"]).stderr;
+            assert!(!said.contains("warning"), "{said}");
+            build(100 + seed).success();
+        }
+    }
+    assert!(full > 0, "the disk was never full");
+}
+
+#[test]
+fn an_export_takes_the_place_of_the_last_one_when_it_is_whole() {
+    let sandbox = project(1, 100_000);
+    sandbox.imgbuild(["build", "--catalogue", "plan.json"]).success();
+    let out = sandbox.work().join("out");
+    fs::create_dir(&out).unwrap();
+    let export = |to: &str| sandbox.command(["cache", "export", to]);
+    outcome(&mut export("out/cache.tar")).success();
+    let whole = fs::read(out.join("cache.tar")).unwrap();
+    let killed = outcome(export("out/cache.tar").env("IMGBUILD_FAILPOINT", "exported-one:3"));
+    assert_eq!(killed.status, 128 + 9);
+    assert!(fs::read(out.join("cache.tar")).unwrap() == whole, "it is what it was");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
+    // A link stays one; what was left goes.
+    std::os::unix::fs::symlink("cache.tar", out.join("link")).unwrap();
+    outcome(&mut export("out/link")).success();
+    assert!(fs::read(out.join("cache.tar")).unwrap() == whole);
+    let names = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.collect::<std::collections::BTreeSet<_>>(), ["cache.tar", "link"].map(Into::into).into());
+    assert!(out.join("link").symlink_metadata().unwrap().is_symlink());
+    // What is no file is written to.
+    outcome(&mut export("/dev/null")).success();
+    let pipe = out.join("pipe");
+    tool("mkfifo", [&pipe]);
+    let read = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::read(pipe).unwrap()
+    });
+    outcome(&mut export("out/pipe")).success();
+    assert!(read.join().unwrap() == whole);
+    assert!(!pipe.is_file() && !Path::new("/dev/null").is_file());
+}
