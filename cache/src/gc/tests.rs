@@ -334,7 +334,9 @@ fn builders_that_begin_wait_behind_a_collector_that_waits() {
     drop(first);
     assert_eq!(heard.recv(), Ok("collects"));
     assert_eq!(heard.recv(), Ok("builds"));
-    let _ = [collects, builds].map(|thread| thread.join().expect("no panic"));
+    for thread in [collects, builds] {
+        thread.join().expect("no panic");
+    }
 }
 
 #[test]
