@@ -100,6 +100,11 @@ impl Store {
         Ok(contents)
     }
 
+    /// Whether this process may write here at all.
+    pub fn may_write(&self) -> bool {
+        rustix::fs::access(self.root(), rustix::fs::Access::WRITE_OK).is_ok()
+    }
+
     /// Bytes that are free in the cache's file system.
     pub fn free(&self) -> Result<u64, CacheError> {
         let found = rustix::fs::statvfs(self.root()).map_err(|error| CacheError::at(self.root())(error.into()))?;
@@ -192,6 +197,8 @@ impl Collector<'_> {
     /// Removes what is beyond the limits, and what killed builders left behind.
     pub fn collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
         let verdict = self.store.judge(limits, now, self.is_alone())?;
+        // What was known of the size is so no more; whoever tidies after a build writes it down anew.
+        let _ = fs::remove_file(self.store.usage_path());
         for leftover in &verdict.leftovers {
             remove(&leftover.path, leftover.is_folder)?;
             Point::Swept.reach();

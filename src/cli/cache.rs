@@ -278,8 +278,15 @@ fn export(store: &Store, path: &Path, since: i64) -> Result<Amount, Stop> {
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         return finish(store.export(&mut BufWriter::new(File::create(path).map_err(failed(path))?), since));
     }
-    // Whoever has an export keeps it until there is another one, whole.
-    let mut out = BufWriter::with_capacity(256 << 10, aside::begin(path).map_err(failed(path))?);
+    // Whoever has an export keeps it until there is another one, whole: but where nothing can be put beside it, or in its place.
+    let aside = match aside::begin(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path.exists() || is_mounted(path) => {
+            let file = File::create(path).map_err(failed(path))?;
+            return finish(store.export(&mut BufWriter::new(file), since));
+        }
+        aside => aside.map_err(failed(path))?,
+    };
+    let mut out = BufWriter::with_capacity(256 << 10, aside);
     let amount = finish(store.export(&mut out, since))?;
     let file = out.into_inner().map_err(|error| failed(path)(error.into_error()))?;
     if let Ok(there) = fs::metadata(path) {
@@ -289,6 +296,14 @@ fn export(store: &Store, path: &Path, since: i64) -> Result<Amount, Stop> {
     file.persist(path).map_err(|error| failed(path)(error.error))?;
     Kept::ArchiveSettled.reach();
     Ok(amount)
+}
+
+/// Whether a file is on another file system than its folder, as one that was mounted into a container.
+fn is_mounted(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+    let folder = path.parent().and_then(device);
+    device(path).zip(folder).is_some_and(|(file, folder)| file != folder)
 }
 
 fn import(store: &Store, path: &Path) -> Result<cache::Imported, Stop> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cache::{Hold, Limits, Store};
 use clap::{Args, ValueHint};
@@ -167,24 +167,21 @@ pub(crate) struct Kept {
     limits: Limits,
     hold: Option<Hold>,
     now: i64,
+    /// When the cache was had.
     began: Instant,
-    /// Bytes that were free then.
-    free: Option<u64>,
     is_done: bool,
 }
 
 impl Kept {
     /// Opens it, and keeps collectors away if `holds`.
     pub(crate) fn open(invocation: &Invocation, config: &Config, holds: bool) -> Result<Kept, Stop> {
-        let began = Instant::now();
         let store = Store::open_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?)?;
         let screen = Screen::of(config.environment(), std::io::stderr().is_terminal())?;
         let observer = report::choose(invocation.globals.progress, screen);
         let limits = config.cache_limits()?.into();
         let waits = || observer.on(Event::Note("waiting until the cache is collected"));
         let hold = if holds { Some(store.hold_after(waits)?) } else { None };
-        let free = store.free().ok();
-        Ok(Kept { store, observer, limits, hold, now: now(), began, free, is_done: false })
+        Ok(Kept { store, observer, limits, hold, now: now(), began: Instant::now(), is_done: false })
     }
 
     /// The cache.
@@ -203,12 +200,16 @@ impl Drop for Kept {
         self.hold = None;
         let wrote = self.store.written() > 0 || self.store.wrote_uncounted();
         if !self.is_done && cache::was_full() {
-            // The room that there was is not enough, within the limits or not: the next attempt has twice as much.
-            let room = self.free.map(|free| free.saturating_mul(2));
-            self.limits.min_free = self.limits.min_free.max(room);
+            // The room that there was is not enough, within the limits or not, whoever filled it. The next attempt has twice what this one
+            // wrote, and a twentieth of the ceiling at least.
+            let room = self.store.written().saturating_mul(2).max(self.limits.max_size.unwrap_or_default() / 20);
+            let wanted = self.store.free().ok().map(|free| free.saturating_add(room));
+            self.limits.min_free = self.limits.min_free.max(wanted);
         }
         if (wrote || !self.is_done) && !std::thread::panicking() {
-            crate::ops::cache::tidy(&self.store, &self.limits, self.now, self.began.elapsed(), self.observer.as_ref());
+            // Whoever waits for an error is not to wait for other builders.
+            let took = if self.is_done { self.began.elapsed() } else { Duration::ZERO };
+            crate::ops::cache::tidy(&self.store, &self.limits, self.now, took, self.observer.as_ref());
         }
     }
 }

@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// than the others then finds a moment between them.
 const FAR: f64 = 1.5;
 
+/// But no longer than this: somebody may be at work in a shell for hours.
+const LONGEST: Duration = Duration::from_secs(120);
+
 /// What is remembered of the cache's size between builds, so that a build need not look at every file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Usage {
@@ -43,51 +46,46 @@ impl From<CacheLimits> for Limits {
 /// Looks at every file only where the ceiling may have been passed, where nobody knows what was written, or once a day. Removes
 /// nothing where the file system has no locks. Trouble is a warning, since the work is done, or failed for another reason.
 pub fn tidy(store: &Store, limits: &Limits, now: i64, took: Duration, observer: &dyn Observer) {
-    if let Err(failure) = try_tidy(store, limits, now, took) {
+    if let Err(failure) = try_tidy(store, limits, now, took, observer) {
         observer.on(Event::Warning(&format!("the cache could not be kept within its limits: {}", failure.message)));
     }
 }
 
-fn try_tidy(store: &Store, limits: &Limits, now: i64, took: Duration) -> Result<(), Failure> {
-    let path = store.usage_path();
-    // Who cannot write down what it wrote leaves the next one without an estimate, rather than with a wrong one.
-    let known = add(&path, store.written()).unwrap_or_else(|_| {
-        let _ = fs::remove_file(&path);
-        None
-    });
-    let estimate = match &known {
-        Some(usage) => Some(usage.bytes.saturating_add(store.partial_size()?)),
-        None => None,
-    };
-    let young = known.as_ref().is_some_and(|usage| (0..DAY).contains(&(now - usage.looked)));
-    let is_certain = estimate.is_some() && young && !store.wrote_uncounted();
-    let beyond =
-        |share: f64| estimate.zip(limits.max_size).is_some_and(|(bytes, most)| bytes as f64 > most as f64 * share);
-    let is_over = beyond(1.0)
-        || match limits.min_free {
-            Some(least) => store.free()? < least,
-            None => false,
-        };
-    if is_certain && !is_over && !store.has_temporary()? {
+fn try_tidy(store: &Store, limits: &Limits, now: i64, took: Duration, observer: &dyn Observer) -> Result<(), Failure> {
+    // Somebody else's cache: its owner's builds see to it, and nobody waits here.
+    if !store.may_write() {
         return Ok(());
     }
-    // The last of builders that overlap is not waited for: nobody may ever be the last.
-    let patience = Waiting::AtMost(if beyond(FAR) { took } else { took.min(PATIENCE) });
-    let mut collector = store.collector(if is_over { patience } else { Waiting::No })?;
-    if collector.is_none() && !is_certain && !is_over {
+    let path = store.usage_path();
+    let size = Size::of(store, limits, now, store.written())?;
+    if size.is_fine() {
+        return Ok(());
+    }
+    let wait = |is_far: bool| {
+        if is_far && took > PATIENCE {
+            observer.on(Event::Note("the cache is far beyond its ceiling: waiting until no other build runs"));
+        }
+        store.collector(Waiting::AtMost(took.min(if is_far { LONGEST } else { PATIENCE })))
+    };
+    let mut collector = if size.is_over { wait(size.is_far)? } else { store.collector(Waiting::No)? };
+    if collector.is_none() && !size.is_known && !size.is_over {
         let would = store.would_collect(limits, now)?;
         if would.removed.is_empty() {
-            return keep(store, &path, would.kept, now);
+            return Ok(());
         }
-        collector = store.collector(patience)?;
+        let all = would.removed.values().map(|amount| amount.bytes).fold(would.kept, u64::saturating_add);
+        collector = wait(is_beyond(all, limits, FAR))?;
     }
-    // Somebody else's cache: its owner's builds see to it.
     let Some(collector) = collector.filter(Collector::may_write) else { return Ok(()) };
+    // Whoever was waited for may have collected.
+    if Size::of(store, limits, now, 0)?.is_fine() {
+        return Ok(());
+    }
     if collector.is_alone() {
         let kept = collector.collect(limits, now)?.kept;
         return keep(store, &path, kept, now);
     }
-    if is_certain && !is_over {
+    if size.is_known && !size.is_over {
         return Ok(());
     }
     let would = store.would_collect(limits, now)?;
@@ -96,6 +94,54 @@ fn try_tidy(store: &Store, limits: &Limits, now: i64, took: Duration) -> Result<
         return Err(Failure::work(why));
     }
     keep(store, &path, would.kept.saturating_add(would.leftovers.bytes), now)
+}
+
+/// What is known of the cache's size without a look at it.
+struct Size {
+    /// The size is known: somebody looked not long ago, and all who wrote since have said how much.
+    is_known: bool,
+    /// A limit is passed.
+    is_over: bool,
+    /// The ceiling is passed by far.
+    is_far: bool,
+    /// What killed builders left is there.
+    has_leftovers: bool,
+}
+
+impl Size {
+    /// Adds what this process wrote, bytes.
+    fn of(store: &Store, limits: &Limits, now: i64, wrote: u64) -> Result<Size, Failure> {
+        let path = store.usage_path();
+        // Who cannot write down what it wrote leaves the next one without an estimate, rather than with a wrong one.
+        let known = add(&path, wrote).unwrap_or_else(|_| {
+            let _ = fs::remove_file(&path);
+            None
+        });
+        let bytes = match &known {
+            Some(usage) => Some(usage.bytes.saturating_add(store.partial_size()?)),
+            None => None,
+        };
+        let young = known.as_ref().is_some_and(|usage| (0..DAY).contains(&(now - usage.looked)));
+        let is_full = match limits.min_free {
+            Some(least) => store.free()? < least,
+            None => false,
+        };
+        Ok(Size {
+            is_known: bytes.is_some() && young && !store.wrote_uncounted(),
+            is_over: is_full || bytes.is_some_and(|bytes| is_beyond(bytes, limits, 1.0)),
+            is_far: bytes.is_some_and(|bytes| is_beyond(bytes, limits, FAR)),
+            has_leftovers: store.has_temporary()?,
+        })
+    }
+
+    fn is_fine(&self) -> bool {
+        self.is_known && !self.is_over && !self.has_leftovers
+    }
+}
+
+/// Whether so many bytes are more than this share of the ceiling.
+fn is_beyond(bytes: u64, limits: &Limits, share: f64) -> bool {
+    limits.max_size.is_some_and(|most| bytes as f64 > most as f64 * share)
 }
 
 /// Adds to what is remembered of the cache's size. `None`: nothing is.

@@ -95,20 +95,20 @@ impl Layout {
         let name = format!("{UNFINISHED}{}.{}", digest.hex(), std::process::id());
         let temporary = self.path.join("blobs/sha256").join(name);
         let _ = fs::remove_file(&temporary);
-        let mut file = Copied::from(file);
-        let put = copied(&mut file, &temporary).or_else(|error| {
+        let put = copied(file, &temporary).or_else(|error| {
             let _ = fs::remove_file(&temporary);
             // A link needs no room. Where bytes cannot be read or written for another reason, it would only hide that.
-            let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            let full = matches!(error.1.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             match full && fs::hard_link(&from, &temporary).is_ok() {
-                true => hashed(&mut File::open(&temporary)?, &mut io::sink()),
+                true => File::open(&temporary).and_then(cache::hash).map_err(|error| (Side::Cache, error)),
                 false => Err(error),
             }
         });
         let put = match put {
             // What the disk does not give back.
-            Err(error) if file.failed() && cache::fails(&error) => None,
-            Err(error) => {
+            Err((Side::Cache, error)) if cache::fails(&error) => None,
+            Err((_, error)) => {
+                let _ = fs::remove_file(&temporary);
                 let said = format!("{error}, copying `{}`", from.display());
                 return Err(self.io(&to)(io::Error::new(error.kind(), said)));
             }
@@ -142,13 +142,24 @@ impl Layout {
     }
 }
 
+/// Where something failed.
+#[derive(Clone, Copy)]
+enum Side {
+    /// What the cache holds cannot be read.
+    Cache,
+    /// Something else.
+    Other,
+}
+
 /// Makes a file of what is read, as a reflink where the file system has them; gives the digest of what is in it.
-fn copied(from: &mut Copied<File>, to: &Path) -> io::Result<Digest> {
-    let mut out = File::options().read(true).write(true).create_new(true).open(to)?;
-    match ioctl_ficlone(&out, from.inner()) {
-        Ok(()) => hashed(&mut out, &mut io::sink()),
-        Err(_) => hashed(from, &mut out),
+fn copied(from: File, to: &Path) -> Result<Digest, (Side, io::Error)> {
+    let other = |error| (Side::Other, error);
+    let mut out = File::options().read(true).write(true).create_new(true).open(to).map_err(other)?;
+    if ioctl_ficlone(&out, &from).is_ok() {
+        return cache::hash(out).map_err(|error| (Side::Cache, error));
     }
+    let mut from = Copied::from(from);
+    hashed(&mut from, &mut out).map_err(|error| (if from.failed() { Side::Cache } else { Side::Other }, error))
 }
 
 /// Copies, and gives the digest of what came.

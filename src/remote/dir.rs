@@ -181,15 +181,16 @@ impl Shared {
 
     fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError> {
         for blob in blobs {
-            if self.has(blob) {
-                continue;
+            if !self.has(blob) {
+                let path = self.blob(&blob.digest);
+                let mut from = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
+                self.place(&path, |file| match self.copy(blob, &mut from, file).map_err(at(&path))? {
+                    true => Ok(()),
+                    false => Err(RemoteError::RottedHere(blob.digest)),
+                })?;
             }
-            let path = self.blob(&blob.digest);
-            let mut from = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
-            self.place(&path, |file| match self.copy(blob, &mut from, file).map_err(at(&path))? {
-                true => Ok(()),
-                false => Err(RemoteError::RottedHere(blob.digest)),
-            })?;
+            // Patience is for each of them.
+            self.watch.answered();
         }
         // Blobs are kept here without a document that has them.
         for name in names.iter().filter(|_| !document.is_empty()) {

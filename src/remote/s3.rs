@@ -265,7 +265,11 @@ impl Remote for Objects {
     }
 
     fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError> {
-        in_parallel(super::TRANSFERS, blobs, |blob| self.send(blob, store))?;
+        // The last one tells that the others are there.
+        if let Some((last, others)) = blobs.split_last() {
+            in_parallel(super::TRANSFERS, others, |blob| self.send(blob, store))?;
+            self.send(last, store)?;
+        }
         for name in names.iter().filter(|_| !document.is_empty()) {
             let body = Outgoing::Bytes(Bytes::copy_from_slice(document));
             self.put(&format!("{}/names/{name}", self.folder), &Digest::of(document), &body)?;

@@ -1,6 +1,8 @@
 //! The last build of an image, as what it recorded tells of it.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use layers::encode::Entry;
 use layers::lower::Resolved;
@@ -24,18 +26,26 @@ pub(super) struct Before<'a> {
     pub record: Option<ImageRecord>,
     /// What the last build left that made layers. It may be an earlier one: layers are compared by their digests.
     pub left: Option<Left>,
+    /// The parts of layers that were asked for.
+    pub parts: RefCell<HashMap<usize, Option<Rc<Parts>>>>,
 }
+
+/// The directories and the fragments of a layer.
+type Parts = (BTreeMap<ImagePath, Entry>, Vec<Digest>);
 
 impl Before<'_> {
     fn layer(&self, at: usize) -> Option<&LayerRecord> {
         self.record.as_ref()?.layers.get(at)
     }
 
-    /// The directories and the fragments of a layer.
-    fn parts(&self, at: usize) -> Option<(BTreeMap<ImagePath, Entry>, Vec<Digest>)> {
-        let record = self.layer(at)?;
-        let (key, _) = self.left.as_ref()?.layers.iter().find(|(_, layer)| layer == record)?;
-        Some(parts_of(&self.bench.store.recall(key).ok()??.text))
+    fn parts(&self, at: usize) -> Option<Rc<Parts>> {
+        let read = || {
+            let record = self.layer(at)?;
+            let (key, _) = self.left.as_ref()?.layers.iter().find(|(_, layer)| layer == record)?;
+            Some(Rc::new(parts_of(&self.bench.store.recall(key).ok()??.text)))
+        };
+        // Each package of a layer asks.
+        self.parts.borrow_mut().entry(at).or_insert_with(read).clone()
     }
 }
 

@@ -107,7 +107,7 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
                     match (before, recorded) {
                         (Some(old), Some(recorded)) => {
                             let record = serde_json::from_slice::<ImageRecord>(&recorded.record).ok();
-                            let before = Before { bench, resolved: &resolved, record, left };
+                            let before = Before { bench, resolved: &resolved, record, left, parts: Default::default() };
                             (explained.reasons, explained.layers) = compare(&old, &key.text(), &labels, &before);
                         }
                         _ => {
