@@ -32,6 +32,9 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Nothing stays.
+    pub const NOTHING: Limits = Limits { max_size: Some(0), max_age: None, min_free: None };
+
     /// Whether there is none.
     pub fn none(&self) -> bool {
         *self == Limits::default()
@@ -197,8 +200,6 @@ impl Collector<'_> {
     /// Removes what is beyond the limits, and what killed builders left behind.
     pub fn collect(&self, limits: &Limits, now: i64) -> Result<Collected, CacheError> {
         let verdict = self.store.judge(limits, now, self.is_alone())?;
-        // What was known of the size is so no more; whoever tidies after a build writes it down anew.
-        let _ = fs::remove_file(self.store.usage_path());
         for leftover in &verdict.leftovers {
             remove(&leftover.path, leftover.is_folder)?;
             Point::Swept.reach();
@@ -249,7 +250,7 @@ impl Collector<'_> {
 
     /// Removes everything: also other versions' folders.
     pub fn clear(&self) -> Result<Collected, CacheError> {
-        self.collect(&Limits { max_size: Some(0), ..Limits::default() }, 0)
+        self.collect(&Limits::NOTHING, 0)
     }
 
     /// Reads every blob and every record, and removes those that are not what their names say: whoever needs one makes or

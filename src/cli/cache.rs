@@ -15,6 +15,7 @@ use super::{Stop, print, print_json};
 use crate::config::{parse_age, parse_size};
 use crate::error::Failure;
 use crate::failpoint::Kept;
+use crate::ops::cache::collect;
 use crate::output::aside;
 use crate::remote::SigningKey;
 use crate::report::size;
@@ -111,7 +112,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             let collected = if dry_run {
                 store.would_collect(&limits, now())?
             } else {
-                collector(&store)?.collect(&limits, now())?
+                collect(&store, &collector(&store)?, &limits, now())?
             };
             show(&collected, dry_run, format)
         }
@@ -120,7 +121,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             verify(&store, jobs, format)
         }
         Command::Key { file } => key(&file),
-        Command::Clear => show(&collector(&store)?.clear()?, false, Format::Text),
+        Command::Clear => show(&collect(&store, &collector(&store)?, &Limits::NOTHING, now())?, false, Format::Text),
         Command::Export { file, max_age } => {
             let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
             let amount = export(&store, &file, since)?;

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
-use cache::{Collector, Limits, Store, Waiting};
+use cache::{Collected, Collector, Limits, Store, Waiting};
 use serde::{Deserialize, Serialize};
 
 use crate::config::CacheLimits;
@@ -160,6 +160,16 @@ fn add(path: &Path, bytes: u64) -> io::Result<Option<Usage>> {
         write_over(&mut file, &usage)?;
     }
     Ok(Some(usage))
+}
+
+/// Removes what is beyond the limits, and remembers what stays, for whoever tidies next.
+pub fn collect(store: &Store, collector: &Collector<'_>, limits: &Limits, now: i64) -> Result<Collected, Failure> {
+    let collected = collector.collect(limits, now)?;
+    let path = store.usage_path();
+    if path.exists() {
+        keep(store, &path, collected.kept, now)?;
+    }
+    Ok(collected)
 }
 
 /// Remembers what somebody saw who looked at everything.
