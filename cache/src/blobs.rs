@@ -244,9 +244,11 @@ pub fn hash(mut reader: impl Read) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; 256 << 10];
     loop {
-        match reader.read(&mut chunk)? {
-            0 => return Ok(Digest::from_bytes(hasher.finalize().into())),
-            count => hasher.update(&chunk[..count]),
+        match reader.read(&mut chunk) {
+            Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
+            Ok(count) => hasher.update(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

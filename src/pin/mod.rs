@@ -17,7 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use layers::source::{Files, LockFormat, Python};
 use layers::{Digest, KeyHasher};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-use sha2::{Digest as _, Sha256};
 
 use ignore::Patterns;
 pub use parts::Part;
@@ -270,7 +269,7 @@ impl Context {
         if let Some(known) = self.stats().digest(&path, &signature) {
             return Ok(known);
         }
-        let digest = hash(file).map_err(|source| PinError::Read { path: path.clone(), source })?;
+        let digest = cache::hash(file).map_err(|source| PinError::Read { path: path.clone(), source })?;
         self.stats().remember(&path, &signature, seen, digest);
         Ok(digest)
     }
@@ -342,7 +341,7 @@ impl Context {
         crate::parallel::in_parallel(self.jobs, &unknown, |&(at, stat)| {
             let path = join(from, &entries[at].path);
             let digest =
-                hash(self.open_file(&path)?).map_err(|source| PinError::Read { path: path.clone(), source })?;
+                cache::hash(self.open_file(&path)?).map_err(|source| PinError::Read { path: path.clone(), source })?;
             hashed.lock().expect("no thread panics while it holds this").push((at, stat, digest));
             Ok::<(), PinError>(())
         })?;
@@ -359,19 +358,6 @@ impl Context {
 
     fn stats(&self) -> MutexGuard<'_, StatCache> {
         self.stats.lock().expect("no thread panics while it holds this")
-    }
-}
-
-fn hash(mut file: File) -> io::Result<Digest> {
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
-            Ok(count) => hasher.update(&chunk[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 
