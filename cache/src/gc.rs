@@ -32,7 +32,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Nothing stays.
+    /// Nothing stays, also not other versions' folders.
     pub const NOTHING: Limits = Limits { max_size: Some(0), max_age: None, min_free: None };
 
     /// Whether there is none.
@@ -246,11 +246,6 @@ impl Collector<'_> {
             // Another file system, say: it is emptied where it is.
             Err(_) => remove(&aside, true).map(|()| folder.into()),
         }
-    }
-
-    /// Removes everything: also other versions' folders.
-    pub fn clear(&self) -> Result<Collected, CacheError> {
-        self.collect(&Limits::NOTHING, 0)
     }
 
     /// Reads every blob and every record, and removes those that are not what their names say: whoever needs one makes or

@@ -69,7 +69,7 @@ mod tests {
         let collected = collector.collect(&limits, seconds).expect("collects");
         assert_eq!(collected.removed[&Class::Stats].count, 1);
         assert_eq!((store.stats(&one).is_some(), store.stats(&other)), (true, None));
-        collector.clear().expect("clears");
+        collector.collect(&Limits::NOTHING, 0).expect("clears");
         assert_eq!(store.stats(&one), None);
     }
 

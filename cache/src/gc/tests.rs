@@ -194,7 +194,7 @@ fn folders_count_and_empty_ones_go() {
     assert!(du(root) <= half, "{collected:?}");
     assert_eq!((collected.kept, info()), (du(root), du(root)));
     let collector = cache.store.collector(Waiting::No).expect("locks").expect("nobody builds");
-    let cleared = collector.clear().expect("clears");
+    let cleared = collector.collect(&Limits::NOTHING, 0).expect("clears");
     assert_eq!(cleared.kept, du(root));
     for bucket in ["blobs-v1", "ledger-v1"] {
         assert_eq!(list(&root.join(bucket)).expect("lists").len(), 0, "{bucket}");
@@ -207,7 +207,7 @@ fn folders_stay_where_a_builder_may_be_about_to_use_them() {
     let folder = cache.store.root().join("blobs-v1/zz");
     fs::create_dir(&folder).expect("makes an empty one");
     let blind = Collector { store: &cache.store, lock: None, _gate: None, may_write: true };
-    blind.clear().expect("clears");
+    blind.collect(&Limits::NOTHING, 0).expect("clears");
     assert!(folder.exists());
 }
 
@@ -225,7 +225,7 @@ fn the_ceiling_is_kept_and_what_is_cheap_to_have_again_goes_first() {
         assert_eq!(cache.store.contents().expect("looks").total, collected.kept);
     }
     let collector = cache.store.collector(Waiting::No).expect("locks").expect("nobody builds");
-    collector.clear().expect("clears");
+    collector.collect(&Limits::NOTHING, 0).expect("clears");
     assert_eq!(cache.has(&[archive, fragment, layer]), [false; 3]);
 }
 
