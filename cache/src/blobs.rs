@@ -199,14 +199,8 @@ impl BlobWriter {
         self.settle(digest)
     }
 
-    /// A full disk says what to do about it, whoever passes the error on.
     fn explained(&self, error: io::Error) -> io::Error {
-        match error.kind() {
-            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                io::Error::new(kind, CacheError::at(&self.store.scratch())(error))
-            }
-            _ => error,
-        }
+        crate::explained(&self.store.scratch())(error)
     }
 
     fn settle(self, digest: &Digest) -> Result<Blob, CacheError> {
@@ -240,13 +234,22 @@ impl Write for BlobWriter {
 }
 
 /// The digest of everything that a reader gives.
-pub fn hash(mut reader: impl Read) -> io::Result<Digest> {
+pub fn hash(reader: impl Read) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 256 << 10];
+    in_pieces(reader, |piece| {
+        hasher.update(piece);
+        Ok(())
+    })?;
+    Ok(Digest::from_bytes(hasher.finalize().into()))
+}
+
+/// Hands everything that a reader gives on, in pieces of at most 256 KiB; reading goes on where it is interrupted.
+pub fn in_pieces(mut reader: impl Read, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut piece = vec![0; 256 << 10];
     loop {
-        match reader.read(&mut chunk) {
-            Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
-            Ok(count) => hasher.update(&chunk[..count]),
+        match reader.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => take(&piece[..count])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use layers::{Digest, Key};
 use serde::Serialize;
-use tempfile::NamedTempFile;
 
 use crate::points::Point;
 use crate::{CacheError, Store};
@@ -74,7 +74,10 @@ impl Store {
     pub(crate) fn put_at(&self, place: &Path, bytes: &[u8], [written, settled]: [Point; 2]) -> Result<(), CacheError> {
         let folder = self.scratch();
         let before = fs::metadata(place).map_or(0, |metadata| metadata.len());
-        let mut file = NamedTempFile::new_in(&folder).map_err(CacheError::at(&folder))?;
+        // For all whom the umask lets read, as blobs are: users may share a cache.
+        let shared = fs::Permissions::from_mode(0o666);
+        let mut file =
+            tempfile::Builder::new().permissions(shared).tempfile_in(&folder).map_err(CacheError::at(&folder))?;
         file.write_all(bytes).map_err(CacheError::at(&folder))?;
         let path = file.into_temp_path();
         written.reach();
@@ -161,5 +164,17 @@ mod tests {
         let (from, to) = (store.fanned("ledger", &a.0.hex()), store.fanned("ledger", &b.0.hex()));
         fs::copy(from, to).expect("swaps");
         assert_eq!(store.find(&b).expect("looks"), None);
+    }
+
+    #[test]
+    fn whoever_the_umask_lets_read_may_read_records() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        let (key, text) = KeyHasher::new("test", 1).finish();
+        store.keep(&key, &text, &1).expect("keeps");
+        let mode = |path: &Path| fs::metadata(path).expect("is there").permissions().mode() & 0o777;
+        let usual = folder.path().join("usual");
+        fs::write(&usual, "").expect("writes");
+        assert_eq!(mode(&store.record_path(&key)), mode(&usual));
     }
 }

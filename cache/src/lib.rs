@@ -38,7 +38,7 @@ use std::time::SystemTime;
 
 use layers::{Digest, Key};
 
-pub use blobs::{Blob, BlobWriter, hash};
+pub use blobs::{Blob, BlobWriter, hash, in_pieces};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
 pub use ledger::Recorded;
 pub use locks::{Hold, Turn, Waiting};
@@ -127,6 +127,16 @@ impl CacheError {
     }
 }
 
+/// An error of a file of the cache for whoever passes it on as it is: a full disk says what to do about it.
+pub fn explained(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
+    move |error| match error.kind() {
+        kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            io::Error::new(kind, CacheError::at(path)(error))
+        }
+        _ => error,
+    }
+}
+
 /// Whether the disk of a cache was full once in this process: errors that say so go many ways.
 static WAS_FULL: AtomicBool = AtomicBool::new(false);
 
@@ -192,8 +202,8 @@ impl Store {
         self.bucket("usage")
     }
 
-    /// Adds a file of so many bytes in the place of one of `before`.
-    fn count(&self, bytes: u64, before: u64) {
+    /// Adds a file of so many bytes in the place of one of `before` to what was written here.
+    pub fn count(&self, bytes: u64, before: u64) {
         let [bytes, before] = [bytes, before].map(|bytes| bytes.next_multiple_of(BLOCK));
         self.written.bytes.fetch_add(bytes.saturating_sub(before), Ordering::Relaxed);
     }

@@ -8,6 +8,7 @@
 //! Blobs come first: a record that arrives names nothing that has not. Every byte is verified on the way in, but a record
 //! says what somebody's build came to, and hashes cannot tell whether that is true: import what you would also run.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 
@@ -104,22 +105,39 @@ impl Store {
     pub fn import(&self, input: &mut dyn Read) -> Result<Imported, CacheError> {
         let _hold = self.hold()?;
         let mut imported = Imported::default();
-        let mut input = Ended { inner: input, has_ended: false };
-        let mut tar = tar::Archive::new(&mut input);
+        let mut start = Vec::new();
+        Read::take(&mut *input, 6).read_to_end(&mut start).map_err(archive)?;
+        if let Some(packer) = packer(&start) {
+            return Err(archive(io::Error::other(format!("it is compressed by {packer}: decompress it first"))));
+        }
+        let has_ended = Cell::new(false);
+        let mut tar = tar::Archive::new(Ended { inner: start.as_slice().chain(input), has_ended: &has_ended });
+        let mut is_first = true;
+        let failed = |error: io::Error, is_first: bool| match (has_ended.get(), is_first) {
+            // However that is noticed.
+            (true, _) => archive(ends_too_early()),
+            (false, true) => archive(is_foreign()),
+            (false, false) => archive(error),
+        };
         for entry in tar.entries().map_err(archive)? {
-            let mut entry = entry.map_err(archive)?;
+            let mut entry = entry.map_err(|error| failed(error, is_first))?;
             let size = entry.size();
             let path = entry.path().map_err(archive)?.into_owned();
             let name = path.to_str().and_then(|path| path.split_once('/'));
-            let Some((bucket, Ok(digest))) = name.map(|(bucket, name)| (bucket, Digest::from_hex(name))) else {
-                imported.refused += 1;
-                continue;
+            let name = name.and_then(|(bucket, name)| Some((bucket, Digest::from_hex(name).ok()?)));
+            if is_first && !matches!(name, Some(("blobs" | "ledger", _))) {
+                return Err(archive(is_foreign()));
+            }
+            is_first = false;
+            let added = match name {
+                Some(("blobs", digest)) => self.take_blob(&digest, size, &mut entry),
+                Some(("ledger", digest)) => self.take_record(&Key(digest), size, &mut entry),
+                _ => Ok(None),
             };
-            let added = match bucket {
-                "blobs" => self.take_blob(&digest, size, &mut entry)?,
-                "ledger" => self.take_record(&Key(digest), size, &mut entry)?,
-                _ => None,
-            };
+            let added = added.map_err(|error| match error {
+                CacheError::Archive { source } => failed(source, false),
+                other => other,
+            })?;
             match added {
                 Some(true) => {
                     imported.added.count += 1;
@@ -131,13 +149,7 @@ impl Store {
             }
         }
         // A tar has empty blocks at its end: one that was cut between entries has none.
-        if input.has_ended {
-            return Err(archive(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "it ends too early, and was cut or is empty",
-            )));
-        }
-        Ok(imported)
+        if has_ended.get() { Err(archive(ends_too_early())) } else { Ok(imported) }
     }
 
     /// `Some`: it is here, and whether it is new; `None`: it was not what its name says.
@@ -175,16 +187,33 @@ impl Store {
     }
 }
 
-/// Remembers whether somebody has read on at the end.
-struct Ended<R> {
-    inner: R,
-    has_ended: bool,
+fn ends_too_early() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it ends too early, and was cut or is empty")
 }
 
-impl<R: Read> Read for Ended<R> {
+fn is_foreign() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is not what `imgbuild cache export` writes")
+}
+
+/// What a file that begins like this was compressed by.
+fn packer(start: &[u8]) -> Option<&'static str> {
+    let known: [(&[u8], _); 4] =
+        [(b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2")];
+    known.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| name)
+}
+
+/// Remembers whether somebody has read on at the end.
+struct Ended<'a, R> {
+    inner: R,
+    has_ended: &'a Cell<bool>,
+}
+
+impl<R: Read> Read for Ended<'_, R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(out)?;
-        self.has_ended |= count == 0 && !out.is_empty();
+        if count == 0 && !out.is_empty() {
+            self.has_ended.set(true);
+        }
         Ok(count)
     }
 }
@@ -250,6 +279,33 @@ mod tests {
         fs::remove_file(&path).and_then(|()| fs::create_dir(&path)).expect("puts a folder there");
         let unread = store.export(&mut Vec::new(), 0).expect_err("a folder is no blob");
         assert!(unread.to_string().contains(path.to_str().expect("text")), "{unread}");
+    }
+
+    #[test]
+    fn what_is_no_exported_cache_says_so() {
+        let (_one, store, ..) = filled();
+        let mut bytes = Vec::new();
+        store.export(&mut bytes, 0).expect("exports");
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(4);
+        tar.append_data(&mut header, "manifest.json", &b"[{}]"[..]).expect("appends");
+        let tar = tar.into_inner().expect("ends");
+        let gzip = [b"\x1f\x8b\x08\x00", bytes.as_slice()].concat();
+        let text = "{\"a\": 1}\n".repeat(200);
+        let foreign = "not what `imgbuild cache export` writes";
+        for (other, said) in [
+            (tar.as_slice(), foreign),
+            (text.as_bytes(), foreign),
+            (&gzip, "compressed by gzip: decompress it first"),
+            (&bytes[..1000], "it ends too early"),
+            (&bytes[..bytes.len() / 2], "it ends too early"),
+            (b"", "it ends too early"),
+        ] {
+            let (_other, into) = empty();
+            let error = into.import(&mut &other[..]).expect_err(said).to_string();
+            assert!(error.ends_with(said) || error.contains(&format!("{said}, ")), "{said}: {error}");
+        }
     }
 
     #[test]

@@ -102,6 +102,9 @@ fn key(path: &Path) -> Result<(), Stop> {
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
+    if let Command::Key { file } = args.command {
+        return key(&file);
+    }
     let config = invocation.config()?;
     let store = Store::open_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?)?;
     match args.command {
@@ -120,7 +123,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             let jobs = config.jobs(invocation.globals.jobs.map(usize::from))?;
             verify(&store, jobs, format)
         }
-        Command::Key { file } => key(&file),
+        Command::Key { .. } => Ok(()),
         Command::Clear => show(&collect(&store, &collector(&store)?, &Limits::NOTHING, now())?, false, Format::Text),
         Command::Export { file, max_age } => {
             let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));

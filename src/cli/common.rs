@@ -294,7 +294,7 @@ impl Invocation {
         let sources = caches.cache_from.iter().zip(&from).map(|(spec, remote)| Source {
             label: spec.to_string(),
             remote: remote.clone(),
-            trusted: trusted.contains(spec),
+            trusted: trusted.contains(&spec.clone().seen_from(config.environment().directory())),
         });
         let sources: Vec<Source> = sources.collect();
         let keys = if sources.is_empty() { Vec::new() } else { config.cache_trusted_keys()? };

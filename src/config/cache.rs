@@ -103,14 +103,21 @@ impl Config {
         found.iter().map(|found| found.text.parse().map_err(|why: String| found.wrong(why))).collect()
     }
 
-    /// Caches elsewhere whose records are believed without a signature, as they are written after `--cache-from`:
-    /// IMGBUILD_CACHE_TRUSTED_STORES, `cache.trusted-stores`.
+    /// Caches elsewhere whose records are believed without a signature, folders as they are [seen](RemoteSpec::seen_from) from where they are
+    /// named: IMGBUILD_CACHE_TRUSTED_STORES, `cache.trusted-stores`.
     ///
     /// # Errors
     /// If one is no cache.
     pub fn cache_trusted_stores(&self) -> Result<Vec<RemoteSpec>, ConfigError> {
-        let found = self.all("IMGBUILD_CACHE_TRUSTED_STORES", &["cache", "trusted-stores"])?;
-        found.iter().map(|found| found.text.parse().map_err(|why: String| found.wrong(why))).collect()
+        let variable = "IMGBUILD_CACHE_TRUSTED_STORES";
+        let found = self.all(variable, &["cache", "trusted-stores"])?;
+        let folder = match (self.environment.text(variable)?, &self.file) {
+            (None, Some(file)) => file.path(""),
+            _ => self.environment.directory().to_owned(),
+        };
+        let store =
+            |found: &Found| Ok(found.text.parse::<RemoteSpec>().map_err(|why| found.wrong(why))?.seen_from(&folder));
+        found.iter().map(store).collect()
     }
 
     /// How an S3 service is reached, by what AWS's own tools read: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL; AWS_REGION,

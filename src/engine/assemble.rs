@@ -74,7 +74,12 @@ impl Local<'_> {
             self.used.lock().expect("no thread panics while it holds this").iter().copied().collect();
         let healed = AtomicUsize::new(0);
         in_parallel(self.jobs, &used, |digest| {
-            if !self.store.verify(digest)? {
+            let is_lost = match self.store.has(digest)? {
+                Some(_) => !self.store.verify(digest)?,
+                // It is where it always was.
+                None => !self.elsewhere.holds(digest),
+            };
+            if is_lost {
                 healed.fetch_add(1, Ordering::Relaxed);
             }
             Ok::<(), EngineError>(())

@@ -204,12 +204,12 @@ pub enum EngineError {
         name: String,
     },
     /// A stage that cannot be laid out as a folder.
-    #[error("`{path}` of its stage cannot be written to the disk: {why}")]
+    #[error("`{path}` of its stage cannot be written to the disk: {source}")]
     Root {
         /// The path in the stage.
         path: ImagePath,
         /// Why.
-        why: String,
+        source: std::io::Error,
     },
     /// Too many layers.
     #[error(

@@ -34,12 +34,12 @@ pub fn write(view: &View<'_>, to: &Path, threads: usize, cores: &Cores) -> Resul
         match view.place_of(&entry.path) {
             _ if entry.path.is_root() => dirs.push(entry),
             _ if entry.is_dir() => {
-                folder(to, &entry.path, &mut made).map_err(failed(&entry.path))?;
+                folder(to, &entry.path, &mut made).map_err(failed(to, &entry.path))?;
                 dirs.push(entry);
             }
             Some((fragment, offset)) => {
                 if let Some(parent) = entry.path.parent() {
-                    folder(to, &parent, &mut made).map_err(failed(&entry.path))?;
+                    folder(to, &parent, &mut made).map_err(failed(to, &entry.path))?;
                 }
                 others.push((fragment, offset, entry));
             }
@@ -61,15 +61,15 @@ pub fn write(view: &View<'_>, to: &Path, threads: usize, cores: &Cores) -> Resul
     })?;
     // The deepest first: a folder that cannot be written would keep out what goes into it, and its time would change.
     for entry in dirs.into_iter().rev() {
-        let folder = File::open(place(to, &entry.path)).map_err(failed(&entry.path))?;
-        folder.set_permissions(Permissions::from_mode(entry.mode & 0o1777 | 0o700)).map_err(failed(&entry.path))?;
-        folder.set_modified(time(entry.mtime)).map_err(failed(&entry.path))?;
+        let folder = File::open(place(to, &entry.path)).map_err(failed(to, &entry.path))?;
+        folder.set_permissions(Permissions::from_mode(entry.mode & 0o1777 | 0o700)).map_err(failed(to, &entry.path))?;
+        folder.set_modified(time(entry.mtime)).map_err(failed(to, &entry.path))?;
     }
     Ok(())
 }
 
-fn failed(path: &ImagePath) -> impl Fn(io::Error) -> EngineError + '_ {
-    move |error| EngineError::Root { path: path.clone(), why: error.to_string() }
+fn failed<'a>(to: &'a Path, path: &'a ImagePath) -> impl Fn(io::Error) -> EngineError + 'a {
+    move |source| EngineError::Root { path: path.clone(), source: cache::explained(to)(source) }
 }
 
 /// Writes what is no directory.
@@ -81,24 +81,24 @@ fn other(view: &View<'_>, to: &Path, entry: &Entry, buffer: &mut [u8]) -> Result
             let mut content = view.open(&entry.path)?;
             let mode = entry.mode & 0o777 | 0o400;
             let new = || File::options().write(true).create_new(true).mode(mode).open(&at);
-            let mut file = new().map_err(failed(&entry.path))?;
-            copy(&mut content, &mut file, buffer).map_err(failed(&entry.path))?;
+            let mut file = new().map_err(failed(to, &entry.path))?;
+            copy(&mut content, &mut file, buffer).map_err(failed(to, &entry.path))?;
             // The umask may have taken something away.
-            if file.metadata().map_err(failed(&entry.path))?.mode() & 0o777 != mode {
-                file.set_permissions(Permissions::from_mode(mode)).map_err(failed(&entry.path))?;
+            if file.metadata().map_err(failed(to, &entry.path))?.mode() & 0o777 != mode {
+                file.set_permissions(Permissions::from_mode(mode)).map_err(failed(to, &entry.path))?;
             }
-            file.set_modified(time(entry.mtime)).map_err(failed(&entry.path))?;
+            file.set_modified(time(entry.mtime)).map_err(failed(to, &entry.path))?;
         }
         Kind::Symlink { target } => {
-            std::os::unix::fs::symlink(target, &at).map_err(failed(&entry.path))?;
+            std::os::unix::fs::symlink(target, &at).map_err(failed(to, &entry.path))?;
             let time = Timespec { tv_sec: entry.mtime, tv_nsec: 0 };
             let times = Timestamps { last_access: time, last_modification: time };
             rustix::fs::utimensat(CWD, &at, &times, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| failed(&entry.path)(error.into()))?;
+                .map_err(|error| failed(to, &entry.path)(error.into()))?;
         }
         Kind::Fifo => {
             rustix::fs::mknodat(CWD, &at, rustix::fs::FileType::Fifo, (entry.mode & 0o777).into(), 0)
-                .map_err(|error| failed(&entry.path)(error.into()))?;
+                .map_err(|error| failed(to, &entry.path)(error.into()))?;
         }
         Kind::Dir | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => {}
     }

@@ -142,10 +142,11 @@ impl Spool {
 
     /// Moves what is in memory to a file.
     fn spill(&mut self) -> io::Result<&mut File> {
-        let mut file = tempfile::tempfile_in(self.room.scratch())?;
+        let scratch = self.room.scratch();
+        let mut file = tempfile::tempfile_in(scratch).map_err(cache::explained(scratch))?;
         let mut left = self.length as usize;
         for piece in &self.pieces {
-            file.write_all(&piece[..left.min(PIECE)])?;
+            file.write_all(&piece[..left.min(PIECE)]).map_err(cache::explained(scratch))?;
             left = left.saturating_sub(PIECE);
         }
         self.room.give_back(&mut self.pieces);
@@ -170,7 +171,7 @@ impl Write for Spool {
             }
         }
         if let Some(file) = &mut self.file {
-            count = file.write(bytes)?;
+            count = file.write(bytes).map_err(cache::explained(self.room.scratch()))?;
         }
         self.length += count as u64;
         Ok(count)

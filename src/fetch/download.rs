@@ -1,10 +1,10 @@
 //! Files by digest, into the store.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use cache::Store;
+use cache::{CacheError, Store};
 use layers::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -77,7 +77,7 @@ impl Http {
         store: &Store,
         observer: &dyn Observer,
     ) -> Result<(), Failure> {
-        let file_error = |source| Failure::Final(FetchError::File { path: partial.into(), source });
+        let file_error = |error| Failure::Final(CacheError::at(partial)(error).into());
         let (mut file, mut hasher, mut have) = resume(partial).map_err(file_error)?;
         let limit = wanted.size.unwrap_or(LARGEST);
         if have > limit || wanted.size == Some(have) && digest(&hasher) != wanted.digest {
@@ -112,7 +112,11 @@ impl Http {
                     return Err(Failure::Final(FetchError::TooLarge { url: shown(url), limit }));
                 }
                 hasher.update(&chunk);
-                file.write_all(&chunk).map_err(file_error)?;
+                if let Err(error) = file.write_all(&chunk) {
+                    // Nobody else counts it, and whoever makes room for the next attempt asks how much this one wrote.
+                    store.count(have, 0);
+                    return Err(file_error(error));
+                }
                 Kept::Chunk.reach();
                 observer.on(Event::DownloadAdvanced { name: &wanted.name, bytes: chunk.len() as u64 });
                 self.watch().inspect(|watch| watch.advance(chunk.len() as u64));
@@ -148,17 +152,13 @@ fn digest(hasher: &Sha256) -> Digest {
 fn resume(path: &Path) -> std::io::Result<(File, Sha256, u64)> {
     let mut hasher = Sha256::new();
     let mut have = 0;
-    let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
-    let mut chunk = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok((file, hasher, have)),
-            count => {
-                hasher.update(&chunk[..count]);
-                have += count as u64;
-            }
-        }
-    }
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+    cache::in_pieces(&file, |piece| {
+        hasher.update(piece);
+        have += piece.len() as u64;
+        Ok(())
+    })?;
+    Ok((file, hasher, have))
 }
 
 fn restart(path: &Path) -> std::io::Result<(File, Sha256, u64)> {

@@ -62,14 +62,6 @@ pub enum FetchError {
     /// The network stack did not start.
     #[error("the network cannot be used: {0}")]
     Setup(String),
-    /// A file of the cache.
-    #[error("cannot write `{path}`: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
     /// The cache.
     #[error(transparent)]
     Cache(#[from] cache::CacheError),

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use layers::{PlannedStage, Platform, StageId, StageStep};
 
+use super::Bench;
 use super::supply::Mirrors;
-use super::{Bench, wheels};
+use super::wheels::{self, New};
 use crate::engine::EngineError;
 use crate::engine::local::Subject;
 use crate::error::Failure;
@@ -28,7 +29,7 @@ pub struct Opened {
 pub fn open(bench: &Bench<'_>, name: &str, platform: Platform, to: &Path) -> Result<Opened, Failure> {
     let mut lock = bench.project.lock()?;
     let stage = find(bench, name)?;
-    wheels::adopt_context(bench, &mut lock, &[stage], &[platform], false)?;
+    wheels::adopt_context(bench, &mut lock, &[stage], &[platform], New::Refused)?;
     let supply = Mirrors::new(bench);
     let engine = super::build::engine(bench, &supply);
     let subject = Subject { plan: &bench.project.plan, lock: &lock, platform };

@@ -98,14 +98,25 @@ fn interpreter(plan: &Plan, lock: &Lock, stage: StageId, version: &str, platform
     None
 }
 
+/// What happens to a choice of wheels that no lock has yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum New {
+    /// It is made and recorded.
+    Recorded,
+    /// It is made, and recorded nowhere.
+    Passing,
+    /// It is an error (`--locked`).
+    Refused,
+}
+
 /// Adds the wheels of another context than the lock was made for: chosen by that context's own lock file, recorded in
-/// its `imgbuild.lock`. `allowed` is false where nothing new may be recorded (`--locked`).
+/// its `imgbuild.lock`, where that may be.
 pub fn adopt_context(
     bench: &Bench<'_>,
     lock: &mut Lock,
     tops: &[StageId],
     platforms: &[Platform],
-    allowed: bool,
+    new: New,
 ) -> Result<(), Failure> {
     let plan = &bench.project.plan;
     let mut wanted: BTreeMap<String, (StageId, &Python<StageId>)> = BTreeMap::new();
@@ -133,7 +144,7 @@ pub fn adopt_context(
             if wheels.contains_key(platform) {
                 continue;
             }
-            if !allowed {
+            if new == New::Refused {
                 return Err(Failure::work(format!(
                     "`{}` of `{}` is in neither `{}` nor `{}`",
                     source.lock.path,
@@ -180,7 +191,7 @@ pub fn adopt_context(
         let groups = partition(&wheel_units(&local.python, *platform), groups_of(&local, *platform), Grain::OF_WHEELS);
         local.groups.entry(*platform).or_insert_with(Groups::default).python = groups;
     }
-    if changed {
+    if changed && new == New::Recorded {
         write_whole(&path, &local.to_text())?;
     }
     for entry in local.python {

@@ -165,18 +165,11 @@ fn copied(from: File, to: &Path) -> Result<Digest, (Side, io::Error)> {
 /// Copies, and gives the digest of what came.
 fn hashed(from: &mut dyn io::Read, to: &mut dyn io::Write) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
-    let mut piece = vec![0; 256 << 10];
-    loop {
-        match from.read(&mut piece) {
-            Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
-            Ok(count) => {
-                hasher.update(&piece[..count]);
-                to.write_all(&piece[..count])?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    cache::in_pieces(from, |piece| {
+        hasher.update(piece);
+        to.write_all(piece)
+    })?;
+    Ok(Digest::from_bytes(hasher.finalize().into()))
 }
 
 impl Output for Layout {

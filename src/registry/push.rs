@@ -308,7 +308,7 @@ impl<'a> Run<'a> {
     fn new_blobs(&self, at: usize) -> BTreeMap<AnyDigest, &'a Descriptor> {
         let delivery = &self.deliveries[at];
         let blobs = delivery.bundle.blobs.iter().flatten().filter(|blob| !blob.is_foreign());
-        let new = blobs.filter(|blob| self.is_new(at, &delivery.repository, &blob.digest));
+        let new = blobs.filter(|blob| self.is_new(at, &delivery.repository, blob));
         new.map(|blob| (blob.digest, blob)).collect()
     }
 
@@ -517,12 +517,13 @@ impl<'a> Run<'a> {
     }
 
     /// Whether a blob is hardly anywhere: not among what is remembered of its repository, and no other has it. Then its
-    /// upload begins while the registry is asked, or it is sent without asking.
-    fn is_new(&self, at: usize, repository: &Repository, digest: &AnyDigest) -> bool {
-        let registry = repository.registry.as_str();
+    /// upload begins while the registry is asked, or it is sent without asking. What is not here is somewhere else.
+    fn is_new(&self, at: usize, repository: &Repository, blob: &Descriptor) -> bool {
+        let (registry, digest) = (repository.registry.as_str(), &blob.digest);
         self.wanted.get(&(registry, *digest)).is_some_and(|who| who.first() == Some(&at))
             && !self.supply.origins.contains_key(digest)
             && self.memo.is_new(self.last.get(repository), registry, digest)
+            && self.supply.has(blob).is_ok_and(|is_here| is_here)
     }
 
     /// Tries to take a blob over from where it is known to be.

@@ -123,18 +123,12 @@ impl Supply {
             Content::Bytes(bytes) if digest.fits(&bytes) => out.write_all(&bytes).map_err(failed),
             Content::Bytes(_) => Err(self.damaged(digest)),
             Content::File(file) => {
-                use std::io::Read as _;
-                let (mut file, mut hasher) = (&*file, digest.hasher());
-                let mut piece = vec![0; 256 << 10];
-                loop {
-                    match file.read(&mut piece).map_err(failed)? {
-                        0 => break,
-                        count => {
-                            hasher.update(&piece[..count]);
-                            out.write_all(&piece[..count]).map_err(failed)?;
-                        }
-                    }
-                }
+                let mut hasher = digest.hasher();
+                let copied = cache::in_pieces(&*file, |piece| {
+                    hasher.update(piece);
+                    out.write_all(piece)
+                });
+                copied.map_err(failed)?;
                 if hasher.finish() == digest { Ok(()) } else { Err(self.damaged(digest)) }
             }
         }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cache::{Blob, Store};
+use cache::{Blob, CacheError, Copied, Store};
 use layers::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -109,21 +109,15 @@ impl Shared {
     /// Copies and hashes; the bytes must be `blob`'s.
     fn copy(&self, blob: &Blob, from: &mut dyn Read, to: &mut dyn Write) -> io::Result<bool> {
         let (mut hasher, mut size) = (Sha256::new(), 0u64);
-        let mut piece = vec![0; 256 << 10];
-        loop {
-            match from.read(&mut piece)? {
-                0 => return Ok(size == blob.size && Digest::from_bytes(hasher.finalize().into()) == blob.digest),
-                count => {
-                    size += count as u64;
-                    if size > blob.size {
-                        return Ok(false);
-                    }
-                    hasher.update(&piece[..count]);
-                    to.write_all(&piece[..count])?;
-                    self.watch.advance(count as u64);
-                }
-            }
-        }
+        // One byte more than it has says enough.
+        cache::in_pieces(from.take(blob.size.saturating_add(1)), |piece| {
+            size += piece.len() as u64;
+            hasher.update(piece);
+            to.write_all(piece)?;
+            self.watch.advance(piece.len() as u64);
+            Ok(())
+        })?;
+        Ok(size == blob.size && Digest::from_bytes(hasher.finalize().into()) == blob.digest)
     }
 
     /// Writes a file aside and renames it to its place.
@@ -164,10 +158,12 @@ impl Shared {
         };
         let mut file = match open_regular(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RemoteError::Gone(blob.digest)),
-            file => file.map_err(failed)?,
+            file => Copied::from(file.map_err(failed)?),
         };
         let mut writer = store.writer_unhashed()?;
-        if !self.copy(blob, &mut file, &mut writer).map_err(failed)? {
+        let copied = self.copy(blob, &mut file, &mut writer);
+        // What cannot be written is this machine's trouble.
+        if !copied.map_err(|error| if file.failed() { failed(error) } else { in_store(store)(error) })? {
             self.distrust();
             return Err(RemoteError::Damaged(blob.digest));
         }
@@ -183,10 +179,12 @@ impl Shared {
         for blob in blobs {
             if !self.has(blob) {
                 let path = self.blob(&blob.digest);
-                let mut from = store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?;
-                self.place(&path, |file| match self.copy(blob, &mut from, file).map_err(at(&path))? {
-                    true => Ok(()),
-                    false => Err(RemoteError::RottedHere(blob.digest)),
+                let mut from = Copied::from(store.open(&blob.digest)?.ok_or(RemoteError::Gone(blob.digest))?);
+                self.place(&path, |file| match self.copy(blob, &mut from, file) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(RemoteError::RottedHere(blob.digest)),
+                    Err(error) if from.failed() => Err(CacheError::at(&store.blob_path(&blob.digest))(error).into()),
+                    Err(error) => Err(at(&path)(error)),
                 })?;
             }
             // Patience is for each of them.
@@ -199,6 +197,10 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+fn in_store(store: &Store) -> impl Fn(io::Error) -> RemoteError + '_ {
+    |error| CacheError::at(&store.scratch())(error).into()
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> RemoteError + '_ {

@@ -122,6 +122,17 @@ pub enum RemoteSpec {
 }
 
 impl RemoteSpec {
+    /// The same cache for whoever is in `folder`: a folder by its real path, where it is there.
+    pub fn seen_from(self, folder: &Path) -> RemoteSpec {
+        match self {
+            RemoteSpec::Dir(path) => {
+                let path = folder.join(path);
+                RemoteSpec::Dir(std::fs::canonicalize(&path).unwrap_or(path))
+            }
+            elsewhere => elsewhere,
+        }
+    }
+
     /// The registry that it is in.
     pub fn host(&self) -> Option<&str> {
         match self {

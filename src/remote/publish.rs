@@ -58,11 +58,11 @@ impl Publisher {
         let thread = std::thread::spawn(move || {
             let mut troubles = Vec::new();
             for job in wanted {
-                // A cache that failed is left alone: the next document would wait for the same trouble. What rotted here, or went, is
-                // none of its faults, and the next one may be whole.
+                // A cache that failed is left alone: the next document would wait for the same trouble. What rotted here, or went, or cannot be
+                // read, is none of its faults, and the next one may be whole.
                 targets.retain_mut(|target| match target.send(&job, &store, &elsewhere) {
                     Ok(()) => true,
-                    Err(error @ (RemoteError::RottedHere(_) | RemoteError::Gone(_))) => {
+                    Err(error @ (RemoteError::RottedHere(_) | RemoteError::Gone(_) | RemoteError::Cache(_))) => {
                         troubles.push(format!("the cache `{}` was not told of an image: {error}", target.label));
                         true
                     }

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -24,6 +25,7 @@ use super::{Place, Remote, RemoteError};
 use crate::fetch::{Download, Failure, FetchError, Http, IDLE, Url, again, check_status, shown};
 use crate::observe::Silent;
 use crate::parallel::in_parallel;
+use crate::registry::RegistryError;
 use crate::registry::body::{Counted, Outgoing, Part, Progress};
 
 /// A bucket and what stands before the names in it: `s3://BUCKET` or `s3://BUCKET/PREFIX`.
@@ -121,6 +123,14 @@ impl Objects {
         Ok(Objects { http, bucket, credentials, has_session, folder })
     }
 
+    /// Says that it is out of reach, where that is so.
+    fn reachable(&self) -> Result<(), RemoteError> {
+        match self.http.offline() {
+            true => Err(RegistryError::Offline { what: format!("s3://{}", self.bucket.name()) }.into()),
+            false => Ok(()),
+        }
+    }
+
     fn blob(&self, digest: &Digest) -> String {
         let hex = digest.hex();
         format!("{}/blobs/{}/{hex}", self.folder, &hex[..2])
@@ -137,7 +147,11 @@ impl Objects {
         let mut action = self.bucket.put_object(self.credentials.as_ref(), object);
         // What is not signed may not be sent.
         action.headers_mut().insert(name, checksum.clone());
-        Ok(self.put_at(&action.sign(VALID), (name, &checksum), body).map_err(|error| self.explained(error))?)
+        let is_rotten = AtomicBool::new(false);
+        self.put_at(&action.sign(VALID), (name, &checksum), body, &is_rotten).map_err(|error| {
+            let is_rotten = is_rotten.into_inner();
+            if is_rotten { RemoteError::RottedHere(*digest) } else { self.explained(error).into() }
+        })
     }
 
     /// The length of what is at a URL, bytes; `None` where nothing is.
@@ -154,8 +168,14 @@ impl Objects {
         })
     }
 
-    /// Puts something at a URL. It may take as long as bytes are moving.
-    fn put_at(&self, url: &Url, header: (&str, &str), body: &Outgoing) -> Result<(), FetchError> {
+    /// Puts something at a URL. It may take as long as bytes are moving. Says whether it failed because the bytes are not what they should be.
+    fn put_at(
+        &self,
+        url: &Url,
+        header: (&str, &str),
+        body: &Outgoing,
+        is_rotten: &AtomicBool,
+    ) -> Result<(), FetchError> {
         let bytes = match body {
             Outgoing::Part(part) => part.size,
             Outgoing::Bytes(bytes) => bytes.len() as u64,
@@ -174,8 +194,8 @@ impl Objects {
             tokio::select! {
                 answer = request.send() => {
                     if progress.is_damaged() {
-                        let why = "the blob is damaged in the cache of this machine: `imgbuild cache verify` removes it, and the next build makes it again".into();
-                        return Err(Failure::Final(FetchError::Request { url: shown(url), why }));
+                        is_rotten.store(true, Ordering::Relaxed);
+                        return Err(Failure::Final(FetchError::Request { url: shown(url), why: "it is damaged".into() }));
                     }
                     check_status(url, &mut answer.map_err(|error| again(&error, None))?).await
                 }
@@ -239,12 +259,14 @@ fn hint(why: &str, has_session: bool) -> Option<&'static str> {
 
 impl Remote for Objects {
     fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
+        self.reachable()?;
         let url = self.get(&format!("{}/names/{name}", self.folder));
         let found = self.http.get(&url, None, LARGEST as u64).map_err(|error| self.explained(error))?;
         Ok(found.map(|document| document.bytes))
     }
 
     fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
+        self.reachable()?;
         let wanted = Download {
             name: blob.digest.to_string(),
             urls: vec![self.get(&self.blob(&blob.digest))],
@@ -256,6 +278,7 @@ impl Remote for Objects {
     }
 
     fn has(&self, blob: &Blob) -> Result<bool, RemoteError> {
+        self.reachable()?;
         let head = self.bucket.head_object(self.credentials.as_ref(), &self.blob(&blob.digest)).sign(VALID);
         Ok(self.length(&head).map_err(|error| self.explained(error))? == Some(blob.size))
     }
@@ -265,6 +288,7 @@ impl Remote for Objects {
     }
 
     fn publish(&self, names: &[String], document: &[u8], blobs: &[Blob], store: &Store) -> Result<(), RemoteError> {
+        self.reachable()?;
         // The last one tells that the others are there.
         if let Some((last, others)) = blobs.split_last() {
             in_parallel(super::TRANSFERS, others, |blob| self.send(blob, store))?;

@@ -3,14 +3,16 @@
 use std::fs;
 use std::path::Path;
 
+use flate2::write::GzEncoder;
 use layers::lock::Lock;
-use layers::source::files;
-use layers::{Catalogue, Stage, path};
+use layers::source::{Unpack, fetch, files};
+use layers::{Catalogue, Digest, Stage, path};
 use serde_json::Value;
 
 use crate::cache::SmallDisk;
 use crate::commands::{build, script, world, write};
 use crate::registry::registry;
+use crate::server::Server;
 use crate::support::random::Random;
 use crate::support::run::{Sandbox, outcome, tool};
 
@@ -108,9 +110,7 @@ fn what_commands_keep_counts() {
 #[test]
 fn real_a_full_disk_does_not_stay_full() {
     let sandbox = project(0, 1000);
-    let disk = SmallDisk(sandbox.path().join("disk"));
-    fs::create_dir(&disk.0).unwrap();
-    tool("mount", ["-t", "tmpfs", "-o", "size=10m", "tmpfs", disk.0.to_str().unwrap()]);
+    let disk = small_disk(&sandbox, "10m");
     sandbox.write("imgbuild.toml", "[cache]\nmax-size = '7MB'\nmin-free = '3MB'\n");
     let cache = disk.0.join("cache");
     let build = |seed| {
@@ -161,4 +161,55 @@ fn an_export_takes_the_place_of_the_last_one_when_it_is_whole() {
     outcome(&mut export("out/pipe")).success();
     assert!(read.join().unwrap() == whole);
     assert!(!pipe.is_file() && !Path::new("/dev/null").is_file());
+}
+
+/// A small disk in memory.
+fn small_disk(sandbox: &Sandbox, size: &str) -> SmallDisk {
+    let disk = SmallDisk(sandbox.path().join("disk"));
+    fs::create_dir(&disk.0).unwrap();
+    tool("mount", ["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", disk.0.to_str().unwrap()]);
+    disk
+}
+
+#[test]
+fn real_a_disk_that_a_download_fills_does_not_stay_full() {
+    let sandbox = project(0, 1000);
+    let disk = small_disk(&sandbox, "15m");
+    let cache = disk.0.join("cache");
+    let build = || outcome(sandbox.command(["build", "--catalogue", "plan.json", "--cache-dir"]).arg(&cache));
+    for seed in 0..2 {
+        sandbox.write("src/data", Random::of(seed).bytes(2_900_000));
+        build().success();
+    }
+    let bytes = Random::of(9).bytes(4_800_000);
+    let digest = Digest::of(&bytes);
+    let server = Server::of([("/large".to_owned(), bytes)].into());
+    let app = Stage::scratch().layer(fetch(server.url("/large").as_str(), digest, path!("/large"))).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("app", app).plan().to_json());
+    build().failure(1, &["the disk of the cache is full while writing `", "partial-v1", "free some space"]);
+    // What was made room for may be more than the download: its layer takes the same once more.
+    let more = (0..3).position(|_| build().status == 0);
+    assert!(more.is_some(), "no room was made");
+}
+
+#[test]
+fn real_a_disk_that_content_on_its_way_fills_is_named() {
+    let sandbox = project(0, 1000);
+    let disk = small_disk(&sandbox, "8m");
+    // More than waits in memory.
+    let content = vec![0; 40_000_000];
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "zeros", content.as_slice()).unwrap();
+    let archive = tar.into_inner().unwrap().finish().unwrap();
+    let digest = Digest::of(&archive);
+    let server = Server::of([("/a.tar.gz".to_owned(), archive)].into());
+    let archive = fetch(server.url("/a.tar.gz").as_str(), digest, path!("/opt")).unpack(Unpack::Tar);
+    let app = Stage::scratch().layer(archive).image();
+    sandbox.write("plan.json", Catalogue::new("test").with("app", app).plan().to_json());
+    let mut command = sandbox.command(["build", "--catalogue", "plan.json", "--cache-dir"]);
+    let said = outcome(command.arg(disk.0.join("cache"))).failure(1, &["the disk of the cache is full"]).stderr;
+    assert!(!said.contains("damaged"), "{said}");
 }

@@ -4,11 +4,13 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::cache::SmallDisk;
 use crate::registry::registry;
 use crate::remote::{Project, STORES, files_below};
 use crate::remote_faults::PATIENCE;
 use crate::support::fuse::{Faulty, SILENCE};
 use crate::support::layout::Layout;
+use crate::support::random::Random;
 use crate::support::run::tool;
 
 #[test]
@@ -94,4 +96,42 @@ fn real_a_layer_is_delivered_as_it_was_checked() {
     });
     assert_eq!(machine.build(&[], &[]).0, right);
     assert!(opened.load(Ordering::SeqCst) > 0);
+}
+
+#[test]
+fn a_mistake_of_a_definition_is_no_damage_of_the_cache() {
+    let project = Project::new();
+    let (first, folder) = (project.machine(), tempfile::tempdir().unwrap());
+    let store = format!("dir:{}", folder.path().display());
+    first.build(&["--cache-to", &store], &[]);
+    let machine = project.machine();
+    let place = machine.sandbox.work().join("plan.json");
+    let mut plan: serde_json::Value = serde_json::from_slice(&fs::read(&place).unwrap()).unwrap();
+    let stages = plan["stages"].as_array_mut().unwrap();
+    let below = stages.iter().position(|stage| stage["source"]["kind"] == "fetch").unwrap();
+    // A file in the place of a folder that an archive brings: the fragments of that one are elsewhere.
+    stages.push(serde_json::json!({"step": "layer", "below": below, "isImage": true, "source":
+        {"kind": "inline", "text": "x", "path": "/opt", "mode": 420, "owner": {"uid": 0, "gid": 0}}}));
+    let last = stages.len() - 1;
+    plan["images"]["one"]["stage"] = last.into();
+    machine.sandbox.write("plan.json", plan.to_string());
+    let words = ["build", "one", "--cache-from", &store];
+    let said = machine.run(&words, &[(STORES, &store)]).failure(1, &["/opt"]).stderr;
+    assert!(!said.contains("damaged"), "{said}");
+}
+
+#[test]
+fn real_a_full_disk_of_this_machine_is_no_fault_of_a_folder() {
+    let project = Project::new();
+    let (first, folder) = (project.machine(), tempfile::tempdir().unwrap());
+    let store = format!("dir:{}", folder.path().display());
+    first.sandbox.write("more/noise", Random::of(1).bytes(2_000_000));
+    first.build(&["--cache-to", &store], &[]);
+    let machine = project.machine_like(&first);
+    let disk = SmallDisk(machine.sandbox.path().join("disk"));
+    fs::create_dir(&disk.0).unwrap();
+    tool("mount", ["-t", "tmpfs", "-o", "size=1m", "tmpfs", disk.0.to_str().unwrap()]);
+    let words = ["--cache-dir", disk.0.to_str().unwrap(), "build", "--cache-from", &store];
+    let said = machine.run(&words, &[(STORES, &store)]).failure(1, &["the disk of the cache is full"]).stderr;
+    assert!(!said.contains("imgbuild-cache-v1"), "{said}");
 }

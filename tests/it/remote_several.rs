@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use layers::source::{files, inline};
+use layers::{Catalogue, ImagePath, Stage, path};
 use serde_json::Value;
 
 use crate::registry::registry;
 use crate::remote::{Machine, Project, STORES, files_below};
 use crate::support::layout::Layout;
+use crate::support::run::outcome;
 
 /// The documents in a folder.
 fn documents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -177,4 +180,61 @@ fn projects_whose_images_have_one_name_do_not_hide_each_others_last_builds() {
     edited.sandbox.write("src/main", "changed");
     let (_, said, asked) = edited.build(&["--cache-from", &store], &[(STORES, &store)]);
     assert!(asked == 0 && !said.contains("warning"), "{said}");
+}
+
+#[test]
+fn a_folder_is_trusted_where_it_is_named_and_nowhere_else() {
+    let project = Project::new();
+    let first = project.machine();
+    let machine = project.machine();
+    let work = machine.sandbox.work();
+    fs::create_dir(work.join("sub")).unwrap();
+    for folder in ["store", "sub/store"] {
+        first.build(&["--cache-to", &format!("dir:{}", work.join(folder).display())], &[]);
+        let _ = fs::remove_dir_all(first.sandbox.cache());
+    }
+    machine.sandbox.write("imgbuild.toml", "[cache]\ntrusted-stores = ['dir:store']\n");
+    std::os::unix::fs::symlink(work.join("store"), work.join("sub/link")).unwrap();
+    let from = |store: &str, settings: &[(&str, &str)]| {
+        let _ = fs::remove_dir_all(machine.sandbox.cache());
+        let words = ["--config", "../imgbuild.toml", "--catalogue", "../plan.json", "--lock-file", "../images.lock"];
+        let mut command = machine.sandbox.command(words);
+        command.args(["--context", "..", "build", "--output", "oci:out", "--cache-from", store]);
+        command.current_dir(work.join("sub")).envs(settings.iter().copied()).env("NO_PROXY", "127.0.0.1");
+        let done = outcome(&mut command);
+        let is_believed = !done.stderr.contains("cache.trusted-stores");
+        done.success();
+        is_believed
+    };
+    // The file's paths are relative to it, a variable's to where the command runs.
+    assert!(from("dir:../store", &[]) && from("dir:./link", &[]));
+    assert!(!from("dir:store", &[]));
+    assert!(from("dir:store", &[(STORES, "dir:store")]));
+    assert!(!from("dir:../store", &[(STORES, "dir:store")]));
+}
+
+#[test]
+fn a_registry_that_is_read_and_written_keeps_what_lies_only_there() {
+    let project = Project::new();
+    let registry = registry(|_| {});
+    let store = format!("registry:{}/cache", registry.host());
+    let machine = |to: ImagePath| {
+        let machine = project.machine();
+        let image = |text| Stage::scratch().layer(inline(text, path!("/opt/text"))).layer(files("src", to.clone()));
+        let catalogue = Catalogue::new("both").with("one", image("1").image()).with("two", image("2").image());
+        machine.sandbox.write("plan.json", catalogue.plan().to_json());
+        machine
+    };
+    machine(path!("/app")).build(&["--cache-to", &store], &[]);
+    // Files that go where nothing was asked about: the fragments below are named anew, and none of them is here.
+    let edited = machine(path!("/srv/deep/app"));
+    edited.sandbox.write("src/main", "changed");
+    let (found, said, _) = edited.build(&["--cache-from", &store, "--cache-to", &store], &[(STORES, &store)]);
+    assert!(!said.contains("warning"), "{said}");
+    registry.assert_whole();
+    // Both images are found there.
+    let again = machine(path!("/srv/deep/app"));
+    again.sandbox.write("src/main", "changed");
+    let (same, said, _) = again.build(&["--cache-from", &store], &[(STORES, &store)]);
+    assert!(same == found && !said.contains("layer "), "{said}");
 }

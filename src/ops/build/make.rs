@@ -99,7 +99,7 @@ pub(super) fn make<'b>(
             Err(Trouble::Engine(_)) if engine.has_failed_later() => {}
             // A fragment that rotted fails in many ways; whatever it was, an attempt with healthy fragments is worth it. It may meet others.
             Err(Trouble::Engine(error))
-                if attempts < ATTEMPTS && gone(&error).is_none() && !error.is_of_a_command() =>
+                if attempts < ATTEMPTS && gone(&error).is_none() && !error.is_of_a_command() && !cache::was_full() =>
             {
                 attempts += 1;
                 match engine.heal()? {

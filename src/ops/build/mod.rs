@@ -26,7 +26,8 @@ use super::key::{ImageKey, ImageRecord, Keys};
 use super::latest::remember_latest;
 use super::remote::Told;
 use super::supply::Mirrors;
-use super::{Bench, lock, wheels};
+use super::wheels::{self, New};
+use super::{Bench, lock};
 use crate::config::ConfigError;
 use crate::engine::local::{Given, Local};
 use crate::engine::run::{Ran, Repeat};
@@ -262,7 +263,8 @@ fn build_once<'b>(
 ) -> Result<Vec<Built>, Trouble> {
     let images = bench.project.images(&request.images)?;
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
-    wheels::adopt_context(bench, &mut locked, &tops, &request.platforms, !request.locked)?;
+    let new = if request.locked { New::Refused } else { New::Recorded };
+    wheels::adopt_context(bench, &mut locked, &tops, &request.platforms, new)?;
     let plan = &bench.project.plan;
     let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);

@@ -57,6 +57,8 @@ pub(super) struct Sides<'a> {
     pub gone: Vec<&'a Part>,
     /// Whether all of an older layer is gone.
     pub is_gone: &'a dyn Fn(usize) -> bool,
+    /// Whether there is another base below all of them, or is looked at otherwise.
+    pub other_base: bool,
     pub known: &'a dyn Known,
 }
 
@@ -80,6 +82,10 @@ fn from_below(at: usize, layers: &[Layer<'_>], sides: &Sides<'_>) -> Option<Why>
         gone.or_else(|| (!is_same()).then(|| ORDER.to_owned()))
     };
     match parts.iter().find_map(reads) {
+        Some(Reads::All) if sides.other_base => return Why::is("it reads what is below, and the base changed".into()),
+        Some(Reads::Files { what, .. }) if sides.other_base => {
+            return Why::may(&format!("it reads the {what} below, and the base changed"));
+        }
         Some(Reads::All) => {
             let lowest = |may| below.iter().find(|layer| !layer.why.is_empty() && layer.may == may).map(changed);
             if let Some(what) = lowest(false).or_else(other) {

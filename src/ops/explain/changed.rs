@@ -1,7 +1,7 @@
 //! Which files of a copy changed, from the layer that it became last.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read as _};
+use std::io;
 
 use cache::Store;
 use layers::Digest;
@@ -136,15 +136,7 @@ fn listing(blob: impl io::BufRead + Send) -> io::Result<BTreeMap<String, String>
         match entry.header().entry_type() {
             tar::EntryType::Regular => {
                 let mode = entry.header().mode()?;
-                let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
-                let mut chunk = vec![0; 64 << 10];
-                loop {
-                    match entry.read(&mut chunk)? {
-                        0 => break,
-                        count => sha2::Digest::update(&mut hasher, &chunk[..count]),
-                    }
-                }
-                let digest = Digest::from_bytes(sha2::Digest::finalize(hasher).into());
+                let digest = cache::hash(&mut entry)?;
                 found.insert(path, format!("{mode:o} {digest}"));
             }
             tar::EntryType::Symlink => {

@@ -20,9 +20,10 @@ use serde::Serialize;
 
 use self::before::Before;
 use self::reasons::{LOST, compare};
+use super::Bench;
 use super::key::{ImageRecord, Keys, kept_text};
 use super::latest::{latest, left_by_last};
-use super::{Bench, wheels};
+use super::wheels::{self, New};
 use crate::error::Failure;
 
 /// What a build of one image would do.
@@ -51,12 +52,13 @@ pub struct ExplainedLayer {
     pub reasons: Vec<String>,
 }
 
-/// Says for every layer of the images whether a build would find it, and why not. Nothing is built, fetched or written.
+/// Says for every layer of the images whether a build would find it, and why not. Nothing is built or written, and nothing fetched but
+/// what the index says of wheels that no lock has yet.
 pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> Result<Vec<Explained>, Failure> {
     let mut locked = bench.project.lock()?;
     let images = bench.project.images(images)?;
     let tops: Vec<_> = images.iter().map(|(_, image)| image.stage).collect();
-    wheels::adopt_context(bench, &mut locked, &tops, platforms, false)?;
+    wheels::adopt_context(bench, &mut locked, &tops, platforms, New::Passing)?;
     let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);
     let mut present = HashSet::new();

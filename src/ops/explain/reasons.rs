@@ -30,14 +30,18 @@ pub(super) fn compare(
 ) -> (Vec<String>, Vec<ExplainedLayer>) {
     let ((old_head, old_layers), (new_head, new_layers)) = (parse(old), parse(new));
     let mut reasons = Vec::new();
-    let mut all_new = false;
+    let (mut all_new, mut other_base) = (false, false);
     for name in old_head.keys().chain(new_head.keys()).collect::<BTreeSet<_>>() {
         let (before, after) = (old_head.get(name), new_head.get(name));
         if before != after {
             let shown = |value: Option<&String>| value.map_or("nothing".to_owned(), |value| value.trim().to_owned());
             reasons.push(format!("{name}: {} -> {}", shown(before), shown(after)));
-            // No layer holds which libraries may be missing.
-            all_new |= name != "allow-missing";
+            match name.as_str() {
+                // No layer holds which libraries may be missing.
+                "allow-missing" => {}
+                "base" | "base-version" => other_base = true,
+                _ => all_new = true,
+            }
         }
     }
     let same = matched(&old_layers, &new_layers);
@@ -68,7 +72,7 @@ pub(super) fn compare(
     }
     let places = old_layers.iter().enumerate().flat_map(|(at, parts)| (0..parts.len()).map(move |part| (at, part)));
     let gone = places.filter(|place| !stays.contains(place)).map(|(at, part)| &old_layers[at][part]).collect();
-    let sides = Sides { old: &old_layers, new: &new_layers, gone, is_gone: &is_gone, known };
+    let sides = Sides { old: &old_layers, new: &new_layers, gone, is_gone: &is_gone, other_base, known };
     for at in 0..layers.len() {
         if layers[at].why.is_empty()
             && let Some(Why { text, may }) = from_others(at, &layers, &sides)

@@ -389,3 +389,22 @@ fn patterns_of_a_set_up_are_compared_by_package() {
     let left_out = "the paths that are left out of packages changed";
     assert_eq!(said(&[("jq_1.8_amd64.deb", "3")], "/var/*"), format!("miss x: {packages}; {left_out}"));
 }
+
+#[test]
+fn another_base_concerns_what_reads_it() {
+    let all = |base: &str| {
+        let mut hasher = KeyHasher::new("image", 1);
+        hasher.field("base", base).field("base-version", 1);
+        let set_up = vec![("configure", "{}".to_owned())];
+        for part in [set_up, owner(user("bob", 7)), copy(files("src", path!("/app")), "1")] {
+            hasher.field("layer", "");
+            for (name, value) in part {
+                hasher.field(name, value);
+            }
+        }
+        hasher.finish().1
+    };
+    let expected = "base: 1 -> 2\nmiss set-up: it reads what is below, and the base changed\n\
+        miss user: it may be made anew: it reads the account files below, and the base changed\nhit copy: ";
+    assert_eq!(told(&all("1"), &all("2"), &["set-up", "user", "copy"]), expected);
+}
