@@ -16,7 +16,8 @@ pub struct Limits {
     pub max_path: usize,
     /// Bytes of one PAX header, which is held in memory; 1 MiB.
     pub max_extended_header: u64,
-    /// Bytes of the files that are held in memory: control.tar of a package, METADATA and RECORD of a wheel; 64 MiB.
+    /// Bytes of the files that are held in memory: control.tar of a package, METADATA and RECORD of a wheel, and of the extended
+    /// attributes of a tar archive; 64 MiB.
     pub max_metadata: u64,
     /// Memory in bytes that the xz decoder may take; 256 MiB.
     pub max_xz_memory: u64,

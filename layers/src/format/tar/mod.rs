@@ -13,6 +13,7 @@ mod pax;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
 
 use self::header::Header;
@@ -27,6 +28,12 @@ const BLOCK: u64 = 512;
 
 /// The largest size that ustar's eleven octal digits can say.
 const MAX_OCTAL_SIZE: u64 = 0o77_777_777_777;
+
+/// The largest value of an extended attribute that Linux takes, bytes (`linux/limits.h`).
+const XATTR_SIZE_MAX: usize = 64 << 10;
+
+/// What is counted for an extended attribute beside its name and its value, bytes: what it takes to hold both.
+const XATTR_HELD: u64 = 64;
 
 fn malformed(at: u64, why: impl Into<String>) -> FormatError {
     FormatError::Malformed { format: FORMAT, at, why: why.into() }
@@ -70,6 +77,8 @@ pub struct Reader<R> {
     header_offset: u64,
     content_offset: u64,
     headers: u64,
+    /// Bytes of the extended attributes of all entries so far.
+    attributes: u64,
     state: State,
 }
 
@@ -102,6 +111,7 @@ impl<R: Read> Reader<R> {
             header_offset: 0,
             content_offset: 0,
             headers: 0,
+            attributes: 0,
             state: State::Reading,
         }
     }
@@ -278,6 +288,7 @@ impl<R: Read> Reader<R> {
         {
             return Err(refused(&name, "it is a hard link to itself".into()));
         }
+        self.count(&name, &pax.xattrs)?;
         Ok(TarItem::Entry(Entry {
             path,
             kind,
@@ -287,6 +298,24 @@ impl<R: Read> Reader<R> {
             mtime: pax.mtime.unwrap_or_else(|| header.mtime()),
             xattrs: pax.xattrs,
         }))
+    }
+
+    /// Counts the attributes of an entry, which whoever reads the archive holds.
+    fn count(&mut self, name: &[u8], xattrs: &BTreeMap<String, Vec<u8>>) -> Result<(), FormatError> {
+        for (key, value) in xattrs {
+            if value.len() > XATTR_SIZE_MAX {
+                let (key, length) = (lossy(key.as_bytes()), value.len());
+                let why = format!("its attribute `{key}` has {length} bytes, and Linux takes {XATTR_SIZE_MAX}");
+                return Err(refused(name, why));
+            }
+        }
+        self.attributes += xattrs_size(xattrs);
+        let limit = self.limits.max_metadata;
+        if self.attributes > limit {
+            let what = "the size of its extended attributes in bytes";
+            return Err(FormatError::Limit { format: FORMAT, what, limit });
+        }
+        Ok(())
     }
 
     /// The content of an extension's own entry.
@@ -393,6 +422,11 @@ impl<R: Read> Read for Reader<R> {
         self.remaining -= length as u64;
         Ok(length)
     }
+}
+
+/// The bytes that holding these attributes takes, roughly.
+pub fn xattrs_size(xattrs: &BTreeMap<String, Vec<u8>>) -> u64 {
+    xattrs.iter().map(|(key, value)| (key.len() + value.len()) as u64 + XATTR_HELD).sum()
 }
 
 fn truncated(what: &'static str, at: u64) -> FormatError {

@@ -518,6 +518,25 @@ fn limits_stop_an_archive() {
 }
 
 #[test]
+fn extended_attributes_are_bounded_each_and_all_together() {
+    let with =
+        |name: &str, length: usize| [pax(&[("SCHILY.xattr.user.a", &vec![b'x'; length])]), file(name, b"")].concat();
+    assert!(list(&end(&[with("a", 64 << 10)])).is_ok(), "as much as Linux takes");
+    let error = list(&end(&[with("a", (64 << 10) + 1)])).expect_err("one byte more").to_string();
+    assert!(error.contains("`a`") && error.contains("`user.a`") && error.contains("65537"), "{error}");
+    // All entries of an archive are held at once.
+    let limits = Limits { max_metadata: 4000, ..Limits::default() };
+    let list = |parts: &[Vec<u8>]| list_with(Reader::new(&end(parts)[..], &limits));
+    assert!(list(&[with("a", 1900), with("b", 1900)]).is_ok());
+    let error = list(&[with("a", 1900), with("b", 1900), with("c", 1900)]).expect_err("all together");
+    assert!(matches!(error, FormatError::Limit { limit: 4000, .. }), "{error}");
+    // An attribute without a value costs something, too.
+    let names: Vec<String> = (0..70).map(|at| format!("SCHILY.xattr.{at}")).collect();
+    let empty = pax(&names.iter().map(|name| (name.as_str(), &b""[..])).collect::<Vec<_>>());
+    assert!(matches!(list(&[empty, file("a", b"")]), Err(FormatError::Limit { limit: 4000, .. })));
+}
+
+#[test]
 fn an_error_is_not_followed_by_an_end() {
     let bytes = end(&[file("../x", b"")]);
     let mut reader = Reader::new(&bytes[..], &Limits::default());
