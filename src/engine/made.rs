@@ -1,7 +1,7 @@
 //! Entries with content become a fragment in the store.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,6 +9,8 @@ use std::sync::Arc;
 use cache::{BlobWriter, Store};
 use layers::ImagePath;
 use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, MEMBER_SIZE, Transplanted, WORTHWHILE};
+use layers::format::Limits;
+use layers::format::tar::xattrs_size;
 
 use super::EngineError;
 use super::checks::{Checks, LateChecks, Stops, Transplant, Unchecked, transplants};
@@ -281,7 +283,7 @@ impl<'a> Draft<'a, BlobWriter> {
         made.entries.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
         made.dirs.sort_by(|a, b| a.path.cmp(&b.path));
         made.dirs.dedup_by(|a, b| a.path == b.path);
-        first_names_first(&mut made.entries);
+        first_names_first(&mut made.entries)?;
         let cores = room.clone();
         let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
         let held: Rc<RefCell<held::Members>> = Rc::default();
@@ -396,15 +398,17 @@ pub(super) fn changed() -> EngineError {
 
 /// Makes the first name of each hardlinked file, in path order, the regular file and all later names links to it, each
 /// repeating the file's attributes: Docker applies a link's owner and mode to the shared inode.
-fn first_names_first(entries: &mut [(Entry, Content<'_>)]) {
-    let mut names: BTreeMap<ImagePath, Vec<usize>> = BTreeMap::new();
-    for (at, (entry, _)) in entries.iter().enumerate() {
-        if let Kind::Hardlink { target } = &entry.kind {
-            names.entry(target.clone()).or_default().push(at);
-        }
+fn first_names_first(entries: &mut [(Entry, Content<'_>)]) -> Result<(), EncodeError> {
+    let mut names: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (at, file) in linked(entries) {
+        names.entry(file).or_default().push(at);
     }
-    for (target, mut links) in names {
-        let Ok(file) = entries.binary_search_by(|(entry, _)| entry.path.cmp(&target)) else { continue };
+    let (limit, mut repeated) = (Limits::default().max_metadata, 0u64);
+    for (file, mut links) in names {
+        repeated = repeated.saturating_add(xattrs_size(&entries[file].0.xattrs).saturating_mul(links.len() as u64));
+        if repeated > limit {
+            return Err(EncodeError::Attributes { path: entries[file].0.path.clone(), limit });
+        }
         links.push(file);
         links.sort_unstable();
         let first = links[0];
@@ -419,5 +423,109 @@ fn first_names_first(entries: &mut [(Entry, Content<'_>)]) {
             let kind = if at == first { model.kind.clone() } else { Kind::Hardlink { target: first_path.clone() } };
             entries[at].0 = Entry { path, kind, ..model.clone() };
         }
+    }
+    Ok(())
+}
+
+/// The hard links of these sorted entries, each with what it is a name of: links to links are followed. Those that lead to nothing
+/// here, or in circles, are left out.
+fn linked(entries: &[(Entry, Content<'_>)]) -> Vec<(usize, usize)> {
+    let target = |at: usize| match &entries[at].0.kind {
+        Kind::Hardlink { target } => Some(entries.binary_search_by(|(entry, _)| entry.path.cmp(target)).ok()),
+        _ => None,
+    };
+    let mut known: HashMap<usize, Option<usize>> = HashMap::new();
+    let mut linked = Vec::new();
+    for (at, (entry, _)) in entries.iter().enumerate() {
+        if !matches!(entry.kind, Kind::Hardlink { .. }) {
+            continue;
+        }
+        let (mut way, mut here) = (Vec::new(), at);
+        let file = loop {
+            if let Some(known) = known.get(&here) {
+                break *known;
+            }
+            match target(here) {
+                None => break Some(here),
+                Some(None) => break None,
+                Some(Some(next)) => {
+                    // Whoever comes by again before its end is known goes in circles.
+                    known.insert(here, None);
+                    way.push(here);
+                    here = next;
+                }
+            }
+        };
+        known.extend(way.into_iter().map(|at| (at, file)));
+        linked.extend(file.map(|file| (at, file)));
+    }
+    linked
+}
+
+#[cfg(test)]
+mod tests {
+    use cache::Store;
+    use layers::encode::EPOCH;
+
+    use super::*;
+    use crate::parallel::Cores;
+
+    fn path(text: &str) -> ImagePath {
+        ImagePath::new(text).expect("a path")
+    }
+
+    /// Writes a file `/c` with these attributes and hard links, each a name and what it names.
+    fn written(xattrs: &BTreeMap<String, Vec<u8>>, links: &[(String, String)]) -> Result<Vec<String>, EngineError> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(&folder.path().join("cache")).expect("opens");
+        let mut made = Made::default();
+        let file = Entry::new(path("/c"), Kind::File { size: 1 }, 0o640, EPOCH);
+        made.push(Entry { xattrs: xattrs.clone(), ..file }, Content::Bytes(b"x".to_vec()));
+        for (link, target) in links {
+            let kind = Kind::Hardlink { target: path(target) };
+            made.push(Entry::new(path(link), kind, 0o600, EPOCH), Content::None);
+        }
+        let fragment = made.write(&store, &Room::new(store.scratch(), Cores::new(1)))?;
+        let line = |it: &Indexed| match &it.entry.kind {
+            Kind::Hardlink { target } => format!("{} = {target} {:o}", it.entry.path, it.entry.mode),
+            _ => format!("{} {:o}", it.entry.path, it.entry.mode),
+        };
+        Ok(fragment.entries.iter().map(line).collect())
+    }
+
+    fn links<const N: usize>(all: [(&str, &str); N]) -> Vec<(String, String)> {
+        all.into_iter().map(|(link, target)| (link.to_owned(), target.to_owned())).collect()
+    }
+
+    #[test]
+    fn a_link_to_a_link_is_a_name_of_the_file() {
+        let none = BTreeMap::new();
+        for all in [
+            [("/a", "/c"), ("/b", "/a"), ("/d", "/b")],
+            [("/b", "/c"), ("/a", "/b"), ("/d", "/a")],
+            [("/d", "/c"), ("/b", "/d"), ("/a", "/b")],
+            [("/a", "/c"), ("/b", "/c"), ("/d", "/c")],
+        ] {
+            let expected = ["/a 640", "/b = /a 640", "/c = /a 640", "/d = /a 640"];
+            assert_eq!(written(&none, &links(all)).expect("is written"), expected, "{all:?}");
+        }
+        for all in [[("/a", "/b"), ("/b", "/a")], [("/a", "/b"), ("/b", "/missing")]] {
+            let error = written(&none, &links(all)).expect_err("leads to no file");
+            assert!(matches!(error, EngineError::Encode(EncodeError::Hardlink { .. })), "{error}");
+        }
+        // A long one takes no longer than so many links to the file.
+        let all: Vec<_> = (0..20_000).map(|at| (format!("/d{at:05}"), format!("/d{:05}", at + 1))).collect();
+        let chain = [all, links([("/d20000", "/c")])].concat();
+        let lines = written(&none, &chain).expect("is written");
+        assert_eq!((lines.len(), lines[20_001].as_str()), (20_002, "/d20000 = /c 640"));
+    }
+
+    #[test]
+    fn what_links_repeat_of_their_file_is_bounded() {
+        let xattrs = BTreeMap::from([("user.a".to_owned(), vec![b'x'; 64 << 10])]);
+        let many = |count: usize| -> Vec<_> { (0..count).map(|at| (format!("/d{at}"), "/c".to_owned())).collect() };
+        assert_eq!(written(&xattrs, &many(10)).expect("is written").len(), 11);
+        let error = written(&xattrs, &many(1100)).expect_err("is too much").to_string();
+        assert!(error.contains("`/c`") && error.contains("extended attributes"), "{error}");
     }
 }

@@ -404,6 +404,10 @@ fn hard_links_name_a_regular_file_of_the_same_archive() {
     // A name that comes before its file, and a chain: each means the one file.
     let late = shelf.tar(&Stage::scratch(), &[Hardlink("a", "z"), File("z", "x")]);
     assert_eq!(shelf.build(&late).unwrap(), ["a x", "z x"]);
+    for chain in [[("a", "c"), ("b", "a")], [("b", "c"), ("a", "b")]].map(|links| links.map(|(a, b)| Hardlink(a, b))) {
+        let parts = [File("c", "x"), chain[0], chain[1]];
+        assert_eq!(shelf.build(&shelf.tar(&Stage::scratch(), &parts)).unwrap(), ["a x", "b x", "c x"]);
+    }
 }
 
 #[test]

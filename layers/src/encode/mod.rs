@@ -68,6 +68,14 @@ pub enum EncodeError {
         /// What it names.
         target: crate::ImagePath,
     },
+    /// Hard links that repeat too much of what their file has as attributes.
+    #[error("hard links to `{path}` and others repeat more than {limit} bytes of extended attributes")]
+    Attributes {
+        /// The file.
+        path: crate::ImagePath,
+        /// The limit.
+        limit: u64,
+    },
     /// Content shorter or longer than its entry says.
     #[error("`{path}` has {found} bytes where {expected} were announced")]
     Size {
