@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cache::CacheError;
 use layers::encode::{Kind, LAYER_FORMAT};
 use layers::format::tar::{Reader, TarItem};
 use layers::format::{FormatError, Limits, decoder_memory, decompress};
@@ -207,14 +208,29 @@ impl BaseImage {
         if store.has(&layer.digest)? == Some(layer.size) {
             return Ok(());
         }
-        let why =
-            |error| EngineError::Base { path: self.name.clone(), why: format!("layer {}: {error}", layer.digest) };
-        let mut file = File::open(blobs.join(layer.digest.hex())).map_err(why)?;
+        let blob = blobs.join(layer.digest.hex());
+        let wrong =
+            |what: String| EngineError::Base { path: self.name.clone(), why: format!("`{}` {what}", blob.display()) };
+        let unreadable = |error| wrong(format!("cannot be read: {error}"));
+        let mut file = File::open(&blob).map_err(unreadable)?;
         let mut writer = store.writer()?;
-        std::io::copy(&mut file, &mut writer)?;
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                // What fails here is the cache.
+                Ok(count) => writer.write_all(&buffer[..count])?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(unreadable(error)),
+            }
+        }
         writer.flush()?;
-        writer.finish_as(&layer.digest)?;
-        Ok(())
+        match writer.finish_as(&layer.digest) {
+            Err(CacheError::Mismatch { found, .. }) => {
+                Err(wrong(format!("is damaged: it is {found}; put the base image there once more")))
+            }
+            done => Ok(done.map(drop)?),
+        }
     }
 
     /// Reads a layer, from the file that was verified where there is one.
@@ -233,13 +249,16 @@ impl BaseImage {
                 .open(&layer.digest)?
                 .ok_or_else(|| wrong(format!("layer {} is gone from the cache", layer.digest)))?,
         };
-        let failed = |source| EngineError::Format { archive: format!("layer {}", layer.digest), source };
+        let failed = |source: FormatError| wrong(format!("layer {} cannot be unpacked: {source}", layer.digest));
         let mut file = BufReader::with_capacity(256 << 10, file);
         let _share = engine.room.decoders().take(decoder_memory(file.fill_buf()?, &Limits::default()));
         let reader = decompress(file, &Limits::default()).map_err(failed)?;
         let spool = Spool::new(&engine.room);
         let made = read_layer(Reader::oci_layer(reader, &Limits::default()), spool).map_err(failed)?;
-        engine.keep(&key, &text, made)
+        engine.keep(&key, &text, made).map_err(|error| match error {
+            EngineError::Encode(source) => wrong(format!("layer {} cannot be unpacked: {source}", layer.digest)),
+            other => other,
+        })
     }
 }
 

@@ -223,9 +223,8 @@ fn unpack_tar<'a>(input: impl Read, place: &Place<'_>, mut made: Made<'a>) -> Re
             };
             *target = moved;
         }
-        let link_of_usr_merge = matches!(entry.kind, Kind::Symlink { .. }) && path == entry.path;
-        if !seen.insert(path.clone()) && !entry.is_dir() && !link_of_usr_merge {
-            return Err(refused(&entry.path, "the archive holds this path twice"));
+        if !seen.insert(path.clone()) && !entry.is_dir() {
+            return Err(twice(&entry.path, &path));
         }
         entry.path = path;
         if let Some(owner) = place.owner {
@@ -266,6 +265,11 @@ pub(super) fn moved(path: &ImagePath, is_dir: bool, place: &Place<'_>) -> Result
 
 fn refused(path: &ImagePath, why: &str) -> FormatError {
     FormatError::Entry { format: "archive", name: path.to_string(), why: why.into() }
+}
+
+/// Why an entry that comes to this path is refused, where another one does.
+pub(super) fn twice(entry: &ImagePath, path: &ImagePath) -> FormatError {
+    refused(entry, &format!("it comes to `{path}`, which the archive holds twice"))
 }
 
 /// An archive and what it was converted to.

@@ -192,7 +192,8 @@ impl Local<'_> {
         self.observer.on(Event::ConversionStarted { name: &archive.name });
         let write = |made: Made<'static>| -> Result<(Fragment, Option<Rc<Members>>), EngineError> {
             let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
-            Ok((Made { members: members.clone(), ..made }.write(self.store, &self.room)?, members))
+            let written = Made { members: members.clone(), ..made }.write(self.store, &self.room);
+            Ok((written.map_err(|error| error.of_archive(&archive.name))?, members))
         };
         let convert = |path: &Path, compiler: Option<&Compiler<'_>>| {
             let convert = |tails| convert::convert(path, archive, conversion, drops, &self.room, compiler, tails);

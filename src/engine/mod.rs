@@ -58,6 +58,14 @@ pub enum EngineError {
         /// Why.
         source: layers::format::FormatError,
     },
+    /// An archive whose entries make no fragment.
+    #[error("`{archive}` cannot be unpacked: {source}")]
+    Entries {
+        /// The archive's name.
+        archive: String,
+        /// Why.
+        source: EncodeError,
+    },
     /// A layer that does not fit on what is below.
     #[error(transparent)]
     View(#[from] view::ViewError),
@@ -283,13 +291,25 @@ impl EngineError {
     /// Whether bytes of the cache were not what they should be, or were not there.
     pub fn is_of_damage(&self) -> bool {
         use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+        let is_damage = |error: &std::io::Error| matches!(error.kind(), InvalidData | NotFound | UnexpectedEof);
         match self {
             EngineError::At { source, .. } => source.is_of_damage(),
-            EngineError::Encode(EncodeError::Damaged(_)) | EngineError::Tree(_) | EngineError::Root { .. } => true,
-            EngineError::Encode(EncodeError::Io(error)) | EngineError::Io(error) => {
-                matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
-            }
+            EngineError::Tree(_) | EngineError::Root { .. } => true,
+            EngineError::Encode(source) | EngineError::Entries { source, .. } => match source {
+                EncodeError::Damaged(_) => true,
+                EncodeError::Io(error) => is_damage(error),
+                _ => false,
+            },
+            EngineError::Io(error) => is_damage(error),
             _ => false,
+        }
+    }
+
+    /// The error with the archive whose fragment it is about, where it is about its entries.
+    pub(crate) fn of_archive(self, archive: &str) -> EngineError {
+        match self {
+            EngineError::Encode(source) => EngineError::Entries { archive: archive.to_owned(), source },
+            other => other,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Zip archives and wheels as fragments: large files keep their deflate streams, all others are compressed anew.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,7 +16,7 @@ use layers::format::{FormatError, Limits, Window};
 
 use super::EngineError;
 use super::bytecode::{Compiler, Module, open_wheel, window};
-use super::convert::{Place, moved};
+use super::convert::{Place, moved, twice};
 use super::made::{Content, Deflated, Made, Packed, ReadStream};
 use super::spool::{Room, Spool, Whole};
 
@@ -97,9 +98,13 @@ impl Opened<'_> {
         let archive = Rc::new(RefCell::new(archive));
         let packed = packed(name, &archive, move || Ok(known.open(window(File::open(&at)?))));
         let mut made = Made { packed: Some(packed), ..Made::default() };
+        let mut seen = BTreeSet::new();
         for (index, found) in entries.into_iter().enumerate() {
             let is_dir = found.name.ends_with('/');
             let Some(path) = moved(&found.path, is_dir, place).map_err(failed)? else { continue };
+            if !seen.insert(path.clone()) && !is_dir {
+                return Err(failed(twice(&found.path, &path)));
+            }
             let mode = found.mode.map(|mode| mode & 0o777).filter(|mode| *mode != 0);
             let kind = if is_dir { Kind::Dir } else { Kind::File { size: found.size } };
             let mut entry = Entry::new(path, kind, mode.unwrap_or(if is_dir { 0o755 } else { 0o644 }), found.mtime);

@@ -20,7 +20,7 @@ use imgbuild::remote::Sources;
 use layers::encode::Compression;
 use layers::lock::Lock;
 use layers::op::Archive;
-use layers::source::{Unpack, dir, fetch, files, inline, link};
+use layers::source::{Fetch, Unpack, dir, fetch, files, inline, link};
 use layers::{Catalogue, Digest, ImagePath, Platform, Stage, path};
 
 /// Archives of a test, by digest.
@@ -56,15 +56,20 @@ impl Shelf {
 
     /// A stage with this download at a place.
     fn put(&self, below: &Stage, name: &str, bytes: &[u8], to: ImagePath, how: Option<Unpack>) -> Stage {
-        let digest = Digest::of(bytes);
-        let file = self.folder.as_ref().unwrap().path().join(digest.hex());
-        fs::write(&file, bytes).unwrap();
-        self.files.lock().unwrap().insert(digest, file);
-        let got = fetch(format!("http://nowhere.example/{name}"), digest, to);
+        let got = self.got(name, bytes, to);
         below.layer(match how {
             Some(how) => got.unpack(how),
             None => got,
         })
+    }
+
+    /// A download that is there.
+    fn got(&self, name: &str, bytes: &[u8], to: ImagePath) -> Fetch {
+        let digest = Digest::of(bytes);
+        let file = self.folder.as_ref().unwrap().path().join(digest.hex());
+        fs::write(&file, bytes).unwrap();
+        self.files.lock().unwrap().insert(digest, file);
+        fetch(format!("http://nowhere.example/{name}"), digest, to)
     }
 
     fn tar(&self, below: &Stage, entries: &[Part<'_>]) -> Stage {
@@ -400,6 +405,7 @@ fn hard_links_name_a_regular_file_of_the_same_archive() {
         (vec![File("f", "x"), Hardlink("h", "f"), Hardlink("h", "f")], "/h"),
     ] {
         shelf.refused(&shelf.tar(&lower, &parts), why);
+        shelf.refused(&shelf.tar(&lower, &parts), "`a.tar` cannot be unpacked");
     }
     // A name that comes before its file, and a chain: each means the one file.
     let late = shelf.tar(&Stage::scratch(), &[Hardlink("a", "z"), File("z", "x")]);
@@ -429,6 +435,15 @@ fn a_path_twice_in_one_archive_is_refused_unless_both_are_directories() {
     ] {
         let built = shelf.build(&shelf.tar(&root, &parts));
         assert!(built.is_err(), "{built:?}");
+    }
+    for parts in [[Symlink("a", "b"), Symlink("a", "c")], [File("a", "x"), Symlink("a", "b")]] {
+        shelf.refused(&shelf.tar(&root, &parts), "`a.tar` cannot be unpacked: the archive's entry `/a` is refused");
+    }
+    // Names that meet where their folders are left out.
+    let (tar, zip) = (archive(&[File("p/a", "1"), File("q/a", "2")]), zip(&[("p/a", "1"), ("q/a", "2")]));
+    for (name, bytes, how) in [("b.tar", tar, Unpack::Tar), ("b.zip", zip, Unpack::Zip)] {
+        let met = shelf.got(name, &bytes, path!("/opt")).unpack(how).strip_components(1);
+        shelf.refused(&root.layer(met), &format!("`{name}` cannot be unpacked: the archive's entry `/q/a` is refused"));
     }
 }
 

@@ -8,9 +8,10 @@ use std::process::Command;
 use layers::lock::Lock;
 use layers::source::{Inline, files, inline};
 use layers::{Catalogue, Stage, oci_layout, path};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::support::docker;
+use crate::support::layout::write_layout;
 use crate::support::run::{Sandbox, outcome, tool};
 
 /// The most layers that Docker takes.
@@ -58,23 +59,7 @@ fn base(folder: &Path) {
         header.set_gid(8765);
         header.set_mode(0o4750);
     });
-    let (layer, nothing) = (tar.into_inner().unwrap(), vec![0; 1024]);
-    let plain = "application/vnd.oci.image.layer.v1.tar";
-    std::fs::create_dir_all(folder.join("blobs/sha256")).unwrap();
-    let put = |media_type: &str, bytes: &[u8]| {
-        let digest = layers::Digest::of(bytes);
-        std::fs::write(folder.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
-        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
-    };
-    let config = json!({"architecture": layers::Platform::native().unwrap().architecture(), "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [layers::Digest::of(&layer), layers::Digest::of(&nothing)]}});
-    let manifest = json!({"schemaVersion": 2, "mediaType": layers::oci::MANIFEST,
-        "config": put(layers::oci::CONFIG, config.to_string().as_bytes()),
-        "layers": [put(plain, &layer), put(plain, &nothing)]});
-    let top = put(layers::oci::MANIFEST, manifest.to_string().as_bytes());
-    std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    let index = json!({"schemaVersion": 2, "manifests": [top]});
-    std::fs::write(folder.join("index.json"), index.to_string()).unwrap();
+    write_layout(folder, &[tar.into_inner().unwrap(), vec![0; 1024]]);
 }
 
 /// What GNU tar says of a container's files: `mode owner/group name`, links with their targets.

@@ -11,7 +11,7 @@ use layers::{Catalogue, Image, Stage, oci_layout, path};
 use crate::registry::registry;
 use crate::support::cache::bucket;
 use crate::support::docker;
-use crate::support::layout::Layout;
+use crate::support::layout::{Layout, write_layout};
 use crate::support::run::{Outcome, Sandbox, outcome};
 
 /// A project with an image of eight layers of its own.
@@ -151,6 +151,39 @@ fn a_bases_layer_that_rotted_or_went_is_had_once_more() {
         }
         run(&sandbox, &["build", "--output", &format!("oci:{layout}")]).success();
         assert_eq!(layers(&sandbox, &layout)[..2], right[..2], "{edit}");
+    }
+}
+
+#[test]
+fn a_base_that_is_damaged_where_it_lies_is_named_with_the_file() {
+    let sandbox = on_a_layout();
+    let image = Layout::open(&sandbox.work().join("base")).image("app").remove(0);
+    let digest = &image.layers[0].digest;
+    let blob = sandbox.work().join("base/blobs/sha256").join(digest.strip_prefix("sha256:").unwrap());
+    let (base, file) = ("base image `base`", format!("blobs/sha256/{}`", blob.file_name().unwrap().to_str().unwrap()));
+    rot(&blob);
+    run(&sandbox, &["build"]).failure(1, &[base, &file, "is damaged: it is sha256:"]);
+    fs::remove_file(&blob).unwrap();
+    fs::create_dir(&blob).unwrap();
+    run(&sandbox, &["build"]).failure(1, &[base, &file, "cannot be read: Is a directory"]);
+    fs::remove_dir(&blob).unwrap();
+    run(&sandbox, &["build"]).failure(1, &[base, &file, "cannot be read: No such file"]);
+}
+
+#[test]
+fn a_layer_of_a_base_that_cannot_be_unpacked_is_named_with_the_base() {
+    let sandbox = on_a_layout();
+    let tar = {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Link);
+        header.set_size(0);
+        tar.append_link(&mut header, "h", "missing").unwrap();
+        tar.into_inner().unwrap()
+    };
+    for layer in [tar, b"no tar at all".repeat(100)] {
+        write_layout(&sandbox.work().join("base"), &[layer]);
+        run(&sandbox, &["build"]).failure(1, &["base image `base`: layer sha256:", "cannot be unpacked: "]);
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 /// An OCI image layout.
@@ -338,4 +338,25 @@ fn remove_below(tree: &mut BTreeMap<String, Member>, folder: &str) {
 /// Writes a layer's tar to a file, for tools that want one.
 pub fn write_tar(layer: &Layer, path: &Path) {
     fs::File::create(path).unwrap().write_all(&layer.tar).unwrap();
+}
+
+/// Writes a layout with one image of this machine's platform and these layers, as they are.
+pub fn write_layout(folder: &Path, layers: &[Vec<u8>]) {
+    fs::create_dir_all(folder.join("blobs/sha256")).unwrap();
+    let put = |media_type: &str, bytes: &[u8]| {
+        let digest = sha256(bytes);
+        fs::write(folder.join("blobs/sha256").join(&digest["sha256:".len()..]), bytes).unwrap();
+        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    };
+    let architecture = layers::Platform::native().unwrap().architecture();
+    let diff_ids: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
+    let config =
+        json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let layers: Vec<Value> = layers.iter().map(|layer| put("application/vnd.oci.image.layer.v1.tar", layer)).collect();
+    let manifest = json!({"schemaVersion": 2, "mediaType": layers::oci::MANIFEST,
+        "config": put(layers::oci::CONFIG, config.to_string().as_bytes()), "layers": layers});
+    let top = put(layers::oci::MANIFEST, manifest.to_string().as_bytes());
+    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    let index = json!({"schemaVersion": 2, "manifests": [top]});
+    fs::write(folder.join("index.json"), index.to_string()).unwrap();
 }
