@@ -23,8 +23,12 @@ const FLAG_REF: u8 = 0x80;
 /// What people do not write: functions in functions in functions.
 pub const TOO_DEEP: MarshalError = MarshalError("it is nested too deeply");
 
-/// Nesting that is followed: the parser allows 200 brackets and 100 indentations, each of the latter two levels here.
+/// Nesting that is followed, as it is written or by way of references: the parser allows 200 brackets and 100 indentations, each of the
+/// latter two levels here.
 const DEPTH: usize = 600;
+
+/// Bytes that the members of all sets may come to, each by itself.
+const SORTED: usize = 64 << 20;
 
 /// A value whose parts are other values of the arena.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,7 +55,12 @@ struct Reader<'a> {
     /// Values by their order of `FLAG_REF`; `None` while they are read.
     marked: Vec<Option<usize>>,
     values: Vec<Value<'a>>,
+    /// How deeply each value is nested in itself: 1 where it has no parts.
+    depths: Vec<usize>,
     known: HashMap<Value<'a>, usize>,
+    written: Written,
+    /// Bytes of members that were sorted so far.
+    sorted: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -76,16 +85,21 @@ impl<'a> Reader<'a> {
         if length > i32::MAX as u32 { Err(MarshalError("a negative length")) } else { Ok(length as usize) }
     }
 
-    fn place(&mut self, value: Value<'a>) -> usize {
+    fn place(&mut self, value: Value<'a>) -> Result<usize, MarshalError> {
+        let depth = 1 + value.parts().map(|part| self.depths[part]).max().unwrap_or(0);
+        if depth > DEPTH {
+            return Err(TOO_DEEP);
+        }
         let next = self.values.len();
         if !matches!(value, Value::Code { .. }) {
             match self.known.entry(value.clone()) {
-                Entry::Occupied(known) => return *known.get(),
+                Entry::Occupied(known) => return Ok(*known.get()),
                 Entry::Vacant(new) => new.insert(next),
             };
         }
         self.values.push(value);
-        next
+        self.depths.push(depth);
+        Ok(next)
     }
 
     fn values(&mut self, count: usize, depth: usize) -> Result<Vec<usize>, MarshalError> {
@@ -149,11 +163,16 @@ impl<'a> Reader<'a> {
             }
             b'>' => {
                 let count = self.length()?;
-                let mut members = self.values(count, depth)?;
-                let mut sorted = members
-                    .drain(..)
-                    .map(|member| self.written(member).map(|bytes| (bytes, member)))
-                    .collect::<Result<Vec<_>, _>>()?;
+                let members = self.values(count, depth)?;
+                let mut sorted = Vec::with_capacity(members.len());
+                for member in members {
+                    let bytes = self.written.by_itself(&self.values, member);
+                    self.sorted += bytes.len();
+                    if self.sorted > SORTED {
+                        return Err(MarshalError("its sets are too large"));
+                    }
+                    sorted.push((bytes, member));
+                }
                 sorted.sort();
                 Value::Set(sorted.into_iter().map(|(_, member)| member).collect())
             }
@@ -166,41 +185,61 @@ impl<'a> Reader<'a> {
             }
             _ => return Err(MarshalError("a type that code has no use for")),
         };
-        let at = self.place(value);
+        let at = self.place(value)?;
         if let Some(slot) = slot {
             self.marked[slot] = Some(at);
         }
         Ok(at)
     }
+}
 
-    /// One value by itself, as bytes.
-    fn written(&self, top: usize) -> Result<Vec<u8>, MarshalError> {
-        let mut writer =
-            Writer { values: &self.values, uses: Vec::new(), numbers: Vec::new(), next: 0, out: Vec::new() };
-        // What has no parts is used once.
-        if !matches!(self.values[top], Value::Plain(..) | Value::Text(_) | Value::Bytes(_)) {
-            writer.uses.resize(self.values.len(), 0);
-            writer.numbers.resize(self.values.len(), None);
-            count(&self.values, top, &mut writer.uses);
-        }
-        writer.write(top);
-        Ok(writer.out)
+impl Value<'_> {
+    /// The values that this one is made of.
+    fn parts(&self) -> impl Iterator<Item = usize> {
+        let (first, second): (&[usize], &[usize]) = match self {
+            Value::Tuple(parts) | Value::Set(parts) => (parts, &[]),
+            Value::Slice(parts) => (parts, &[]),
+            Value::Code { before, after, .. } => (before, after),
+            Value::Plain(..) | Value::Text(_) | Value::Bytes(_) => (&[], &[]),
+        };
+        first.iter().chain(second).copied()
     }
 }
 
-/// Counts how often each value is written; what is in a value that is written once counts once.
-fn count(values: &[Value<'_>], at: usize, uses: &mut [u32]) {
-    uses[at] += 1;
-    if uses[at] > 1 && is_shared(&values[at]) {
-        return;
-    }
-    match &values[at] {
-        Value::Tuple(parts) | Value::Set(parts) => parts.iter().for_each(|part| count(values, *part, uses)),
-        Value::Slice(parts) => parts.iter().for_each(|part| count(values, *part, uses)),
-        Value::Code { before, after, .. } => {
-            before.iter().chain(after).for_each(|part| count(values, *part, uses));
+/// What is known of values while one is written, by their places; nothing between two of them.
+#[derive(Default)]
+struct Written {
+    uses: Vec<u32>,
+    /// The numbers of those that are referred to.
+    numbers: Vec<Option<u32>>,
+    /// Those that are used.
+    used: Vec<usize>,
+}
+
+impl Written {
+    /// One value by itself, as bytes. It takes as long as what is in it, however many others there are.
+    fn by_itself(&mut self, values: &[Value<'_>], top: usize) -> Vec<u8> {
+        self.uses.resize(values.len(), 0);
+        self.numbers.resize(values.len(), None);
+        self.count(values, top);
+        let mut writer = Writer { values, known: self, next: 0, out: Vec::new() };
+        writer.write(top);
+        let out = writer.out;
+        for at in self.used.drain(..) {
+            (self.uses[at], self.numbers[at]) = (0, None);
         }
-        _ => {}
+        out
+    }
+
+    /// Counts how often each value is written; what is in a value that is written once counts once.
+    fn count(&mut self, values: &[Value<'_>], at: usize) {
+        self.uses[at] += 1;
+        if self.uses[at] == 1 {
+            self.used.push(at);
+        } else if is_shared(&values[at]) {
+            return;
+        }
+        values[at].parts().for_each(|part| self.count(values, part));
     }
 }
 
@@ -213,26 +252,24 @@ fn is_shared(value: &Value<'_>) -> bool {
     }
 }
 
-struct Writer<'a> {
-    values: &'a [Value<'a>],
-    uses: Vec<u32>,
-    /// The numbers of those that are referred to.
-    numbers: Vec<Option<u32>>,
+struct Writer<'a, 'v> {
+    values: &'a [Value<'v>],
+    known: &'a mut Written,
     next: u32,
     out: Vec<u8>,
 }
 
-impl Writer<'_> {
+impl Writer<'_, '_> {
     fn write(&mut self, at: usize) {
         let value = &self.values[at];
         let mut flag = 0;
-        if self.uses.get(at).is_some_and(|uses| *uses > 1) && is_shared(value) {
-            if let Some(number) = self.numbers[at] {
+        if self.known.uses[at] > 1 && is_shared(value) {
+            if let Some(number) = self.known.numbers[at] {
                 self.out.push(b'r');
                 self.out.extend(number.to_le_bytes());
                 return;
             }
-            self.numbers[at] = Some(self.next);
+            self.known.numbers[at] = Some(self.next);
             self.next += 1;
             flag = FLAG_REF;
         }
@@ -294,7 +331,7 @@ impl Writer<'_> {
                 parts.iter().for_each(|part| self.write(*part));
             }
             Value::Code { numbers, before, line, after, .. } => {
-                self.out.push(b'c');
+                self.out.push(b'c' | flag);
                 self.out.extend_from_slice(numbers);
                 before.iter().for_each(|part| self.write(*part));
                 self.out.extend_from_slice(line);
@@ -319,7 +356,7 @@ pub fn canonical(stream: &[u8]) -> Result<Vec<u8>, MarshalError> {
     if !matches!(reader.values[top], Value::Code { .. }) {
         return Err(MarshalError("it is no code"));
     }
-    reader.written(top)
+    Ok(reader.written.by_itself(&reader.values, top))
 }
 
 #[cfg(test)]
@@ -352,6 +389,54 @@ mod tests {
         assert_eq!(canonical(&one), canonical(&two));
         let canonical_once = canonical(&plain).expect("code");
         assert_eq!(canonical(&canonical_once).expect("code"), canonical_once);
+    }
+
+    /// A tuple with a value in a tuple in a tuple and so on, each in turn by a reference to the last, and what follows them.
+    fn chained(levels: u32, end: &[u8]) -> Vec<u8> {
+        // The code itself is number 0.
+        let mut constants = vec![b'('];
+        constants.extend((levels + 1).to_le_bytes());
+        constants.extend([b')' | FLAG_REF, 1, b'N']);
+        for last in 1..levels {
+            constants.extend([b')' | FLAG_REF, 1, b'r']);
+            constants.extend(last.to_le_bytes());
+        }
+        constants.extend(end);
+        code(&constants, b"z\x01n")
+    }
+
+    #[test]
+    fn nesting_by_way_of_references_is_nesting() {
+        let set = |levels: u32| [&b">\x01\0\0\0r"[..], &levels.to_le_bytes()].concat();
+        for end in [&b"N"[..], &set(500)] {
+            let bytes = canonical(&chained(500, end)).expect("as deep as people write");
+            assert_eq!(canonical(&bytes).expect("code"), bytes);
+        }
+        for end in [&b"N"[..], &set(1000)] {
+            assert_eq!(canonical(&chained(1000, end)), Err(TOO_DEEP));
+        }
+        assert_eq!(canonical(&chained(200_000, &set(200_000))), Err(TOO_DEEP));
+    }
+
+    #[test]
+    fn what_members_of_sets_come_to_is_bounded() {
+        let large = [&b"\0\0\x10\0"[..], &vec![b'x'; 1 << 20]].concat();
+        let set = |members: u8| {
+            let mut constants = [&[b')', 2, b's' | FLAG_REF][..], &large, &[b'>', members, 0, 0, 0]].concat();
+            for member in 0..members {
+                constants.extend([b')', 2, b'i', member, 0, 0, 0, b'r', 1, 0, 0, 0]);
+            }
+            canonical(&code(&constants, b"z\x01n"))
+        };
+        assert!(set(60).is_ok());
+        assert_eq!(set(70), Err(MarshalError("its sets are too large")));
+    }
+
+    #[test]
+    fn code_that_is_there_twice_is_referred_to() {
+        let constants = [&b")\x02"[..], &code(b")\0", b"z\x01n"), b"r\x01\0\0\0"].concat();
+        let bytes = canonical(&code(&constants, b"z\x01n")).expect("code");
+        assert_eq!(canonical(&bytes).expect("code"), bytes);
     }
 
     #[test]
