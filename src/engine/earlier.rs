@@ -32,7 +32,7 @@ use crate::python::bytecode::{self, cache_path};
 /// `None` for what has none.
 pub fn modules_key(archive: &Archive, conversion: &Conversion) -> Option<(Key, String)> {
     let Conversion::Wheel { venv, python, bytecode: Some(wanted) } = conversion else { return None };
-    let package = archive.name.parse::<WheelName>().ok()?.canonical();
+    let package = archive.name.parse::<WheelName>().ok()?.normalised();
     // Who wants some modules must not hide from others that all were made.
     let choice = if wanted.modules == Modules::All { "all" } else { "some" };
     let mut hasher = KeyHasher::new("modules", LAYER_FORMAT);

@@ -71,7 +71,7 @@ impl Members {
         let Conversion::Wheel { .. } = conversion else { return Ok(None) };
         let Ok(name) = archive.name.parse::<WheelName>() else { return Ok(None) };
         let mut hasher = KeyHasher::new("members", LAYER_FORMAT);
-        hasher.field("package", name.canonical()).field("machine", machine(&name));
+        hasher.field("package", name.normalised()).field("machine", machine(&name));
         hasher.field("conversion", Digest::of(conversion.to_json().as_bytes()));
         let (key, text) = hasher.finish();
         let record = store.find(&key)?.and_then(|bytes| serde_json::from_slice::<MembersRecord>(&bytes).ok());

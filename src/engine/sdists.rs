@@ -20,7 +20,7 @@ use super::tree::Tree as _;
 use super::view::View;
 use crate::parallel::in_parallel;
 use crate::python::normalised;
-use crate::python::tags::WheelName;
+use crate::python::tags::Candidate;
 
 /// Part of every key of what is built from source: raised whenever the front end calls backends otherwise.
 pub const VERSION: u32 = 1;
@@ -123,7 +123,7 @@ impl Local<'_> {
             return Err(wrong(format!("left {} wheels, not one", found.len())));
         };
         let file = wheel.as_str().rsplit('/').next().unwrap_or_default().to_owned();
-        let name = WheelName::parse(&file)
+        let name = Candidate::parse(&file)
             .filter(|name| name.name == normalised(&build.distribution))
             .ok_or_else(|| wrong(format!("gave `{file}`, which is no wheel of {}", build.distribution)))?;
         match way {

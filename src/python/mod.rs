@@ -351,19 +351,9 @@ fn from_toml<T: serde::de::DeserializeOwned>(path: &str, text: &str) -> Result<T
     })
 }
 
-/// A project's name as PEP 503 normalises it: lower case, runs of `-`, `_` and `.` as one `-`.
+/// A project's name as PEP 503 normalises it, without white space around it.
 pub fn normalised(name: &str) -> String {
-    let mut normalised = String::with_capacity(name.len());
-    for character in name.trim().chars() {
-        if matches!(character, '-' | '_' | '.') {
-            if !normalised.ends_with('-') {
-                normalised.push('-');
-            }
-        } else {
-            normalised.push(character.to_ascii_lowercase());
-        }
-    }
-    normalised
+    layers::format::wheel::normalised(name.trim())
 }
 
 /// Refuses names that are not one path component: they end up in a cache and in file systems.

@@ -11,7 +11,7 @@ use layers::Digest;
 use pep440_rs::Version;
 
 use super::markers::Environment;
-use super::tags::{Tags, WheelName};
+use super::tags::{Candidate, Tags};
 use super::{Edge, LockedFile, LockedPackage, LockedSet, PythonError, SourceKind, Target, Unfit};
 
 /// A wheel to install.
@@ -220,7 +220,7 @@ fn sdist(package: &LockedPackage, target: &Target) -> Result<Wheel, String> {
 fn wheel(package: &LockedPackage, target: &Target, tags: &Tags) -> Result<Wheel, String> {
     fits(package, target)?;
     let version = package.version.as_deref().map(|text| (text, Version::from_str(text).ok()));
-    let belongs = |name: &WheelName| {
+    let belongs = |name: &Candidate| {
         let same_version = match &version {
             None => true,
             Some((_, Some(version))) => name.version == *version,
@@ -228,12 +228,12 @@ fn wheel(package: &LockedPackage, target: &Target, tags: &Tags) -> Result<Wheel,
         };
         name.name == package.name && same_version
     };
-    let named = package.files.iter().filter_map(|file| Some((WheelName::parse(&file.name)?, file)));
-    let wheels: Vec<(WheelName, &LockedFile)> = named.filter(|(name, _)| belongs(name)).collect();
+    let named = package.files.iter().filter_map(|file| Some((Candidate::parse(&file.name)?, file)));
+    let wheels: Vec<(Candidate, &LockedFile)> = named.filter(|(name, _)| belongs(name)).collect();
     let ranked = wheels.iter().filter_map(|(name, file)| Some((tags.rank(name)?, name, *file)));
     // Build tags: the highest wins among equal tags; the name makes the choice total.
     let best = ranked.min_by(|(rank, name, file), (other_rank, other_name, other_file)| {
-        let by_build = || other_name.build.cmp(&name.build);
+        let by_build = || other_name.build().cmp(&name.build());
         rank.cmp(other_rank).then_with(by_build).then_with(|| file.name.cmp(&other_file.name))
     });
     if let Some((_, name, file)) = best {
@@ -254,7 +254,7 @@ fn wheel(package: &LockedPackage, target: &Target, tags: &Tags) -> Result<Wheel,
 }
 
 /// Why none of the files fits.
-fn missing(package: &LockedPackage, wheels: &[(WheelName, &LockedFile)]) -> String {
+fn missing(package: &LockedPackage, wheels: &[(Candidate, &LockedFile)]) -> String {
     let unhashed = package.unhashed.iter().filter(|name| name.ends_with(".whl")).count();
     let sdist = package.files.iter().map(|file| &file.name).chain(&package.unhashed).find(|name| is_sdist(name));
     match (wheels, unhashed, sdist) {

@@ -1,4 +1,4 @@
-//! Compatibility tags (PEP 425, PEP 600, PEP 656) of CPython on glibc, and wheel file names (PEP 427).
+//! Compatibility tags (PEP 425, PEP 600, PEP 656) of CPython on glibc, and the wheels that have them.
 //!
 //! The order is pip's: `cp313-cp313` on the newest manylinux first, `py30-none-any` last. musllinux tags are never
 //! compatible: the images hold glibc.
@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use layers::Platform;
+use layers::format::wheel::WheelName;
 use pep440_rs::Version;
 
-use super::{Target, normalised};
+use super::Target;
 
 /// Most combinations that a compressed tag set may expand to.
 const MOST_COMBINATIONS: usize = 4096;
@@ -55,7 +56,7 @@ impl Tags {
     }
 
     /// The place of the best tag of `wheel`, 0 being the best; `None` if it does not fit.
-    pub fn rank(&self, wheel: &WheelName) -> Option<usize> {
+    pub fn rank(&self, wheel: &Candidate) -> Option<usize> {
         wheel.tags().filter_map(|tag| self.ranks.get(&tag).copied()).min()
     }
 }
@@ -83,77 +84,63 @@ fn platforms(platform: Platform, (major, minor): (u32, u32)) -> Vec<String> {
     platforms
 }
 
-/// The parts of a wheel's file name (PEP 427, "File name convention").
+/// A wheel as its file name tells of it, to choose from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WheelName {
+pub struct Candidate {
     /// The distribution, normalised.
     pub name: String,
     /// The version.
     pub version: Version,
-    /// The build tag: its number and the rest. A wheel without one sorts before all others.
-    pub build: Option<(u64, String)>,
-    pythons: Vec<String>,
-    abis: Vec<String>,
-    platforms: Vec<String>,
+    /// The parts of its file name, the tags in lower case.
+    file: WheelName,
 }
 
-impl WheelName {
+impl Candidate {
+    /// Parses a file name; `None` where it is no [`WheelName`], its version is none (PEP 440), or it has too many tags.
+    pub fn parse(file: &str) -> Option<Candidate> {
+        let mut file: WheelName = file.parse().ok()?;
+        let sets = [&mut file.python, &mut file.abi, &mut file.platform];
+        let mut combinations = 1usize;
+        for set in sets {
+            combinations = combinations.saturating_mul(set.len());
+            set.iter_mut().for_each(|tag| tag.make_ascii_lowercase());
+        }
+        if combinations > MOST_COMBINATIONS {
+            return None;
+        }
+        // A local version's `+` is written as it is, or as `_` by old tools.
+        let version = Version::from_str(&file.version);
+        let version = version.or_else(|_| Version::from_str(&file.version.replacen('_', "+", 1))).ok()?;
+        Some(Candidate { name: file.normalised(), version, file })
+    }
+
+    /// The build tag: its number and the rest. A wheel without one sorts before all others.
+    pub fn build(&self) -> Option<&(u64, String)> {
+        self.file.build.as_ref()
+    }
+
     /// Whether it has no compiled parts: a wheel for each platform.
     pub fn fits_anywhere(&self) -> bool {
-        self.platforms.iter().all(|platform| platform == "any")
+        self.file.platform.iter().all(|platform| platform == "any")
     }
 
     /// Whether it was made for a platform as compilers make it there: `linux_aarch64`, no promise about the system's age.
     pub fn is_made_for(&self, platform: Platform) -> bool {
-        self.platforms.iter().all(|tag| tag.strip_prefix("linux_") == Some(platform.machine()))
-    }
-
-    /// Parses `name-version[-build]-python-abi-platform.whl`; `None` for anything else.
-    pub fn parse(file: &str) -> Option<WheelName> {
-        let stem = file.strip_suffix(".whl")?;
-        let parts: Vec<&str> = stem.split('-').collect();
-        let (name, version, build, tags) = match parts[..] {
-            [name, version, python, abi, platform] => (name, version, None, [python, abi, platform]),
-            [name, version, build, python, abi, platform] => (name, version, Some(build), [python, abi, platform]),
-            _ => return None,
-        };
-        let named = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '.');
-        if name.is_empty() || !name.chars().all(named) {
-            return None;
-        }
-        let build = match build {
-            None => None,
-            Some(text) => {
-                let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
-                Some((text[..digits].parse().ok()?, text[digits..].to_owned()))
-            }
-        };
-        let set = |tags: &str| -> Option<Vec<String>> {
-            let set: Vec<String> = tags.split('.').map(str::to_ascii_lowercase).collect();
-            let sound = |tag: &String| !tag.is_empty() && tag.chars().all(named);
-            set.iter().all(sound).then_some(set)
-        };
-        let (pythons, abis, platforms) = (set(tags[0])?, set(tags[1])?, set(tags[2])?);
-        if pythons.len().saturating_mul(abis.len()).saturating_mul(platforms.len()) > MOST_COMBINATIONS {
-            return None;
-        }
-        // A local version's `+` is written as it is, or as `_` by old tools.
-        let version = Version::from_str(version).or_else(|_| Version::from_str(&version.replacen('_', "+", 1))).ok()?;
-        Some(WheelName { name: normalised(name), version, build, pythons, abis, platforms })
+        self.file.platform.iter().all(|tag| tag.strip_prefix("linux_") == Some(platform.machine()))
     }
 
     /// The tags of the compressed set, such as `cp313-cp313-manylinux_2_28_x86_64`.
     pub fn tags(&self) -> impl Iterator<Item = String> {
-        self.pythons.iter().flat_map(move |python| {
-            self.abis
-                .iter()
-                .flat_map(move |abi| self.platforms.iter().map(move |platform| format!("{python}-{abi}-{platform}")))
+        let WheelName { python, abi, platform, .. } = &self.file;
+        python.iter().flat_map(move |python| {
+            abi.iter().flat_map(move |abi| platform.iter().map(move |platform| format!("{python}-{abi}-{platform}")))
         })
     }
 
     /// The tags as they are written, for messages.
     pub(super) fn written_tags(&self) -> String {
-        format!("{}-{}-{}", self.pythons.join("."), self.abis.join("."), self.platforms.join("."))
+        let WheelName { python, abi, platform, .. } = &self.file;
+        format!("{}-{}-{}", python.join("."), abi.join("."), platform.join("."))
     }
 }
 
@@ -226,14 +213,14 @@ mod tests {
 
     #[test]
     fn file_names_are_parsed() {
-        let name = WheelName::parse("Foo_Bar.baz-1!2.0rc1+local-12a-cp313.py3-abi3.none-manylinux_2_17_x86_64.ANY.whl");
+        let name = Candidate::parse("Foo_Bar.baz-1!2.0rc1+local-12a-cp313.py3-abi3.none-manylinux_2_17_x86_64.ANY.whl");
         let name = name.unwrap();
         assert_eq!((name.name.as_str(), name.version.to_string().as_str()), ("foo-bar-baz", "1!2.0rc1+local"));
-        assert_eq!(name.build, Some((12, "a".to_owned())));
+        assert_eq!(name.build(), Some(&(12, "a".to_owned())));
         assert_eq!(name.tags().count(), 8);
         assert!(name.tags().any(|tag| tag == "py3-none-any"));
         assert_eq!(
-            WheelName::parse("torch-2.1_cpu-cp313-cp313-linux_x86_64.whl").unwrap().version.to_string(),
+            Candidate::parse("torch-2.1_cpu-cp313-cp313-linux_x86_64.whl").unwrap().version.to_string(),
             "2.1+cpu"
         );
         for odd in [
@@ -248,10 +235,12 @@ mod tests {
             "foo-1.0-1-2-py3-none-any.whl",
             "foo-1.0-99999999999999999999-py3-none-any.whl",
             "f\u{e9}-1.0-py3-none-any.whl",
+            "f-1-1/x-py3-none-any.whl",
+            "_foo-1.0-py3-none-any.whl",
         ] {
-            assert_eq!(WheelName::parse(odd), None, "{odd}");
+            assert_eq!(Candidate::parse(odd), None, "{odd}");
         }
         let many = vec!["a"; 100].join(".");
-        assert_eq!(WheelName::parse(&format!("foo-1-{many}-{many}-any.whl")), None);
+        assert_eq!(Candidate::parse(&format!("foo-1-{many}-{many}-any.whl")), None);
     }
 }

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
-pub use self::name::WheelName;
+pub use self::name::{WheelName, normalised};
 pub use self::record::{RecordRow, Verifier, parse_record, write_record};
 
 use self::record::Expected;
@@ -291,7 +291,7 @@ impl<R: Read + Seek> Wheel<R> {
             "scripts" => below(&scheme.venv, &format!("bin/{rest}")),
             "headers" => {
                 // pip names the directory after the requirement, which for a file is the normalised name since pip 25.1.
-                let distribution = self.said.name.canonical();
+                let distribution = self.said.name.normalised();
                 below(&scheme.venv, &format!("include/site/python{}/{distribution}/{rest}", scheme.python))
             }
             _ => Err(refused(name, "a `.data` directory has purelib, platlib, headers, scripts and data, no others")),
@@ -418,8 +418,8 @@ fn find_dist_info<R: Read + Seek>(archive: &Archive<R>, name: &WheelName) -> Res
     let firsts: BTreeSet<&str> =
         archive.entries().iter().filter_map(|entry| entry.name.split_once('/')).map(|(first, _)| first).collect();
     let belongs = |stem: &str| {
-        let rest = name::canonical(stem);
-        rest.strip_prefix(&name.canonical()).is_some_and(|rest| rest.starts_with('-'))
+        let rest = normalised(stem);
+        rest.strip_prefix(&name.normalised()).is_some_and(|rest| rest.starts_with('-'))
     };
     let mut found: Option<&str> = None;
     for first in &firsts {

@@ -25,22 +25,23 @@ pub struct WheelName {
 }
 
 impl WheelName {
-    /// The name by which indexes know the distribution (PEP 503): lower case, with `-` for runs of `-`, `_` and `.`.
-    pub fn canonical(&self) -> String {
-        canonical(&self.name)
+    /// The distribution's name, [normalised].
+    pub fn normalised(&self) -> String {
+        normalised(&self.name)
     }
 }
 
-pub(super) fn canonical(name: &str) -> String {
-    let mut canonical = String::with_capacity(name.len());
+/// The name by which indexes know a distribution (PEP 503): lower case, with `-` for runs of `-`, `_` and `.`.
+pub fn normalised(name: &str) -> String {
+    let mut normalised = String::with_capacity(name.len());
     for character in name.chars() {
         match character {
-            '-' | '_' | '.' if canonical.ends_with('-') => {}
-            '-' | '_' | '.' => canonical.push('-'),
-            other => canonical.extend(other.to_lowercase()),
+            '-' | '_' | '.' if normalised.ends_with('-') => {}
+            '-' | '_' | '.' => normalised.push('-'),
+            other => normalised.push(other.to_ascii_lowercase()),
         }
     }
-    canonical
+    normalised
 }
 
 impl FromStr for WheelName {
@@ -108,13 +109,22 @@ mod tests {
     fn names_are_taken_apart_and_put_together() {
         let name: WheelName =
             "Foo_Bar.baz-1.2+cpu-3b-py2.py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl".parse().expect("good");
-        assert_eq!(name.canonical(), "foo-bar-baz");
+        assert_eq!(name.normalised(), "foo-bar-baz");
         assert_eq!((name.version.as_str(), &name.build), ("1.2+cpu", &Some((3, "b".into()))));
         assert_eq!((name.python.len(), name.abi.len(), name.platform.len()), (2, 1, 2));
         assert_eq!(
             name.to_string(),
             "Foo_Bar.baz-1.2+cpu-3b-py2.py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
         );
+    }
+
+    #[test]
+    fn names_are_normalised() {
+        for (name, expected) in [("Foo.Bar__baz-.-x", "foo-bar-baz-x"), ("MarkupSafe", "markupsafe"), ("_a", "-a")] {
+            assert_eq!(normalised(name), expected);
+        }
+        // Only ASCII has two cases there: a Kelvin sign is no `k`.
+        assert_eq!(normalised("\u{212a}"), "\u{212a}");
     }
 
     #[test]
