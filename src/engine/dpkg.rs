@@ -294,7 +294,7 @@ fn kept<'v>(outcome: &Fragment, after: &'v View<'_>, view: &'v View<'_>) -> Resu
 /// Adds an entry with its content in `view`; a hard link as a file of its own.
 fn push<'v>(made: &mut Made<'v>, mut entry: Entry, view: &'v View<'_>) -> Result<(), EngineError> {
     if let Kind::Hardlink { .. } = &entry.kind {
-        entry.kind = Kind::File { size: view.read(&entry.path)?.len() as u64 };
+        entry.kind = Kind::File { size: view.size_of(&entry.path)? };
     }
     let content = match &entry.kind {
         Kind::File { .. } => Content::of(view, &entry.path),

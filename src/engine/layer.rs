@@ -442,9 +442,8 @@ fn taken<'v>(
             }
             Kind::Hardlink { .. } => {
                 // Its first name stays behind, or is another file by now: the content comes along.
-                let bytes = view.read(&entry.path)?;
-                copy.kind = Kind::File { size: bytes.len() as u64 };
-                made.push(copy, Content::Bytes(bytes));
+                copy.kind = Kind::File { size: view.size_of(&entry.path)? };
+                made.push(copy, Content::of(view, &entry.path));
             }
             _ => made.push(copy, Content::None),
         }

@@ -55,11 +55,6 @@ impl<R: Read + Seek + Send> Deb<R> {
         &self.control
     }
 
-    /// How data.tar is compressed.
-    pub fn data_compression(&self) -> Compression {
-        self.compression
-    }
-
     /// The bytes that the decoder of data.tar will hold.
     pub fn decoder_memory(&mut self) -> Result<u64, FormatError> {
         let mut head = Vec::with_capacity(ANNOUNCED);

@@ -49,8 +49,8 @@ impl View<'_> {
         Ok(tar)
     }
 
-    /// Streams the content of a regular file.
-    pub fn open(&self, path: &ImagePath) -> Result<Box<dyn Read + '_>, TreeError> {
+    /// A regular file, under whichever of its names: its fragment, where its content starts in the tar of that, and its bytes.
+    fn file(&self, path: &ImagePath) -> Result<(&Fragment, u64, u64), TreeError> {
         self.whole();
         let fail = |why: String| TreeError { path: path.clone(), why };
         let Some(Place::Item { fragment, entry }) = self.paths.get(&self.entries, path) else {
@@ -63,6 +63,18 @@ impl View<'_> {
             indexed = &fragment.entries[at];
         }
         let Kind::File { size } = indexed.entry.kind else { return Err(fail("it is not a regular file".into())) };
+        Ok((fragment, indexed.offset, size))
+    }
+
+    /// The bytes of a regular file, under whichever of its names.
+    pub fn size_of(&self, path: &ImagePath) -> Result<u64, TreeError> {
+        Ok(self.file(path)?.2)
+    }
+
+    /// Streams the content of a regular file.
+    pub fn open(&self, path: &ImagePath) -> Result<Box<dyn Read + '_>, TreeError> {
+        let fail = |why: String| TreeError { path: path.clone(), why };
+        let (fragment, offset, size) = self.file(path)?;
         if size == 0 {
             return Ok(Box::new(io::empty()));
         }
@@ -71,14 +83,14 @@ impl View<'_> {
         let mut members = fragment.layout.members.iter().copied();
         let mut first = None;
         for member in members.by_ref() {
-            if start + u64::from(member.tar) > indexed.offset {
+            if start + u64::from(member.tar) > offset {
                 first = Some(member);
                 break;
             }
             start += u64::from(member.tar);
             packed += u64::from(member.compressed);
         }
-        let mut skip = indexed.offset.saturating_sub(start);
+        let mut skip = offset.saturating_sub(start);
         if let Some(member) = first.filter(|member| member.tar as usize <= MEMBER_SIZE) {
             let in_first = size.min(u64::from(member.tar).saturating_sub(skip));
             let slice = |member, start, packed, at: u64, length: u64| -> Result<Slice, TreeError> {
