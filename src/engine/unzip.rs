@@ -451,7 +451,7 @@ mod tests {
             zipfile._get_compressor = lambda *_: Tailed()\n\
             z = zipfile.ZipFile(sys.argv[1], 'w', zipfile.ZIP_DEFLATED)\n\
             for name, size, tail in [('a', 5000, b''), ('b', 4000, b'x'), ('c', 3, b'tail'), ('d', 6000, sys.argv[2].encode())]:\n\
-            \x20   z.writestr(name, name.encode() * 7 * size)\n\
+            \x20   z.writestr(zipfile.ZipInfo(name), name.encode() * 7 * size, zipfile.ZIP_DEFLATED)\n\
             z.close()\n\
             assert all(zipfile.ZipFile(sys.argv[1]).read(name) for name in 'abcd')\n";
         let write = |name: &str, tail: &str| {
