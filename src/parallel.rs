@@ -2,8 +2,23 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 
-/// Runs `work` on all items with up to `threads` threads; the first error stops the rest.
+/// Begins something on another thread. `None` where none can be had: whoever asks goes on without, or does it itself.
+pub fn begin<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Option<ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new().spawn_scoped(scope, work).ok()
+}
+
+/// Waits for what was begun. Its panic goes on here.
+pub fn end<T>(begun: ScopedJoinHandle<'_, T>) -> T {
+    begun.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Runs `work` on all items with up to `threads` threads, of which this one is the first; the first error stops the rest. There may
+/// be no other thread: no item may wait for one that comes later.
 pub fn in_parallel<T: Sync, E: Send>(
     threads: usize,
     items: &[T],
@@ -13,10 +28,11 @@ pub fn in_parallel<T: Sync, E: Send>(
         return items.iter().try_for_each(work);
     }
     let queue = Queue::new(items);
+    let work_on = || while queue.one(&work) {};
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(items.len()) {
-            scope.spawn(|| while queue.one(&work) {});
-        }
+        let helpers: Vec<_> = (1..threads.min(items.len())).map_while(|_| begin(scope, work_on)).collect();
+        work_on();
+        helpers.into_iter().for_each(end);
     });
     queue.end()
 }
@@ -68,13 +84,13 @@ pub fn both<A: Send, B>(core: Option<Core>, first: impl FnOnce() -> B, second: i
 pub fn at_once<A: Send, B>(first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
     let second = Mutex::new(Some(second));
     let take = || second.lock().unwrap_or_else(PoisonError::into_inner).take().expect("it is taken once")();
-    std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, take) {
-        Ok(other) => {
+    std::thread::scope(|scope| match begin(scope, take) {
+        Some(other) => {
             let first = first();
-            (first, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            (first, end(other))
         }
         // There are no threads left: the first may wait for what the second has.
-        Err(_) => {
+        None => {
             let done = take();
             (first(), done)
         }
@@ -174,8 +190,7 @@ impl Cores {
                         while queue.one(&work) {}
                     };
                     // Where there are no threads left, it is done without.
-                    let begun = std::thread::Builder::new().spawn_scoped(scope, help);
-                    helpers = if begun.is_ok() { helpers.start + 1..threads } else { 0..0 };
+                    helpers = if begin(scope, help).is_some() { helpers.start + 1..threads } else { 0..0 };
                 }
                 if !queue.one(&work) {
                     break;
@@ -362,6 +377,22 @@ mod tests {
         });
         drop(first);
         assert!(cores.spare().is_some());
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_is_told_as_it_is() {
+        for at in [0, 1] {
+            let met = std::sync::Barrier::new(2);
+            let work = |item: &usize| {
+                met.wait();
+                if *item == at {
+                    std::panic::panic_any("told");
+                }
+                Ok::<(), ()>(())
+            };
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| in_parallel(2, &[0, 1], work)));
+            assert_eq!(ended.expect_err("one panics").downcast_ref(), Some(&"told"));
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -265,8 +266,12 @@ impl Collector<'_> {
             Ok(damaged)
         };
         let found = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(check)).collect();
-            workers.into_iter().map(|worker| worker.join().expect("checking does not panic")).collect::<Vec<_>>()
+            // Where no more threads can be had, those that began do it, this one at least.
+            let begin = |_| std::thread::Builder::new().spawn_scoped(scope, check).ok();
+            let helpers: Vec<_> = (1..threads).map_while(begin).collect();
+            let mut found = vec![check()];
+            found.extend(helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|it| resume_unwind(it))));
+            found
         });
         let mut verified = Verified { blobs: blobs.len() as u64, ..Verified::default() };
         for damaged in found {

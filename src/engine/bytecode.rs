@@ -23,7 +23,7 @@ use super::made::{Content, Made};
 use super::tree::Tree as _;
 use super::view::View;
 use crate::observe::{Event, Observer};
-use crate::parallel::in_parallel;
+use crate::parallel::{begin, end, in_parallel};
 use crate::python::bytecode::{self, CompileError, Interpreter, imports};
 
 /// The interpreters of a build: what is known of them, and those that run.
@@ -175,7 +175,7 @@ impl Local<'_> {
         let all = Mutex::new(BTreeMap::new());
         std::thread::scope(|scope| {
             // Downloads run ahead of the readers, as they do for conversions.
-            let ahead = scope.spawn(|| {
+            let ahead = begin(scope, || {
                 in_parallel(super::local::DOWNLOADS, wheels, |wheel| {
                     let known = self.store.find(&imports_key(wheel, python).0)?.is_some();
                     if known { Ok(()) } else { self.supply.supply(wheel).map(drop) }
@@ -186,7 +186,7 @@ impl Local<'_> {
                 all.lock().unwrap_or_else(PoisonError::into_inner).insert(wheel.digest, imports);
                 Ok(())
             });
-            let supplied = ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let supplied = ahead.map_or(Ok(()), end);
             supplied.and(read)
         })?;
         Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))

@@ -23,7 +23,7 @@ use super::fragments::waits_for_others;
 use super::local::{Local, Subject};
 use super::run::platform_of;
 use super::view::View;
-use crate::parallel::{Budget, Cores, First, in_parallel};
+use crate::parallel::{Cores, First, in_parallel};
 
 /// A stage with commands that something is taken from.
 pub struct Early<'a> {
@@ -55,6 +55,8 @@ struct State {
     together: bool,
     /// Commands that failed. Whoever waits to run the same one does not try it again.
     given_up: BTreeSet<Key>,
+    /// Threads that wait until they can walk a stage.
+    idle: usize,
     /// Keeps cores for a stage whose last archive was converted, until it is walked.
     first: Option<First>,
     /// The first error, which ends everything.
@@ -84,7 +86,8 @@ impl Course {
         });
     }
 
-    /// Says that an archive is converted. Was it the last that one of `early` waited for, that stage has the next cores.
+    /// Says that an archive is converted. Was it the last that one of `early` waited for, that stage has the next cores, where
+    /// somebody comes for them at once.
     pub(super) fn converted(&self, key: &Key, early: &[Early<'_>], cores: &Cores) {
         self.change(|state| {
             let Some(pending) = &mut state.pending else { return };
@@ -94,7 +97,7 @@ impl Course {
             }
             let is_ready =
                 |it: &Early<'_>| it.is_quick && it.archives.contains(key) && pending.is_disjoint(&it.archives);
-            if early.iter().any(is_ready) && !state.together && state.failed.is_none() {
+            if early.iter().any(is_ready) && state.idle > 0 && !state.together && state.failed.is_none() {
                 state.first = Some(cores.first(KEPT));
             }
         });
@@ -120,16 +123,30 @@ impl Course {
         state.failed.is_some() || state.given_up.contains(command)
     }
 
-    /// Waits until all of these are converted; whether it is worth going on then, and the cores that were kept for it.
-    fn wait_for(&self, keys: &BTreeSet<Key>) -> (bool, Option<First>) {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |state: &mut State| {
-            let is_pending = state.pending.as_ref().is_none_or(|pending| !pending.is_disjoint(keys));
-            is_pending && !state.together && state.failed.is_none()
+    /// Waits until all archives of one of `left` are converted, which is taken out, and gives the cores that were kept for it. `None`
+    /// where nothing is gained by going on.
+    fn next<T>(&self, left: &Mutex<Vec<(&BTreeSet<Key>, T)>>) -> Option<(T, Option<First>)> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.idle += 1;
+        let next = loop {
+            if state.together || state.failed.is_some() {
+                break None;
+            }
+            let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            let ready = state
+                .pending
+                .as_ref()
+                .and_then(|pending| left.iter().position(|(archives, _)| pending.is_disjoint(archives)));
+            if ready.is_some() || left.is_empty() {
+                break ready.map(|at| left.remove(at).1);
+            }
+            drop(left);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
-        let mut state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        state.idle -= 1;
+        // Whoever leaves takes them along: those that still wait come for no stage that is ready.
         let first = state.first.take();
-        (!state.together && state.failed.is_none(), first)
+        next.map(|next| (next, first))
     }
 }
 
@@ -177,25 +194,20 @@ impl Local<'_> {
     /// Runs the commands of these stages, each as soon as its archives are converted by [`Local::fragments`], which runs
     /// beside it.
     pub fn run_early(&self, early: &[Early<'_>]) {
-        // A stage that is walked takes memory.
-        let walks = Budget::new(self.jobs.max(1) as u64);
-        let run = |it: &Early<'_>| -> Result<(), Infallible> {
-            let (goes_on, first) = self.course.wait_for(&it.archives);
-            if goes_on {
-                let open = |digest: &Digest| self.open(digest);
-                // Nothing is kept for who has to wait for others.
-                let first = first.filter(|_| it.is_quick).map(First::again);
-                let _walk = walks.take(1);
-                let first = first.map(|again| again());
-                match self.other_stage_first(it.subject, it.stage, &mut View::new(&open), first) {
-                    Ok(_) => self.course.change(|state| state.running -= 1),
-                    Err(error) => self.abandon(error),
-                }
+        let left = Mutex::new(early.iter().map(|it| (&it.archives, it)).collect());
+        let run = |_: &Early<'_>| -> Result<(), Infallible> {
+            let Some((it, first)) = self.course.next(&left) else { return Ok(()) };
+            let open = |digest: &Digest| self.open(digest);
+            // Nothing is kept for who has to wait for others.
+            let first = first.filter(|_| it.is_quick);
+            match self.other_stage_first(it.subject, it.stage, &mut View::new(&open), first) {
+                Ok(_) => self.course.change(|state| state.running -= 1),
+                Err(error) => self.abandon(error),
             }
             Ok(())
         };
-        // Each waits for its own archives, without a core.
-        in_parallel(early.len(), early, run).unwrap_or_else(|never| match never {});
+        // A stage that is walked takes memory. Whoever waits has no core, and takes whichever is ready: there may be one thread.
+        in_parallel(self.jobs, early, run).unwrap_or_else(|never| match never {});
     }
 
     /// Begins an attempt, and forgets what one that failed has left.
@@ -222,5 +234,50 @@ impl Local<'_> {
         let mut failed = None;
         self.course.change(|state| failed = std::mem::take(state).failed);
         failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layers::lock::Lock;
+    use layers::{Catalogue, KeyHasher, Platform};
+
+    fn key(name: &str) -> Key {
+        KeyHasher::new(name, 1).finish().0
+    }
+
+    #[test]
+    fn one_thread_takes_whichever_stage_is_ready_and_cores_are_kept_only_while_it_waits() {
+        let (plan, lock) = (Catalogue::new("none").plan(), Lock::default());
+        let early = ["a", "b", "c"].map(|name| Early {
+            subject: Subject { plan: &plan, lock: &lock, platform: Platform::ALL[0] },
+            stage: StageId(0),
+            archives: BTreeSet::from([key(name)]),
+            is_quick: true,
+        });
+        let left = Mutex::new(early.iter().map(|it| &it.archives).zip(["a", "b", "c"]).collect::<Vec<_>>());
+        let (course, cores) = (Course::default(), Cores::new(2));
+        course.pending(["a", "b", "c", "of others"].map(key).into(), &early);
+        course.converted(&key("c"), &early, &cores);
+        assert!(cores.spare().is_some(), "nobody comes for them");
+        let (next, first) = course.next(&left).expect("it is ready");
+        assert!(next == "c" && first.is_none());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| course.next(&left));
+            while course.state.lock().expect("nobody panics").idle == 0 {
+                std::thread::yield_now();
+            }
+            course.converted(&key("b"), &early, &cores);
+            let (next, first) = waiting.join().expect("no panic").expect("it is ready");
+            assert!(next == "b" && first.is_some());
+            assert!(cores.spare().is_none(), "they are kept");
+            drop(first);
+        });
+        assert!(cores.spare().is_some());
+        course.converted(&key("a"), &early, &cores);
+        assert!(course.next(&left).is_some_and(|(next, _)| next == "a"));
+        assert!(course.next(&left).is_none());
+        assert_eq!(course.state.lock().expect("nobody panics").idle, 0);
     }
 }

@@ -32,6 +32,7 @@ use super::local::Local;
 use super::made::changed;
 use super::members::Members as WheelMembers;
 use crate::observe::Event;
+use crate::parallel::begin;
 
 /// Something that is done later.
 struct Task {
@@ -180,8 +181,7 @@ impl<'a> Local<'a> {
         let threads = self.jobs.saturating_sub(1).min(THREADS);
         self.later.open();
         let closes = Closes(self);
-        let begin = |_| std::thread::Builder::new().spawn_scoped(scope, || self.run_later()).is_ok();
-        let begun = (0..threads).map(begin).filter(|is_begun| *is_begun).count();
+        let begun = (0..threads).map_while(|_| begin(scope, || self.run_later())).count();
         (begun > 0).then_some(closes)
     }
 

@@ -38,7 +38,7 @@ use super::view::View;
 use super::{EngineError, base};
 use crate::debian::{gate, ldcache};
 use crate::observe::Observer;
-use crate::parallel::{Cores, First, at_once, in_parallel};
+use crate::parallel::{Cores, First, at_once, begin, end, in_parallel};
 use crate::pin::Context;
 use crate::remote::Sources;
 
@@ -289,7 +289,7 @@ impl Local<'_> {
             self.course.pending(missing.iter().map(|(key, ..)| *key).collect(), early);
         }
         // Downloads wait for the network and conversions for a core: the former run ahead, and whoever needs a file that
-        // is on its way waits for it.
+        // is on its way waits for it. Without a thread for them, each file is fetched by whoever needs it.
         let failed = AtomicBool::new(false);
         let stop = |error: EngineError| {
             failed.store(true, Ordering::Relaxed);
@@ -297,7 +297,7 @@ impl Local<'_> {
         };
         let has_failed = || failed.load(Ordering::Relaxed) || self.course.has_failed();
         std::thread::scope(|scope| {
-            let ahead = scope.spawn(|| {
+            let ahead = begin(scope, || {
                 in_parallel(DOWNLOADS, &missing, |(_, archive, _)| {
                     if has_failed() {
                         return Ok(());
@@ -319,7 +319,7 @@ impl Local<'_> {
                 self.course.converted(key, early, &self.cores);
                 Ok(())
             });
-            let downloaded = ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let downloaded = ahead.map_or(Ok(()), end);
             // What is made later may be in no layer.
             self.room.holding().open(false);
             downloaded.and(converted)

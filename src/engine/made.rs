@@ -20,6 +20,7 @@ use super::members::Members;
 use super::spool::{Room, Spool};
 use super::view::View;
 use crate::debian::elf;
+use crate::parallel::begin;
 
 /// The content of a file that is about to be written.
 pub enum Content<'a> {
@@ -193,7 +194,7 @@ impl<'a> Made<'a> {
                 {
                     let checks = &checks;
                     // Without it, all are checked here.
-                    let _ = std::thread::Builder::new().spawn_scoped(scope, move || {
+                    let _ = begin(scope, move || {
                         let _core = core;
                         // Where it cannot be opened again, whoever has it open finds out why.
                         if let Ok(mut files) = open() {

@@ -14,7 +14,7 @@ use super::build::{Beside, Built, MADE_AGAIN, Request, Work, build_beside, weed}
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
-use crate::parallel::at_once;
+use crate::parallel::{at_once, begin};
 use crate::registry::{
     self, Ahead, Bundle, Delivery, Planned, Pushed, Reference, Registries, RegistryError, Repository, Supply,
     TagRequest,
@@ -258,7 +258,7 @@ impl<'env> Beside<'env> for Sends<'_, 'env> {
                 let (registries, bench) = (self.registries, self.bench);
                 let send = move || registries.send_ahead(announced, bench.store, bench.observer);
                 // Where no thread can be had, the push sends it.
-                let _ = std::thread::Builder::new().spawn_scoped(self.scope, send);
+                let _ = begin(self.scope, send);
             }
         }
     }

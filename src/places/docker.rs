@@ -205,7 +205,8 @@ impl Docker {
         let pipe = Pipe { sender, buffer: Vec::with_capacity(PIECE) };
         let body = reqwest::Body::wrap(Pieces { pieces });
         std::thread::scope(|scope| {
-            let writer = scope.spawn(move || write(pipe));
+            let writer = std::thread::Builder::new().spawn_scoped(scope, move || write(pipe));
+            let writer = writer.map_err(|error| self.failed(format!("no thread can be had: {error}")))?;
             let request = client.post(format!("{base}/images/load?quiet=1"));
             let answered = registries.wait(async {
                 let sent = request.header(reqwest::header::CONTENT_TYPE, "application/x-tar").body(body).send().await;

@@ -179,11 +179,16 @@ fn run(
     command.args(words).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| failed(format!("it cannot be run: {error}")))?;
     let errors = child.stderr.take();
-    let said = std::thread::spawn(move || {
+    let said = std::thread::Builder::new().spawn(move || {
         let mut text = String::new();
         let _ = errors.map(|mut errors| std::io::Read::read_to_string(&mut errors, &mut text));
         text
     });
+    let said = said.map_err(|error| {
+        let _ = child.kill();
+        let _ = child.wait();
+        failed(format!("no thread can be had: {error}"))
+    })?;
     let written = match child.stdin.take() {
         Some(stdin) => {
             let mut out = BufWriter::with_capacity(256 << 10, stdin);

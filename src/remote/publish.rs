@@ -37,7 +37,7 @@ pub struct Publisher {
     jobs: Sender<Job>,
     /// What waits until it may go.
     held: Mutex<Option<Vec<Job>>>,
-    thread: JoinHandle<Vec<String>>,
+    thread: std::io::Result<JoinHandle<Vec<String>>>,
 }
 
 /// A cache that is written to.
@@ -55,7 +55,7 @@ impl Publisher {
         let (jobs, wanted) = channel::<Job>();
         let new = |(label, remote)| Target { label, remote, lacking: BTreeSet::new() };
         let mut targets: Vec<Target> = targets.into_iter().map(new).collect();
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().spawn(move || {
             let mut troubles = Vec::new();
             for job in wanted {
                 // A cache that failed is left alone: the next document would wait for the same trouble. What rotted here, or went, or cannot be
@@ -111,7 +111,10 @@ impl Publisher {
     pub fn finish(self) -> Vec<String> {
         self.release();
         drop(self.jobs);
-        self.thread.join().unwrap_or_else(|_| vec!["a cache was not written: its thread ended".into()])
+        match self.thread {
+            Ok(thread) => thread.join().unwrap_or_else(|_| vec!["a cache was not written: its thread ended".into()]),
+            Err(error) => vec![format!("no cache was written: no thread can be had: {error}")],
+        }
     }
 }
 

@@ -168,17 +168,23 @@ fn copied(order: &Order, reports: &Reports) -> Result<(), String> {
         .map_err(|error| format!("adopt processes: {error}"))?;
     let (sender, events) = channel();
     let gone = sender.clone();
-    thread::spawn(move || {
+    let begin = |work: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new().spawn(work).map(drop).map_err(|error| format!("begin a thread: {error}"))
+    };
+    begin(Box::new(move || {
         wait_for_end_of_input();
         let _ = gone.send(Event::Gone);
-    });
+    }))?;
+    // Begun while there is nothing yet that would have to be ended where it cannot be.
+    let (started, gate) = channel::<()>();
+    begin(Box::new(move || gate.recv().map_or((), |()| reap(&sender))))?;
     furnish(order).map_err(|error| error.to_string())?;
     if events.try_recv().is_ok() {
         return Err("whoever asked is gone".into());
     }
     let child = start_inner(order)?;
     let inner = pid(&child);
-    thread::spawn(move || reap(&sender));
+    let _ = started.send(());
     let status = loop {
         match events.recv() {
             Ok(Event::Ended(pid, status)) if pid == inner => break Some(status),

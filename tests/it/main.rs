@@ -79,6 +79,7 @@ mod sdists_real;
 mod server;
 mod sharing;
 mod support_real;
+mod threads;
 mod tree_real;
 mod venv_real;
 mod warm;

@@ -28,7 +28,7 @@ use crate::ops::latest::{Left, leave, left_by_last};
 use crate::ops::remote::{self, Made};
 use crate::ops::supply::Mirrors;
 use crate::ops::{Bench, exchange};
-use crate::parallel::{at_once, in_parallel};
+use crate::parallel::{at_once, begin, end, in_parallel};
 use crate::remote::TRANSFERS;
 
 /// Whether what is made may be delivered, asked once; then without a question.
@@ -282,14 +282,17 @@ fn walk_whole<'b>(
     std::thread::scope(|scope| {
         // The indexes of all archives, while those that are missing are converted, which is waited for more.
         let recall = || engine.recall(&stages, bench.jobs);
-        let recalled = if is_quick { std::thread::Builder::new().spawn_scoped(scope, recall).ok() } else { None };
-        let ahead = scope.spawn(|| engine.run_early(&early));
-        let later = if is_quick { engine.begin_later(scope) } else { None };
-        let converted = engine.fragments(&stages, Some(&early));
-        let may_go_on = converted.map(|()| if is_quick { checked() } else { Ok(()) });
-        if let Some(recalled) = recalled {
-            recalled.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let recalled = if is_quick { begin(scope, recall) } else { None };
+        let ahead = if early.is_empty() { None } else { begin(scope, || engine.run_early(&early)) };
+        let early = if ahead.is_some() { early.as_slice() } else { &[] };
+        if ahead.is_none() {
+            // Nobody waits for commands: each runs where something is taken from its stage.
+            engine.begin(early);
         }
+        let later = if is_quick { engine.begin_later(scope) } else { None };
+        let converted = engine.fragments(&stages, Some(early));
+        let may_go_on = converted.map(|()| if is_quick { checked() } else { Ok(()) });
+        recalled.map(end);
         match may_go_on {
             Ok(Ok(())) => {
                 in_parallel(bench.jobs, &in_turn, walk).unwrap_or_else(|never| match never {});
@@ -299,7 +302,7 @@ fn walk_whole<'b>(
             Err(error) => engine.abandon(error),
         }
         drop(later);
-        ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        ahead.map(end);
     });
     if let Some(failure) = refused {
         return Err(failure.into());

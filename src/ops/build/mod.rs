@@ -35,7 +35,7 @@ use crate::engine::{EngineError, base};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::{NamedImage, Output, OutputError};
-use crate::parallel::in_parallel;
+use crate::parallel::{begin, end, in_parallel};
 use crate::remote::Delivered;
 
 /// What is to be built.
@@ -300,12 +300,10 @@ fn build_once<'b>(
     let cached: Vec<bool> = wanted.iter().map(|it| it.record.is_some()).collect();
     let made: Vec<&str> = wanted.iter().filter(|it| it.record.is_none()).map(|it| it.name).collect();
     std::thread::scope(|scope| {
-        // Asked while what takes no time is done.
-        let mut asked = (!made.is_empty()).then(|| scope.spawn(|| beside.check(&made)));
-        let mut checked = || match asked.take() {
-            Some(answer) => answer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            None => Ok(()),
-        };
+        // Asked while what takes no time is done, or else when the answer is wanted.
+        let ask = || beside.check(&made);
+        let mut asked = (!made.is_empty()).then(|| begin(scope, ask));
+        let mut checked = || asked.take().map_or(Ok(()), |begun| begun.map_or_else(ask, end));
         make::make(bench, &locked, &mut wanted, &mut keys, &mut checked, beside)
     })?;
     // Also where the image was known, here or elsewhere: outputs take them from the store.

@@ -140,19 +140,24 @@ impl Helpers {
         let input = input.to_vec();
         // A helper that reads nothing, or leaves its output open in a grandchild, must not hold us: both ends are served
         // by threads that are left behind when the time is up.
-        std::thread::spawn(move || {
+        let writer = std::thread::Builder::new().spawn(move || {
             if let Some(mut stdin) = stdin {
                 let _ = stdin.write_all(&input);
             }
         });
         let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
+        let reader = std::thread::Builder::new().spawn(move || {
             let mut output = Vec::new();
             if let Some(stdout) = stdout {
                 let _ = stdout.take(1 << 20).read_to_end(&mut output);
             }
             let _ = sender.send(output);
         });
+        if let Err(error) = writer.and(reader) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed(format!("no thread can be had: {error}")));
+        }
         let output = receiver.recv_timeout(self.patience);
         let status = match &output {
             // The output is closed, so it is ending; one that lingers is ended.
