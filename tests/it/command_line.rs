@@ -87,6 +87,17 @@ fn work_that_fails_ends_with_1() {
 }
 
 #[test]
+fn a_lock_suits_no_image_that_may_have_fewer_layers_now() {
+    let (sandbox, chosen) = plain();
+    run(&sandbox, &chosen, &["lock", "--check"]).success();
+    let mut plan: serde_json::Value = serde_json::from_slice(&fs::read(&chosen[1]).unwrap()).unwrap();
+    plan["images"]["hello"]["layerBudget"] = 1.into();
+    sandbox.write("plan.json", plan.to_string());
+    let said = ["image `hello` has more layers than its budget", "imgbuild lock --regroup"];
+    run(&sandbox, &chosen, &["lock", "--check"]).failure(1, &said);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let (sandbox, chosen) = plain();
     for arguments in [&["list"][..], &["plan", "--format", "json"], &["--help"], &["completions", "bash"], &["man"]] {

@@ -231,6 +231,7 @@ fn what_a_base_says_of_itself_is_inherited_and_its_layers_get_names_that_all_cli
     imgbuild(&sandbox, &["push", "--registry", &to, "--tag", "v1", "--platform", "amd64"]).success();
     imgbuild(&sandbox, &["build", "--platform", "arm64"])
         .failure(1, &["team/base:v1` has no image for linux/arm64", "choose other platforms"]);
+    imgbuild(&sandbox, &["lock", "--check"]).success();
     let state = registry.state();
     let repo = &state.repos["team/app"];
     let manifest: Value = serde_json::from_slice(&repo.manifests[&repo.tags["v1"]].1).unwrap();
