@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::points::Point;
+use crate::survey::{is_fan, list, named};
 use crate::{CacheError, Store, fails};
 
 /// A blob of the store.
@@ -159,20 +160,9 @@ impl Store {
     /// All blobs, sorted.
     pub fn list(&self) -> Result<Vec<Blob>, CacheError> {
         let mut blobs = Vec::new();
-        let top = self.bucket("blobs");
-        for folder in fs::read_dir(&top).map_err(CacheError::at(&top))? {
-            let folder = folder.map_err(CacheError::at(&top))?;
-            // Somebody's file is none of ours.
-            if !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let folder = folder.path();
-            for file in fs::read_dir(&folder).map_err(CacheError::at(&folder))? {
-                let file = file.map_err(CacheError::at(&folder))?;
-                let digest = file.file_name().to_str().and_then(|name| Digest::from_hex(name).ok());
-                if let (Some(digest), Ok(metadata)) = (digest, file.metadata()) {
-                    blobs.push(Blob { digest, size: metadata.len() });
-                }
+        for (folder, _) in list(&self.bucket("blobs"))?.into_iter().filter(|(path, found)| is_fan(path, found)) {
+            for (path, metadata) in list(&folder)? {
+                blobs.extend(named(&path, &metadata).map(|digest| Blob { digest, size: metadata.len() }));
             }
         }
         blobs.sort_by_key(|blob| blob.digest);

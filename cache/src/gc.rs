@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use layers::{Digest, Key};
 
 use crate::points::Point;
-use crate::survey::{AHEAD, Class, Fan, Item, Leftover, Survey, list};
+use crate::survey::{AHEAD, Class, Fan, Item, Leftover, Survey, is_fan, list, named};
 use crate::{CacheError, Store, fails, ledger};
 
 /// What a cache may come to.
@@ -278,11 +278,9 @@ impl Collector<'_> {
             verified.damaged.extend(damaged?);
         }
         verified.damaged.sort_unstable();
-        for (folder, _) in list(&self.store.bucket("ledger"))?.into_iter().filter(|(_, found)| found.is_dir()) {
-            for (path, _) in list(&folder)?.into_iter().filter(|(_, found)| found.is_file()) {
-                let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
-                // Somebody's file is none of ours.
-                let Some(key) = key else { continue };
+        for (folder, _) in list(&self.store.bucket("ledger"))?.into_iter().filter(|(path, found)| is_fan(path, found)) {
+            for (path, metadata) in list(&folder)? {
+                let Some(key) = named(&path, &metadata) else { continue };
                 verified.records += 1;
                 let bytes = match fs::read(&path) {
                     Err(error) if fails(&error) => Vec::new(),

@@ -73,7 +73,7 @@ pub(crate) struct Survey {
     pub(crate) folders: Vec<Fan>,
     /// Counted here alone: beside a running build they come and go between two looks.
     pub(crate) leftovers: Vec<Leftover>,
-    /// Bytes on disk of what no collection removes: locks and the buckets' own folders, say.
+    /// Bytes on disk of what no collection removes: locks and the buckets' own folders, say, and what is somebody else's.
     pub(crate) fixed: u64,
 }
 
@@ -114,21 +114,16 @@ impl Store {
         let mut nodes: Vec<Node> = Vec::new();
         let mut folders: Vec<Fan> = Vec::new();
         let mut blobs: HashMap<Digest, usize> = HashMap::new();
-        self.each("blobs", &mut folders, |item, name| {
-            if let Ok(digest) = Digest::from_hex(name) {
-                blobs.insert(digest, nodes.len());
-            }
+        let mut others = self.each("blobs", &mut folders, |item, digest| {
+            blobs.insert(digest, nodes.len());
             nodes.push(Node { item, blobs: Vec::new(), makers: Vec::new() });
             Ok(())
         })?;
-        self.each("ledger", &mut folders, |item, name| {
-            let key = Digest::from_hex(name).ok().map(Key);
-            let recorded = match (key, fs::read(&item.path)) {
-                (Some(key), Ok(bytes)) => ledger::parse(&bytes, &key),
-                (_, Err(error)) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(CacheError::at(&item.path)(error));
-                }
-                _ => None,
+        others += self.each("ledger", &mut folders, |item, digest| {
+            let recorded = match fs::read(&item.path) {
+                Ok(bytes) => ledger::parse(&bytes, &Key(digest)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(CacheError::at(&item.path)(error)),
             };
             let at = nodes.len();
             let mut node = Node { item: Item { class: Class::Record, ..item }, blobs: Vec::new(), makers: Vec::new() };
@@ -161,7 +156,7 @@ impl Store {
         })?;
         flow(&mut nodes);
         let items = nodes.into_iter().map(|node| node.item).collect();
-        let mut survey = Survey { items, folders, ..Survey::default() };
+        let mut survey = Survey { items, folders, fixed: others, ..Survey::default() };
         survey.fixed += disk(&fs::metadata(self.root()).map_err(CacheError::at(self.root()))?);
         let partial = self.bucket("partial");
         for (path, metadata) in list(&partial)? {
@@ -187,11 +182,11 @@ impl Store {
                 survey.leftovers.push(leftover(path, &metadata)?);
                 continue;
             }
-            let size = size(&path, &metadata)?;
             if is_other_version(&path) {
+                let size = size(&path, &metadata)?;
                 survey.items.push(Item { size, ..item(path, Class::OtherVersion, &metadata) });
             } else {
-                survey.fixed += size;
+                survey.fixed += size_of_others(&path, &metadata);
             }
         }
         Ok(survey)
@@ -211,26 +206,44 @@ impl Store {
         }
     }
 
-    /// Calls `each` for every file of a bucket with folders of two digits, and adds these.
+    /// Calls `each` for every entry of a bucket with folders of two digits, and adds these. Gives the bytes on disk of all else.
     fn each(
         &self,
         bucket: &str,
         folders: &mut Vec<Fan>,
-        mut each: impl FnMut(Item, &str) -> Result<(), CacheError>,
-    ) -> Result<(), CacheError> {
+        mut each: impl FnMut(Item, Digest) -> Result<(), CacheError>,
+    ) -> Result<u64, CacheError> {
+        let mut others = 0;
         for (folder, metadata) in list(&self.bucket(bucket))? {
-            if !metadata.is_dir() {
+            if !is_fan(&folder, &metadata) {
+                others += size_of_others(&folder, &metadata);
                 continue;
             }
             let (entries, number) = (list(&folder)?, folders.len());
             folders.push(Fan { path: folder, entries: entries.len(), size: disk(&metadata) });
             for (path, metadata) in entries {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-                each(Item { folder: Some(number), ..item(path, Class::Archive, &metadata) }, &name)?;
+                match named(&path, &metadata) {
+                    Some(digest) => {
+                        each(Item { folder: Some(number), ..item(path, Class::Archive, &metadata) }, digest)?;
+                    }
+                    None => others += size_of_others(&path, &metadata),
+                }
             }
         }
-        Ok(())
+        Ok(others)
     }
+}
+
+/// Whether this is a folder of two digits. What else lies in a bucket is none of ours.
+pub(crate) fn is_fan(path: &Path, metadata: &fs::Metadata) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    metadata.is_dir() && name.len() == 2 && name.iter().all(u8::is_ascii_hexdigit)
+}
+
+/// The name of an entry: of a blob, or of a record. What has another name, or is no file, is none of ours.
+pub(crate) fn named(path: &Path, metadata: &fs::Metadata) -> Option<Digest> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|_| metadata.is_file())?;
+    Digest::from_hex(name).ok()
 }
 
 /// Lets what was used carry what it needs: an image its layers and archives, a layer the record of its making, that the
@@ -296,6 +309,11 @@ fn is_temporary(path: &Path) -> bool {
 /// Bytes on disk of a file, or of a folder with all that is in it.
 fn size(path: &Path, metadata: &fs::Metadata) -> Result<u64, CacheError> {
     Ok(disk(metadata) + if metadata.is_dir() { tree_size(path)? } else { 0 })
+}
+
+/// The same of what is somebody else's, as far as it may be read.
+fn size_of_others(path: &Path, metadata: &fs::Metadata) -> u64 {
+    size(path, metadata).unwrap_or_else(|_| disk(metadata))
 }
 
 /// Bytes on disk: what the ceiling is about.

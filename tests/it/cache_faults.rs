@@ -108,6 +108,9 @@ fn real_a_blob_that_cannot_be_read_is_no_archive_that_cannot_be_written() {
     let said = done.failure(1, &["blobs-v1/", "Input/output error", "imgbuild cache verify"]).stderr;
     assert!(!said.contains("images.tar"), "{said}");
     assert!(!project.sandbox.work().join("images.tar").exists());
+    let said =
+        project.imgbuild(&["cache", "export", "cache.tar"]).failure(1, &["blobs-v1/", "Input/output error"]).stderr;
+    assert!(!said.contains("cache.tar"), "{said}");
 }
 
 #[test]

@@ -183,12 +183,14 @@ fn folders_count_and_empty_ones_go() {
         cache.image(&number.to_string(), 900);
     }
     let root = cache.store.root();
-    fs::create_dir(root.join("blobs-v1/zz")).expect("makes an empty one");
+    let mut folders = (0..=255).map(|number| root.join(format!("blobs-v1/{number:02x}")));
+    let empty = folders.find(|folder| !folder.exists()).expect("120 blobs leave some");
+    fs::create_dir(&empty).expect("makes an empty one");
     fs::create_dir_all(root.join("blobs-v99/ab")).expect("makes another version's");
     let info = || cache.store.contents().expect("looks").total;
     assert_eq!(info(), du(root));
     cache.collect(Limits::default());
-    assert!(!root.join("blobs-v1/zz").exists());
+    assert!(!empty.exists());
     let half = info() / 2;
     let collected = cache.collect(Limits { max_size: Some(half), ..Limits::default() });
     assert!(du(root) <= half, "{collected:?}");
@@ -227,6 +229,47 @@ fn the_ceiling_is_kept_and_what_is_cheap_to_have_again_goes_first() {
     let collector = cache.store.collector(Waiting::No).expect("locks").expect("nobody builds");
     collector.collect(&Limits::NOTHING, 0).expect("clears");
     assert_eq!(cache.has(&[archive, fragment, layer]), [false; 3]);
+}
+
+#[test]
+fn what_is_somebody_elses_is_counted_and_left_alone() {
+    let cache = Cache::new();
+    let digests = cache.image("x", 900);
+    let store = &cache.store;
+    let before = store.contents().expect("looks");
+    let mut others = Vec::new();
+    for bucket in ["blobs", "ledger"] {
+        let bucket = store.bucket(bucket);
+        let (fan, _) = list(&bucket).expect("lists").remove(0);
+        for folder in [fan.join("@eaDir"), fan.join(Digest::of(b"a folder").hex()), bucket.join("lost+found")] {
+            fs::create_dir(&folder).expect("makes");
+            others.push(folder);
+        }
+        for file in [fan.join(".nfs0001"), fan.join("@eaDir/x"), bucket.join("note"), bucket.join("lost+found/x")] {
+            fs::write(&file, [1; KILO]).expect("writes");
+            others.push(file);
+        }
+        std::os::unix::fs::symlink("/", fan.join(Digest::of(b"a link").hex())).expect("links");
+    }
+    let is_there = |path: &PathBuf| path.exists();
+    let contents = store.contents().expect("looks");
+    assert_eq!(contents.classes, before.classes);
+    assert_eq!(contents.total, du(store.root()));
+    let mut exported = Vec::new();
+    let amount = store.export(&mut exported, 0).expect("exports");
+    let elsewhere = Cache::new();
+    let imported = elsewhere.store.import(&mut exported.as_slice()).expect("imports");
+    assert_eq!((amount.count, imported.added.count, imported.refused), (6, 6, 0));
+    let collector = store.collector(Waiting::No).expect("locks").expect("nobody builds");
+    let verified = collector.verify(2, |_| ()).expect("verifies");
+    assert_eq!((verified.blobs, verified.records), (3, 3));
+    assert!(verified.damaged.is_empty() && verified.damaged_records == 0);
+    drop(collector);
+    cache.collect(Limits { max_size: Some(contents.total), ..Limits::default() });
+    assert_eq!(cache.has(&digests), [true; 3]);
+    let kept = cache.collect(Limits::NOTHING).kept;
+    assert_eq!(cache.has(&digests), [false; 3]);
+    assert!(others.iter().all(is_there) && kept == du(store.root()));
 }
 
 #[test]
