@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 
 use cache::Store;
 use clap::ValueEnum;
-use layers::lower::lower;
 use layers::op::Op;
-use layers::source::{Effect, Python};
+use layers::source::Effect;
 use layers::{Input, Network, Plan, Platform, Run, Source, StageId, StageStep};
 
 use super::common::{self, Invocation};
@@ -73,8 +72,7 @@ fn text(invocation: &Invocation, names: &[String], platform: Platform) -> Result
     let lock = bench.project.lock()?;
     let mut out = String::new();
     for (name, image) in bench.project.images(names)? {
-        let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
-        let resolved = lower(&bench.project.plan, image.stage, &lock, platform, &lock_file).map_err(Failure::from)?;
+        let resolved = bench.lowered(image.stage, &lock, platform).map_err(Failure::from)?;
         let _ = writeln!(out, "{name} {platform}: {} layers", resolved.layers.len());
         if let Some(base) = &resolved.base {
             let _ = writeln!(out, "  from {}", base.label());

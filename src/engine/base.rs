@@ -23,7 +23,14 @@ use super::made::{Content, Made};
 use super::spool::Spool;
 
 /// Counts up when another file system is seen in the same base; part of the keys of what may look at it.
-pub const VERSION: u32 = 1;
+const VERSION: u32 = 1;
+
+/// Says in a key which base is below, if there is one, and how it is seen.
+pub fn key(hasher: &mut KeyHasher, manifest: Option<&Digest>) {
+    if let Some(manifest) = manifest {
+        hasher.field("base", manifest).field("base-version", VERSION);
+    }
+}
 
 /// A base image for one platform, its documents verified.
 #[derive(Debug, Clone)]

@@ -105,9 +105,7 @@ impl Local<'_> {
         let exclude: Vec<&String> = dpkg.exclude.values().flatten().collect();
         hasher.list("exclude", exclude.iter());
         hasher.list("below", below.jobs.iter().map(|job| job.key));
-        if let Some(base) = &below.base {
-            hasher.field("base", base.manifest).field("base-version", base::VERSION);
-        }
+        base::key(&mut hasher, below.base.as_ref().map(|base| &base.manifest));
         let (key, text) = hasher.finish();
         let mut after = View::new(&open);
         after.apply_base(&outcome);

@@ -199,13 +199,10 @@ impl Local<'_> {
         let mut hasher = KeyHasher::new("configure", LAYER_FORMAT);
         hasher.field("index", INDEX_FORMAT);
         hasher.field("platform", platform);
-        let names: Vec<&str> = configure.packages.iter().map(|archive| package_name(&archive.name)).collect();
-        hasher.field("effects", format!("{:?}", effects::versions(names)));
+        hasher.field("effects", versions(configure));
         hasher.field("written", serde_json::to_string(&configure.effects).expect("plain strings and numbers"));
         hasher.field("ignored", serde_json::to_string(&configure.ignore_scripts).expect("plain strings"));
-        if let Some(base) = &below.base {
-            hasher.field("base", base.manifest).field("base-version", base::VERSION);
-        }
+        base::key(&mut hasher, below.base.as_ref().map(|base| &base.manifest));
         // Their scripts are in no layer.
         hasher.list("packages", configure.packages.iter().map(|archive| archive.digest));
         hasher.list("below", below.jobs.iter().map(|job| job.key));
@@ -252,9 +249,7 @@ impl Local<'_> {
         let mut hasher = KeyHasher::new("take", LAYER_FORMAT);
         hasher.field("index", INDEX_FORMAT);
         hasher.list("stage", walked.jobs.iter().map(|job| job.key));
-        if let Some(base) = &walked.base {
-            hasher.field("base", base.manifest).field("base-version", base::VERSION);
-        }
+        base::key(&mut hasher, walked.base.as_ref().map(|base| &base.manifest));
         hasher.field("from", &from);
         hasher.field("to", &to);
         if let Some(owner) = take.owner {
@@ -368,9 +363,11 @@ fn entry_text(entry: &Entry) -> String {
     serde_json::to_string(entry).expect("plain strings and numbers")
 }
 
-/// The package of a .deb's file name (`name_version_architecture.deb`).
-fn package_name(file: &str) -> &str {
-    file.split('_').next().unwrap_or(file)
+/// The versions of what sets packages up natively, as keys say them.
+pub fn versions(configure: &Configure) -> String {
+    // A file is called `name_version_architecture.deb`.
+    let names = configure.packages.iter().map(|archive| archive.name.split('_').next().unwrap_or_default());
+    format!("{:?}", effects::versions(names))
 }
 
 /// Why nothing can be put at `/`.

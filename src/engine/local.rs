@@ -588,9 +588,7 @@ pub(super) fn gate_key(
     hasher.field("index", INDEX_FORMAT).field("platform", subject.platform);
     hasher.list("allow-missing", resolved.allow_missing.iter());
     // What its layers delete is in no fragment.
-    if let Some(base) = base {
-        hasher.field("base", base).field("base-version", base::VERSION);
-    }
+    base::key(&mut hasher, base.as_ref());
     hasher.field("fragments", linked);
     hasher.finish()
 }

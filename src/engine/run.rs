@@ -251,7 +251,6 @@ impl Local<'_> {
         stage: StageId,
         to: &Path,
     ) -> Result<(Vec<(String, String)>, PathBuf), EngineError> {
-        let lock_file = |python: &layers::source::Python<StageId>| self.context.lock_digest(python);
         let planned = &subject.plan.stages[stage.0].step;
         let below = match planned {
             StageStep::Run { below, .. } => *below,
@@ -265,7 +264,7 @@ impl Local<'_> {
             let all = ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             return Ok((all.collect(), "/".into()));
         };
-        let resolved = layers::lower::lower(subject.plan, stage, subject.lock, subject.platform, &lock_file)?;
+        let resolved = self.lowered(subject, stage)?;
         if let Some(layer) = resolved.layers.last()
             && let Some(step) = layer.command()
         {
@@ -526,9 +525,7 @@ fn contents(skeleton: &[layers::encode::Entry], fragments: &[Arc<Fragment>]) -> 
 /// Names the content of a stage.
 fn root_key(below: &Walked) -> Digest {
     let mut hasher = KeyHasher::new("root", 1);
-    if let Some(base) = &below.base {
-        hasher.field("base", base.manifest).field("base-version", base::VERSION);
-    }
+    base::key(&mut hasher, below.base.as_ref().map(|base| &base.manifest));
     hasher.field("version", root::VERSION);
     hasher.list("layer", below.jobs.iter().map(|job| contents(&job.skeleton, &job.fragments)));
     hasher.finish().0.0

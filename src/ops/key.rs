@@ -6,10 +6,9 @@ use std::sync::Arc;
 use cache::{CacheError, Store};
 use layers::encode::{Compression, LAYER_FORMAT};
 use layers::lock::Lock;
-use layers::lower::{self, PinnedBase, Resolved};
+use layers::lower::{PinnedBase, Resolved};
 use layers::oci::BaseParts;
 use layers::op::{Conversion, LayerPlan, Op};
-use layers::source::Python;
 use layers::{Digest, Key, KeyHasher, Platform, StageId};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +19,7 @@ use crate::engine::index::INDEX_FORMAT;
 use crate::engine::local::LayerRecord;
 use crate::engine::run::Ran;
 use crate::engine::sdists::Way;
-use crate::engine::{base, convert, dpkg, run, sdists};
+use crate::engine::{base, convert, dpkg, layer, run, sdists};
 use crate::error::Failure;
 use crate::python::bytecode::{self, imports};
 
@@ -183,16 +182,12 @@ impl<'a> Keys<'a> {
         }
         let versions = (scripts::VERSION, gate::VERSION, effects::versions([]));
         hasher.field("effects", format!("{versions:?}"));
-        match &resolved.base {
-            Some(PinnedBase::Registry { manifest, .. }) => {
-                hasher.field("base", manifest).field("base-version", base::VERSION);
-            }
-            Some(layout) => {
-                let base = base::open(&bench.project.home, layout, platform, bench.store)?;
-                hasher.field("base", base.manifest).field("base-version", base::VERSION);
-            }
-            None => {}
-        }
+        let manifest = match &resolved.base {
+            Some(PinnedBase::Registry { manifest, .. }) => Some(*manifest),
+            Some(layout) => Some(base::open(&bench.project.home, layout, platform, bench.store)?.manifest),
+            None => None,
+        };
+        base::key(hasher, manifest.as_ref());
         Ok(())
     }
 
@@ -243,9 +238,7 @@ impl<'a> Keys<'a> {
                 hasher.field("compile", wanted.to_json()).field("versions", format!("{versions:?}"));
             }
             Op::Configure(configure) => {
-                let names = configure.packages.iter().map(|archive| archive.name.split('_').next().unwrap_or_default());
-                hasher.field("configure", configure.to_json());
-                hasher.field("effects", format!("{:?}", effects::versions(names)));
+                hasher.field("configure", configure.to_json()).field("effects", layer::versions(configure));
             }
             Op::Dpkg(wanted) => {
                 let key = self.taken(wanted.configurator, Platform::native().unwrap_or(platform))?;
@@ -276,9 +269,7 @@ impl<'a> Keys<'a> {
         if let Some(known) = self.taken.get(&(stage, platform)) {
             return Ok(*known);
         }
-        let bench = self.bench;
-        let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
-        let other = lower::lower(&bench.project.plan, stage, self.lock, platform, &lock_file)?;
+        let other = self.bench.lowered(stage, self.lock, platform)?;
         let key = self.image(platform, &other)?.key;
         self.taken.insert((stage, platform), key);
         Ok(key)

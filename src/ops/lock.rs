@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use layers::lock::{Chosen, DEBIAN, Groups, Lock, LockedClosure, LockedPackage, LockedSuite, LockedWheels};
-use layers::lower::{self, LowerError, PinnedBase, debian_request, python_request};
+use layers::lower::{LowerError, PinnedBase, Resolved, debian_request, python_request};
 use layers::op::{LayerPlan, Op};
 use layers::partition::{Grain, Unit, partition};
 use layers::source::{Debian, Python, Repository};
@@ -422,10 +422,9 @@ fn debian_units(lock: &Lock, platform: Platform) -> Vec<Unit> {
 
 /// The first image with more layers than it may have.
 fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure> {
-    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     for (name, image) in &bench.project.plan.images {
         for platform in Platform::ALL {
-            let resolved = match lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file) {
+            let resolved = match bench.lowered(image.stage, lock, platform) {
                 // A base that is not for this platform.
                 Err(LowerError::NoPlatform { .. }) => continue,
                 resolved => resolved?,
@@ -447,8 +446,7 @@ fn over_budget(bench: &Bench<'_>, lock: &Lock) -> Result<Option<String>, Failure
 }
 
 /// Whether the lock answers for the stages that a stage takes something from, and those that these do.
-fn takes(bench: &Bench<'_>, lock: &Lock, platform: Platform, resolved: &lower::Resolved) -> Result<(), LowerError> {
-    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
+fn takes(bench: &Bench<'_>, lock: &Lock, platform: Platform, resolved: &Resolved) -> Result<(), LowerError> {
     for op in resolved.layers.iter().flat_map(LayerPlan::ops) {
         let inputs = if let Op::Run(step) = op { step.inputs.as_slice() } else { &[] };
         for op in std::iter::once(op).chain(inputs.iter().map(|input| &input.op)) {
@@ -459,7 +457,7 @@ fn takes(bench: &Bench<'_>, lock: &Lock, platform: Platform, resolved: &lower::R
                 _ => continue,
             };
             for stage in stages {
-                takes(bench, lock, platform, &lower::lower(&bench.project.plan, stage, lock, platform, &lock_file)?)?;
+                takes(bench, lock, platform, &bench.lowered(stage, lock, platform)?)?;
             }
         }
     }
@@ -499,10 +497,9 @@ pub fn changes(old: &Lock, new: &Lock) -> Vec<Change> {
 
 /// Whether the lock answers every question of the definitions, for every platform, without the network.
 pub fn check(bench: &Bench<'_>, lock: &Lock) -> Result<(), Failure> {
-    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     for image in bench.project.plan.images.values() {
         for platform in Platform::ALL {
-            let resolved = lower::lower(&bench.project.plan, image.stage, lock, platform, &lock_file);
+            let resolved = bench.lowered(image.stage, lock, platform);
             match resolved.and_then(|resolved| takes(bench, lock, platform, &resolved)) {
                 // A base that is not for this platform: the lock says so.
                 Err(LowerError::NoPlatform { .. }) => {}
@@ -521,7 +518,7 @@ pub fn check(bench: &Bench<'_>, lock: &Lock) -> Result<(), Failure> {
         .filter_map(|id| match &plan.stages[id.0].step {
             StageStep::Layer { source: Source::Debian(_), .. } => Some(debian_request(&chain_of(bench, *id))),
             StageStep::Layer { source: Source::Python(python), .. } => {
-                lock_file(python).map(|file| python_request(python, file))
+                bench.context.lock_digest(python).map(|file| python_request(python, file))
             }
             _ => None,
         })

@@ -25,6 +25,9 @@ use std::sync::Arc;
 
 use ::cache::Store;
 use layers::encode::Compression;
+use layers::lock::Lock;
+use layers::lower::{LowerError, Resolved, lower};
+use layers::{Platform, StageId};
 
 use crate::config::Config;
 use crate::engine::run::Commands;
@@ -63,4 +66,11 @@ pub struct Bench<'a> {
     pub commands: &'a Commands,
     /// Caches elsewhere that are written to.
     pub targets: Option<&'a remote::Targets>,
+}
+
+impl Bench<'_> {
+    /// A stage of the project as `lock` says, for one platform.
+    pub fn lowered(&self, stage: StageId, lock: &Lock, platform: Platform) -> Result<Resolved, LowerError> {
+        lower(&self.project.plan, stage, lock, platform, &|python| self.context.lock_digest(python))
+    }
 }

@@ -15,9 +15,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use cache::{Blob, CacheError};
 use layers::encode::EPOCH;
 use layers::lock::Lock;
-use layers::lower::{LowerError, PinnedBase, Resolved, lower};
+use layers::lower::{LowerError, PinnedBase, Resolved};
 use layers::oci::{self, BaseParts};
-use layers::source::Python;
 use layers::{Digest, PlannedImage, Platform, StageId};
 use serde::Serialize;
 
@@ -265,14 +264,12 @@ fn build_once<'b>(
     let tops: Vec<StageId> = images.iter().map(|(_, image)| image.stage).collect();
     let new = if request.locked { New::Refused } else { New::Recorded };
     wheels::adopt_context(bench, &mut locked, &tops, &request.platforms, new)?;
-    let plan = &bench.project.plan;
-    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);
     let mut wanted = Vec::new();
     let mut present = HashSet::new();
     for (name, image) in &images {
         for &platform in &request.platforms {
-            let resolved = lower(plan, image.stage, &locked, platform, &lock_file)?;
+            let resolved = bench.lowered(image.stage, &locked, platform)?;
             let key = keys.image(platform, &resolved)?;
             let record = match bench.store.find(&key.key)? {
                 Some(bytes) => serde_json::from_slice::<ImageRecord>(&bytes).ok(),

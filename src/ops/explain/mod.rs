@@ -13,9 +13,7 @@ mod text;
 
 use std::collections::HashSet;
 
-use layers::lower::lower;
-use layers::source::Python;
-use layers::{Key, Platform, StageId};
+use layers::{Key, Platform};
 use serde::Serialize;
 
 use self::before::Before;
@@ -59,13 +57,12 @@ pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> 
     let images = bench.project.images(images)?;
     let tops: Vec<_> = images.iter().map(|(_, image)| image.stage).collect();
     wheels::adopt_context(bench, &mut locked, &tops, platforms, New::Passing)?;
-    let lock_file = |python: &Python<StageId>| bench.context.lock_digest(python);
     let mut keys = Keys::new(bench, &locked);
     let mut present = HashSet::new();
     let mut all = Vec::new();
     for (name, image) in &images {
         for &platform in platforms {
-            let resolved = lower(&bench.project.plan, image.stage, &locked, platform, &lock_file)?;
+            let resolved = bench.lowered(image.stage, &locked, platform)?;
             let key = keys.image(platform, &resolved)?;
             let labels: Vec<String> = resolved.layers.iter().map(|layer| layer.label()).collect();
             let mut explained =
