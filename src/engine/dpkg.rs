@@ -133,20 +133,15 @@ impl Local<'_> {
         let Some((fragment, ran)) = job.and_then(|job| Some((job.fragments.into_iter().next()?, job.ran))) else {
             return Err(EngineError::ForeignCommand { platform: subject.platform });
         };
-        let names = [machine.multiarch(), machine.machine(), machine.architecture()];
-        let named = |text: &str| names.iter().any(|name| text.contains(name));
-        let told = |bytes: &[u8]| memchr::memmem::find(bytes, machine.multiarch().as_bytes()).is_some();
-        let bound = |entry: &Entry| {
-            named(entry.path.as_str())
-                || match &entry.kind {
-                    Kind::Symlink { target } => named(target),
-                    Kind::File { .. } => view.read(&entry.path).is_ok_and(|bytes| told(&bytes)),
-                    _ => false,
-                }
-        };
-        let entries = fragment.entries.iter().map(|indexed| &indexed.entry).chain(&fragment.dirs);
         let program = fragment.elf.all().first().and_then(|(at, _)| fragment.entries.get(*at as usize));
-        match program.map(|program| &program.entry).or(entries.into_iter().find(|entry| bound(entry))) {
+        let bound = match program {
+            Some(program) => Some(&program.entry),
+            None => {
+                let entries = fragment.entries.iter().map(|indexed| &indexed.entry).chain(&fragment.dirs);
+                bound(entries, machine, |path| view.read(path))?
+            }
+        };
+        match bound {
             Some(entry) => Err(EngineError::Dpkg {
                 why: format!(
                     "makes `{}` on {machine}, which {} cannot have: build for {} on such a machine",
@@ -302,6 +297,30 @@ fn push<'v>(made: &mut Made<'v>, mut entry: Entry, view: &'v View<'_>) -> Result
     Ok(())
 }
 
+/// The first of these entries in which a platform is named, by its path, its target or its content, which `read` gives.
+fn bound<'e, E>(
+    entries: impl Iterator<Item = &'e Entry>,
+    platform: Platform,
+    read: impl Fn(&ImagePath) -> Result<Vec<u8>, E>,
+) -> Result<Option<&'e Entry>, E> {
+    let names = [platform.multiarch(), platform.machine(), platform.architecture()];
+    let named = |text: &str| names.iter().any(|name| text.contains(name));
+    for entry in entries {
+        let is_bound = named(entry.path.as_str())
+            || match &entry.kind {
+                Kind::Symlink { target } => named(target),
+                Kind::File { .. } => {
+                    memchr::memmem::find(&read(&entry.path)?, platform.multiarch().as_bytes()).is_some()
+                }
+                _ => false,
+            };
+        if is_bound {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
+}
+
 /// Whether two entries at the same path are the same but for their attributes.
 fn same(before: &Entry, view: &View<'_>, entry: &Entry, after: &View<'_>) -> Result<bool, EngineError> {
     let is_file = |kind: &Kind| matches!(kind, Kind::File { .. } | Kind::Hardlink { .. });
@@ -309,4 +328,25 @@ fn same(before: &Entry, view: &View<'_>, entry: &Entry, after: &View<'_>) -> Res
         return Ok(before.kind == entry.kind);
     }
     Ok(view.read(&entry.path)? == after.read(&entry.path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layers::encode::EPOCH;
+
+    #[test]
+    fn what_cannot_be_read_serves_for_no_other_platform() {
+        let file = |path| Entry::new(ImagePath::new(path).expect("a path"), Kind::File { size: 1 }, 0o644, EPOCH);
+        let entries = [file("/etc/plain"), file("/etc/told")];
+        let machine = Platform::ALL[0];
+        let read = |path: &ImagePath| match path.as_str() {
+            "/etc/told" => Ok(format!("/usr/lib/{}/x", machine.multiarch()).into_bytes()),
+            "/etc/plain" => Ok(Vec::new()),
+            _ => Err("rotten"),
+        };
+        assert_eq!(bound(entries[..1].iter(), machine, read), Ok(None));
+        assert_eq!(bound(entries.iter(), machine, read), Ok(Some(&entries[1])));
+        assert_eq!(bound([file("/etc/rotten")].iter(), machine, read), Err("rotten"));
+    }
 }

@@ -19,7 +19,7 @@ use layers::{Digest, Input, KeyHasher, Source, StageStep};
 use serde::Serialize;
 
 use super::Bench;
-use super::supply::Mirrors;
+use super::supply::{Mirrors, size_here};
 use crate::engine::local::{DOWNLOADS, Supply as _};
 use crate::error::Failure;
 use crate::observe::Event;
@@ -96,7 +96,7 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, to: &Reference) -> Resul
     for archive in &archives {
         let size = match archive.size {
             Some(size) => size,
-            None => bench.store.has(&archive.digest)?.unwrap_or_default(),
+            None => size_here(bench.store, &archive.digest, &archive.name)?,
         };
         sized.push((archive, size));
     }
@@ -213,7 +213,7 @@ pub fn pull(bench: &Bench<'_>, registries: &Registries, from: &Repository) -> Re
     }
     let mut bytes = 0;
     for archive in &archives {
-        bytes += bench.store.has(&archive.digest)?.unwrap_or_default();
+        bytes += size_here(bench.store, &archive.digest, &archive.name)?;
     }
     let reference = from.tagged(&lock_tag(&archives));
     Ok(Mirrored { reference, archives: archives.len(), bytes, brought: wanted.len() })
@@ -238,11 +238,13 @@ pub fn check(bench: &Bench<'_>, registries: &Registries, at: &Repository) -> Res
     }
     let kept = registries.wait(async {
         let top = client.manifest(&reference).await?;
-        let said = top.read().unwrap_or_default();
+        let wrong = |what: String| move |why| RegistryError::Document { what, why };
+        let said = top.read().map_err(wrong(reference.to_string()))?;
         let mut kept: BTreeSet<AnyDigest> = BTreeSet::new();
         for child in &said.manifests {
             let document = client.child(at, child).await?;
-            kept.extend(document.read().unwrap_or_default().blobs.iter().map(|blob| blob.digest));
+            let said = document.read().map_err(wrong(format!("{at}@{}", document.digest)))?;
+            kept.extend(said.blobs.iter().map(|blob| blob.digest));
         }
         Ok(kept)
     });

@@ -32,6 +32,14 @@ pub struct Mirrors<'a> {
     failed: AtomicBool,
 }
 
+/// The size of a file that was brought into the store just now.
+pub fn size_here(store: &cache::Store, digest: &Digest, name: &str) -> Result<u64, Failure> {
+    let gone = || {
+        Failure::work(format!("`{name}` is no longer in the cache, where it was put a moment ago")).hint("try again")
+    };
+    store.has(digest)?.ok_or_else(gone)
+}
+
 impl<'a> Mirrors<'a> {
     /// Mirrors that bring files into the store.
     pub fn new(bench: &Bench<'a>) -> Mirrors<'a> {
@@ -194,5 +202,21 @@ impl Supply for Mirrors<'_> {
 
     fn base_layers(&self, image: &str, layers: &[&oci::Descriptor]) -> Result<(), EngineError> {
         Ok(bases::layers(self.registries, self.store, self.observer, image, layers).map_err(Box::new)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_has_no_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = cache::Store::open_at(folder.path()).expect("opens");
+        let blob = store.put(b"a wheel").expect("puts");
+        assert_eq!(size_here(&store, &blob.digest, "x.whl").map_err(|it| it.message), Ok(7));
+        store.remove(&blob.digest).expect("removes");
+        let gone = size_here(&store, &blob.digest, "x.whl").expect_err("it is gone");
+        assert!(gone.message.contains("`x.whl` is no longer in the cache"), "{}", gone.message);
     }
 }

@@ -11,7 +11,7 @@ use layers::{Plan, Platform, Source, StageId, StageStep};
 
 use super::Bench;
 use super::project::{reachable, read_lock, write_whole};
-use super::supply::{find_wheel, with_indexes};
+use super::supply::{find_wheel, size_here, with_indexes};
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::parallel::in_parallel;
@@ -63,7 +63,7 @@ pub fn choose(
                         size: None,
                     };
                     bench.http.download(&download, bench.store, bench.observer)?;
-                    bench.store.has(&wheel.sha256)?.unwrap_or_default()
+                    size_here(bench.store, &wheel.sha256, &wheel.file)?
                 }
             },
         };
