@@ -56,7 +56,6 @@ fn try_tidy(store: &Store, limits: &Limits, now: i64, took: Duration, observer: 
     if !store.may_write() {
         return Ok(());
     }
-    let path = store.usage_path();
     let size = Size::of(store, limits, now, store.written())?;
     if size.is_fine() {
         return Ok(());
@@ -82,8 +81,7 @@ fn try_tidy(store: &Store, limits: &Limits, now: i64, took: Duration, observer: 
         return Ok(());
     }
     if collector.is_alone() {
-        let kept = collector.collect(limits, now)?.kept;
-        return keep(store, &path, kept, now);
+        return collect(store, &collector, limits, now).map(drop);
     }
     if size.is_known && !size.is_over {
         return Ok(());
@@ -93,7 +91,7 @@ fn try_tidy(store: &Store, limits: &Limits, now: i64, took: Duration, observer: 
         let why = "its file system has no locks, and so nobody knows whether others build: run `imgbuild cache gc` when nobody does";
         return Err(Failure::work(why));
     }
-    keep(store, &path, would.kept.saturating_add(would.leftovers.bytes), now)
+    keep(store, would.kept.saturating_add(would.leftovers.bytes), now)
 }
 
 /// What is known of the cache's size without a look at it.
@@ -165,15 +163,13 @@ fn add(path: &Path, bytes: u64) -> io::Result<Option<Usage>> {
 /// Removes what is beyond the limits, and remembers what stays, for whoever tidies next.
 pub fn collect(store: &Store, collector: &Collector<'_>, limits: &Limits, now: i64) -> Result<Collected, Failure> {
     let collected = collector.collect(limits, now)?;
-    let path = store.usage_path();
-    if path.exists() {
-        keep(store, &path, collected.kept, now)?;
-    }
+    keep(store, collected.kept, now)?;
     Ok(collected)
 }
 
 /// Remembers what somebody saw who looked at everything.
-fn keep(store: &Store, path: &Path, kept: u64, now: i64) -> Result<(), Failure> {
+fn keep(store: &Store, kept: u64, now: i64) -> Result<(), Failure> {
+    let path = &store.usage_path();
     let usage = Usage { bytes: kept.saturating_sub(store.partial_size()?), looked: now };
     let written = File::options().write(true).create(true).truncate(false).open(path).and_then(|mut file| {
         let _ = file.lock();
@@ -289,6 +285,17 @@ mod tests {
         fs::write(store.partial_path(&layers::Digest::of(b"x")), [1; 300_000]).expect("writes");
         tidy(&store, &limits, 1003, NO_TIME, &Silent);
         assert!(total() <= 250_000, "{}", total());
+    }
+
+    #[test]
+    fn a_collection_remembers_what_stays_also_where_nobody_knew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_at(folder.path()).expect("opens");
+        store.put(&[1; 100_000]).expect("puts");
+        let collector = store.collector(Waiting::No).expect("locks").expect("nobody builds");
+        let collected = collect(&store, &collector, &Limits::default(), 1000).expect("collects");
+        let usage = add(&store.usage_path(), 0).expect("looks").expect("is known");
+        assert_eq!((usage.bytes, usage.looked), (collected.kept, 1000));
     }
 
     #[test]
