@@ -88,55 +88,59 @@ pub fn push(bench: &Bench<'_>, registries: &Registries, request: &PushRequest) -
     let is_of_these = |place: &RemoteSpec| place.host().is_some_and(|host| hosts.contains(host));
     let held = bench.targets.filter(|targets| targets.places.iter().all(is_of_these));
     held.inspect(|targets| targets.publisher.hold());
-    let (is_lost, is_damaged) = (AtomicBool::new(false), AtomicBool::new(false));
-    let once = || build_and_push(bench, registries, request, &places, &is_lost, &is_damaged);
     let (mut has_given_up, mut is_mended) = (bench.elsewhere.is_empty(), false);
-    let (built, deliveries, pushed) = loop {
-        match once() {
-            Err(_) if is_lost.load(Ordering::Relaxed) && !has_given_up => {
+    let (built, pushed) = loop {
+        match build_and_push(bench, registries, request, &places) {
+            Err(NotPushed::Lost(_)) if !has_given_up => {
                 has_given_up = true;
                 super::remote::give_up(bench);
                 // What that attempt has to tell is of layers that could not be had.
                 held.inspect(|targets| targets.publisher.hold());
             }
-            Err(_) if is_damaged.load(Ordering::Relaxed) && !is_mended => {
+            Err(NotPushed::Damaged(_)) if !is_mended => {
                 is_mended = true;
                 bench.observer.on(Event::Note(MADE_AGAIN));
             }
-            done => break done?,
+            Err(NotPushed::Lost(why) | NotPushed::Damaged(why) | NotPushed::Other(why)) => return Err(why),
+            Ok(done) => break done,
         }
     };
     held.inspect(|targets| targets.publisher.release());
-    let mut pushed = pushed.into_iter().zip(&deliveries).peekable();
+    let mut pushed = pushed.into_iter();
     let mut done = Vec::new();
     for built in built {
         let top = Digest::of(&built.image.top().bytes);
-        let mut mine = Vec::new();
-        // Deliveries are in the order of the images; two images may be equal byte for byte, so places decide.
+        // They are in the order of the images; two images may be equal byte for byte, so places decide.
         let count = repositories(&places[&built.image.name]).len();
-        while mine.len() < count {
-            let Some((one, _)) = pushed.next() else { break };
-            mine.push(one);
-        }
+        let mine: Vec<Pushed> = pushed.by_ref().take(count).collect();
         debug_assert!(mine.iter().all(|it| it.digest.sha256() == Some(top)));
         done.push(PushedImage { built, pushed: mine });
     }
     Ok(done)
 }
 
-/// Images as they were built, where they go, and what came of it.
-type Done = (Vec<Built>, Vec<Delivery>, Vec<Pushed>);
+/// Why an attempt to push failed.
+enum NotPushed {
+    /// A layer was not where it should be, or was another: a cache elsewhere may be to blame.
+    Lost(Failure),
+    /// A layer was damaged here, or gone. All that were are removed.
+    Damaged(Failure),
+    Other(Failure),
+}
 
-/// `is_lost` says after a failure whether a layer was not where it should be, or was another: a cache elsewhere may be to blame.
-/// `is_damaged` says whether one was damaged here, or gone, and all that were are removed.
+impl<E: Into<Failure>> From<E> for NotPushed {
+    fn from(error: E) -> NotPushed {
+        NotPushed::Other(error.into())
+    }
+}
+
+/// Images as they were built, and what came of their deliveries, in the same order.
 fn build_and_push(
     bench: &Bench<'_>,
     registries: &Registries,
     request: &PushRequest,
     places: &BTreeMap<String, Vec<Reference>>,
-    is_lost: &AtomicBool,
-    is_damaged: &AtomicBool,
-) -> Result<Done, Failure> {
+) -> Result<(Vec<Built>, Vec<Pushed>), NotPushed> {
     std::thread::scope(|scope| {
         // Nothing goes on for longer than the push, whatever ends it.
         let _stops = Stops(registries);
@@ -150,22 +154,23 @@ fn build_and_push(
             for trouble in bench.elsewhere.troubles() {
                 bench.observer.on(Event::Warning(&trouble));
             }
-            match &pushed {
+            match pushed {
+                Ok(pushed) => Ok((built, pushed)),
                 // Who should have brought it has said why.
-                Err(RegistryError::Lost(_)) if !bench.elsewhere.is_empty() => is_lost.store(true, Ordering::Relaxed),
-                Err(RegistryError::Damaged(_) | RegistryError::Lost(_)) => {
+                Err(error @ RegistryError::Lost(_)) if !bench.elsewhere.is_empty() => {
+                    Err(NotPushed::Lost(error.into()))
+                }
+                Err(error @ (RegistryError::Damaged(_) | RegistryError::Lost(_))) => {
                     weed(bench, &built)?;
-                    is_damaged.store(true, Ordering::Relaxed);
+                    Err(NotPushed::Damaged(error.into()))
                 }
                 Err(error @ RegistryError::File { .. }) if !bench.elsewhere.is_empty() => {
-                    is_lost.store(true, Ordering::Relaxed);
                     bench.elsewhere.distrust();
                     bench.observer.on(Event::Warning(&format!("a cache elsewhere is passed over: {error}")));
+                    Err(NotPushed::Lost(error.into()))
                 }
-                _ => {}
+                Err(error) => Err(error.into()),
             }
-            let pushed = pushed?;
-            Ok::<_, Failure>((built, deliveries, pushed))
         };
         let later = beside.later.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Some(later) = later else { return push() };
