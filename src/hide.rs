@@ -3,8 +3,9 @@
 //! Texts that others wrote (servers, helpers, whoever typed a command) reach people by many ways; they are looked through where
 //! they leave the program.
 
+use crate::parallel::lock;
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 static SECRETS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
@@ -18,7 +19,7 @@ pub(crate) fn remember(secret: &str) {
         return;
     }
     let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-    let mut secrets = SECRETS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut secrets = lock(&SECRETS);
     secrets.insert(form.replace('+', "%20"));
     secrets.insert(form);
     secrets.insert(secret.to_owned());
@@ -27,7 +28,7 @@ pub(crate) fn remember(secret: &str) {
 /// A text without known secrets and without passwords in addresses.
 pub(crate) fn hidden(text: &str) -> String {
     let mut text = text.to_owned();
-    let secrets = SECRETS.lock().unwrap_or_else(PoisonError::into_inner);
+    let secrets = lock(&SECRETS);
     let mut secrets: Vec<&String> = secrets.iter().collect();
     // One may be part of another.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));

@@ -1,8 +1,18 @@
 //! Work on several cores.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
+
+/// Locks, also where a thread panicked that had it: whoever waits for that thread ends as it did.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What was locked, once nobody else has it.
+pub fn unlocked<T>(mutex: Mutex<T>) -> T {
+    mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Begins something on another thread. `None` where none can be had: whoever asks goes on without, or does it itself.
 pub fn begin<'scope, T: Send + 'scope>(
@@ -54,7 +64,7 @@ impl<'i, T, E> Queue<'i, T, E> {
         let Some(item) = self.items.get(self.next.fetch_add(1, Ordering::Relaxed)) else { return false };
         if let Err(error) = work(item) {
             self.next.store(self.items.len(), Ordering::Relaxed);
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            lock(&self.failed).get_or_insert(error);
         }
         true
     }
@@ -66,7 +76,7 @@ impl<'i, T, E> Queue<'i, T, E> {
 
     /// The first error, if there was one.
     fn end(self) -> Result<(), E> {
-        self.failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        unlocked(self.failed).map_or(Ok(()), Err)
     }
 }
 
@@ -83,7 +93,7 @@ pub fn both<A: Send, B>(core: Option<Core>, first: impl FnOnce() -> B, second: i
 /// Does two things at once; the second sees to its core itself.
 pub fn at_once<A: Send, B>(first: impl FnOnce() -> B, second: impl FnOnce() -> A + Send) -> (B, A) {
     let second = Mutex::new(Some(second));
-    let take = || second.lock().unwrap_or_else(PoisonError::into_inner).take().expect("it is taken once")();
+    let take = || lock(&second).take().expect("it is taken once")();
     std::thread::scope(|scope| match begin(scope, take) {
         Some(other) => {
             let first = first();
@@ -135,7 +145,7 @@ impl Cores {
 
     /// Waits for a core that nobody else has or waits for as the first.
     pub fn take(&self) -> Core {
-        let free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = lock(&self.0.state);
         let taken = |free: &mut Free| free.cores <= free.first;
         self.0.given_back.wait_while(free, taken).unwrap_or_else(PoisonError::into_inner).cores -= 1;
         Core(self.0.clone())
@@ -143,7 +153,7 @@ impl Cores {
 
     /// A core that is free now and that nobody waits for as the first: a second one for who has one.
     pub fn spare(&self) -> Option<Core> {
-        let mut free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.0.state);
         if free.cores <= free.first {
             return None;
         }
@@ -153,13 +163,13 @@ impl Cores {
 
     /// The next `cores` of them are for who takes the first, from now on.
     pub fn first(&self, cores: usize) -> First {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).first += cores;
+        lock(&self.0.state).first += cores;
         First { shared: self.0.clone(), cores }
     }
 
     /// A core that is free now, whoever waits for it.
     fn at_once(&self) -> Option<Core> {
-        let mut free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.0.state);
         free.cores = free.cores.checked_sub(1)?;
         Some(Core(self.0.clone()))
     }
@@ -204,7 +214,7 @@ impl Cores {
     /// Waits for the next core: for work that others wait for longest.
     pub fn take_first(&self) -> Core {
         let given_back = &self.0.given_back;
-        let mut free = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.0.state);
         free.first += 1;
         let mut free = given_back.wait_while(free, |free| free.cores == 0).unwrap_or_else(PoisonError::into_inner);
         free.first -= 1;
@@ -226,14 +236,14 @@ impl First {
 
 impl Drop for First {
     fn drop(&mut self) {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).first -= self.cores;
+        lock(&self.shared.state).first -= self.cores;
         self.shared.given_back.notify_all();
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).cores += 1;
+        lock(&self.0.state).cores += 1;
         self.0.given_back.notify_all();
     }
 }
@@ -262,7 +272,7 @@ impl Budget {
     /// Waits until `bytes` are free. What wants more than there is gets all of it, and so works alone.
     pub fn take(&self, bytes: u64) -> Share<'_> {
         let bytes = bytes.min(self.total);
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = lock(&self.free);
         let mut free = self.returned.wait_while(free, |free| *free < bytes).unwrap_or_else(PoisonError::into_inner);
         *free -= bytes;
         Share { budget: self, bytes }
@@ -271,7 +281,7 @@ impl Budget {
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        *self.budget.free.lock().unwrap_or_else(PoisonError::into_inner) += self.bytes;
+        *lock(&self.budget.free) += self.bytes;
         self.budget.returned.notify_all();
     }
 }

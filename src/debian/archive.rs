@@ -12,7 +12,7 @@ use super::openpgp::{Keyring, SignatureError};
 use super::packages::{self, Package, PackagesError};
 use super::release::{Release, ReleaseError};
 use crate::fetch::{FetchError, Http, Url, shown};
-use crate::parallel::in_parallel;
+use crate::parallel::{in_parallel, lock, unlocked};
 
 /// Why a suite cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -229,10 +229,10 @@ fn read_packages(
         }
         packages::check_consistent(&packages)
             .map_err(|source| ArchiveError::Packages { url: shown(release_url), source })?;
-        all.lock().expect("no thread panics while it holds this").insert((*architecture).to_owned(), packages);
+        lock(&all).insert((*architecture).to_owned(), packages);
         Ok(())
     })?;
-    Ok(all.into_inner().expect("no thread panics while it holds this"))
+    Ok(unlocked(all))
 }
 
 /// An index file, verified: from the store where an earlier lock has left it, else from the first path that has it.

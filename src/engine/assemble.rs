@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use layers::encode::{EncodeError, LayerWriter, Member, Source};
 use layers::{Digest, Key};
@@ -12,7 +12,7 @@ use layers::{Digest, Key};
 use super::EngineError;
 use super::local::{KeptLayer, LayerJob, LayerRecord, Local, Ready};
 use crate::observe::Event;
-use crate::parallel::in_parallel;
+use crate::parallel::{in_parallel, lock};
 
 impl Local<'_> {
     /// Finds or assembles the layers of all jobs with so many threads; equal keys once. `ready` hears of those that are made.
@@ -56,12 +56,12 @@ impl Local<'_> {
             let _core = self.cores.take();
             // Images that share layers may be at them at the same moment.
             let turn = self.turn(&job.key);
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = lock(&turn);
             let record = match self.find_layer(&job.key)? {
                 Some(record) => record,
                 None => self.assemble_one(job, ready)?,
             };
-            made.lock().expect("no thread panics while it holds this").insert(job.key, record);
+            lock(&made).insert(job.key, record);
             Ok::<(), EngineError>(())
         })?;
         Ok(records)
@@ -70,8 +70,7 @@ impl Local<'_> {
     /// Reads every fragment that was used, and removes those whose bytes have changed since they were made; says how many.
     /// Called when work failed that should not have: done again, it makes them anew.
     pub fn heal(&self) -> Result<usize, EngineError> {
-        let used: Vec<Digest> =
-            self.used.lock().expect("no thread panics while it holds this").iter().copied().collect();
+        let used: Vec<Digest> = lock(&self.used).iter().copied().collect();
         let healed = AtomicUsize::new(0);
         in_parallel(self.jobs, &used, |digest| {
             let is_lost = match self.store.has(digest)? {
@@ -91,12 +90,12 @@ impl Local<'_> {
 
     /// Layers that were made before, by their keys: their own records need not be looked up.
     pub fn know_layers(&self, made: &[(Key, LayerRecord)]) {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).extend(made.iter().cloned());
+        lock(&self.layers).extend(made.iter().cloned());
     }
 
     /// The record of a layer whose bytes are still there.
     pub fn find_layer(&self, key: &Key) -> Result<Option<LayerRecord>, EngineError> {
-        let known = self.layers.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        let known = lock(&self.layers).get(key).cloned();
         if let Some(record) = known
             && self.store.has(&record.digest)? == Some(record.size)
         {

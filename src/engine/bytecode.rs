@@ -2,7 +2,7 @@
 //! fragment of the standard library's byte-code.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT};
 use layers::format::wheel::{Added, Content as WheelContent, Scheme, Wheel, WheelName};
@@ -23,7 +23,7 @@ use super::made::{Content, Made};
 use super::tree::Tree as _;
 use super::view::View;
 use crate::observe::{Event, Observer};
-use crate::parallel::{begin, end, in_parallel};
+use crate::parallel::{begin, end, in_parallel, lock, unlocked};
 use crate::python::bytecode::{self, CompileError, Interpreter, imports};
 
 /// The interpreters of a build: what is known of them, and those that run.
@@ -183,13 +183,13 @@ impl Local<'_> {
             });
             let read = in_parallel(self.jobs, wheels, |wheel| {
                 let imports = self.wheel_imports(wheel, python)?;
-                all.lock().unwrap_or_else(PoisonError::into_inner).insert(wheel.digest, imports);
+                lock(&all).insert(wheel.digest, imports);
                 Ok(())
             });
             let supplied = ahead.map_or(Ok(()), end);
             supplied.and(read)
         })?;
-        Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(unlocked(all))
     }
 
     fn wheel_imports(&self, archive: &Archive, python: &str) -> Result<WheelImports, EngineError> {
@@ -235,7 +235,7 @@ impl Local<'_> {
 
     /// The packages of an interpreter as fragments.
     fn packed(&self, digest: &Digest) -> Result<Packed, EngineError> {
-        let known = self.interpreters.known.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+        let known = lock(&self.interpreters.known).get(digest).cloned();
         let known = known.expect("a stage's interpreters are learnt before its archives are converted");
         let host = Platform::native();
         // What this machine runs natively, else what it may run by emulation.
@@ -249,7 +249,7 @@ impl Local<'_> {
 
     /// The interpreter of these packages, unpacked by whoever asks first.
     fn interpreter(&self, packed: &Packed) -> Result<Arc<Interpreter>, EngineError> {
-        let mut running = self.interpreters.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = lock(&self.interpreters.running);
         if let Some(found) = running.get(&packed.digest) {
             return Ok(found.clone());
         }
@@ -272,7 +272,7 @@ impl Local<'_> {
 
     /// The byte-code of the packages' modules below.
     pub(super) fn compile(&self, wanted: &ByteCode, view: &View<'_>) -> Result<Arc<Fragment>, EngineError> {
-        let known = self.interpreters.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.interpreters.known);
         let python = known.get(&wanted.interpreter).map(|it| it.python.clone()).unwrap_or_default();
         drop(known);
         let roots = [format!("/usr/lib/python{python}"), "/usr/lib/python3/dist-packages".into()];
@@ -331,7 +331,7 @@ impl Local<'_> {
 impl Interpreters {
     /// Remembers what a stage says of its interpreters.
     pub(super) fn learn(&self, resolved: &Resolved) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         known.extend(resolved.interpreters.iter().map(|(digest, interpreter)| (*digest, interpreter.clone())));
     }
 }

@@ -24,6 +24,7 @@ use super::index::Fragment;
 use super::made::{Content, Deflated, ElfProbe, Opener, changed};
 use super::spool::Room;
 use crate::debian::elf;
+use crate::parallel::{lock, unlocked};
 
 /// A file whose deflate stream is copied.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +106,7 @@ impl Checks {
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.found)
     }
 
     pub fn run(&self, archive: &mut dyn Deflated, room: &Room) {
@@ -178,7 +179,7 @@ impl Checks {
 
     /// What was found, and contents that are held, in the order of entries; of several errors the first.
     pub fn finish(self) -> Result<Vec<Settled>, EngineError> {
-        let Found { files, mut contents, .. } = self.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Found { files, mut contents, .. } = unlocked(self.found);
         files.into_iter().map(|(at, found)| Ok((at, found?, contents.remove(&at)))).collect()
     }
 

@@ -1,7 +1,7 @@
 //! Files of the context: a fragment for each part of what is selected, so that what did not change is not read again.
 
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use layers::encode::{EPOCH, Entry, Kind, LAYER_FORMAT};
 use layers::source::Files;
@@ -12,6 +12,7 @@ use super::index::{Fragment, INDEX_FORMAT};
 use super::local::Local;
 use super::made::{Content, Made};
 use super::view::View;
+use crate::parallel::lock;
 use crate::pin::{Part, SelectedKind, Selection};
 
 impl Local<'_> {
@@ -35,7 +36,7 @@ impl Local<'_> {
         let made = Mutex::new(&mut found);
         self.cores.spread(self.jobs, &missing, |&at| {
             let fragment = make(at)?;
-            made.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(fragment);
+            lock(&made)[at] = Some(fragment);
             Ok::<_, EngineError>(())
         })?;
         Ok(found.into_iter().flatten().collect())

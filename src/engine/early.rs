@@ -23,7 +23,7 @@ use super::fragments::waits_for_others;
 use super::local::{Local, Subject};
 use super::run::platform_of;
 use super::view::View;
-use crate::parallel::{Cores, First, in_parallel};
+use crate::parallel::{Cores, First, in_parallel, lock};
 
 /// A stage with commands that something is taken from.
 pub struct Early<'a> {
@@ -72,7 +72,7 @@ pub(super) fn keep_first(first: &mut Option<EngineError>, error: EngineError) {
 
 impl Course {
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.state));
         self.changed.notify_all();
     }
 
@@ -105,11 +105,11 @@ impl Course {
 
     /// Whether a stage is waited for whose commands run early.
     pub(super) fn runs_commands(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).running > 0
+        lock(&self.state).running > 0
     }
 
     pub(super) fn has_failed(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).failed.is_some()
+        lock(&self.state).failed.is_some()
     }
 
     /// Says that this command failed, before anyone is told why.
@@ -119,20 +119,20 @@ impl Course {
 
     /// Whether this command failed, or something else that ends everything.
     pub(super) fn has_given_up(&self, command: &Key) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         state.failed.is_some() || state.given_up.contains(command)
     }
 
     /// Waits until all archives of one of `left` are converted, which is taken out, and gives the cores that were kept for it. `None`
     /// where nothing is gained by going on.
     fn next<T>(&self, left: &Mutex<Vec<(&BTreeSet<Key>, T)>>) -> Option<(T, Option<First>)> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.idle += 1;
         let next = loop {
             if state.together || state.failed.is_some() {
                 break None;
             }
-            let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut left = lock(left);
             let ready = state
                 .pending
                 .as_ref()

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Seek as _};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use cache::{CacheError, Store};
 use layers::encode::LAYER_FORMAT;
@@ -29,7 +29,7 @@ use super::made::Made;
 use super::members::Members;
 use super::unzip::is_for_a_tail;
 use crate::observe::Event;
-use crate::parallel::{both, in_parallel};
+use crate::parallel::{both, in_parallel, lock, unlocked};
 
 /// The keys of archives as they are: the archive's name, its conversion and the key, by the archive's digest.
 pub type KnownKeys = HashMap<Digest, Vec<(String, Conversion, Key)>>;
@@ -65,12 +65,12 @@ impl Local<'_> {
         let missed = Mutex::new(BTreeSet::new());
         let looked = in_parallel(self.jobs, &sizes.keys().collect::<Vec<_>>(), |key| {
             if self.loaded(key).is_none() && !matches!(self.find_record(key), Ok(Some(_))) {
-                missed.lock().unwrap_or_else(PoisonError::into_inner).insert(**key);
+                lock(&missed).insert(**key);
             }
             Ok::<(), Infallible>(())
         });
         looked.unwrap_or_else(|never| match never {});
-        let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let missed = unlocked(missed);
         let missing = missed.iter().try_fold(0u64, |sum, key| sum.checked_add(sizes[key]?));
         // Set-up looks into the files that are there by then.
         let is_missed = |op: &Op| match op {
@@ -88,7 +88,7 @@ impl Local<'_> {
         let mut ops = stages.iter().flat_map(|stage| &stage.layers).flat_map(LayerPlan::ops);
         let is_quick =
             missing.is_some_and(|size| size <= FEW) && !ops.any(takes_long) && !stages.iter().any(is_set_up_above);
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missed;
+        *lock(&self.missing) = missed;
         is_quick
     }
 
@@ -108,12 +108,12 @@ impl Local<'_> {
 
     /// These fragments, and no others, are about to be made.
     pub(super) fn expect(&self, keys: BTreeSet<Key>) {
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = keys;
+        *lock(&self.missing) = keys;
     }
 
     /// Whether the last [survey](Local::survey) did not find this fragment.
     pub(super) fn was_missing(&self, key: &Key) -> bool {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+        lock(&self.missing).contains(key)
     }
 
     /// Reads the indexes of these stages' fragments that are here, with so many threads, for whoever walks over them. What cannot
@@ -133,7 +133,7 @@ impl Local<'_> {
         if !drops.is_empty() {
             return unpack_key(archive, conversion, drops).0;
         }
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = lock(&self.keys);
         let known = keys.entry(archive.digest).or_default();
         let is_it = |it: &&(String, Conversion, Key)| it.0 == archive.name && it.1 == *conversion;
         if let Some((.., key)) = known.iter().find(is_it) {
@@ -145,7 +145,7 @@ impl Local<'_> {
     }
 
     pub(super) fn find_record(&self, key: &Key) -> Result<Option<FragmentRecord>, EngineError> {
-        let found = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = || lock(&self.found);
         if let Some(record) = found().get(key) {
             return Ok(Some(record.clone()));
         }
@@ -292,7 +292,7 @@ impl Local<'_> {
         }
         // Images that share packages ask for the same set-up at the same moment.
         let turn = self.turn(&key);
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&turn);
         match self.find_fragment(&key)? {
             Some(found) => Ok(found),
             None => self.keep(&key, text, make()?),
@@ -301,7 +301,7 @@ impl Local<'_> {
 
     /// What is held by who makes what a key stands for: others in this process wait, and then find it.
     pub(super) fn turn(&self, key: &Key) -> Arc<Mutex<()>> {
-        self.making.lock().expect("no thread panics while it holds this").entry(*key).or_default().clone()
+        lock(&self.making).entry(*key).or_default().clone()
     }
 
     pub(super) fn keep(&self, key: &Key, text: &str, made: Made<'_>) -> Result<Arc<Fragment>, EngineError> {
@@ -327,7 +327,7 @@ impl Local<'_> {
         let index = self.store.put(&index::encode(fragment))?;
         let record = FragmentRecord { fragment: fragment.blob, index: index.digest };
         self.store.keep(key, text, &record)?;
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, record);
+        lock(&self.found).insert(*key, record);
         Ok(())
     }
 
@@ -365,7 +365,7 @@ impl Local<'_> {
         let blobs: BTreeSet<Digest> =
             walked.jobs.iter().flat_map(|job| &job.fragments).map(|fragment| fragment.blob).collect();
         let keys: BTreeSet<Key> = self.archives_of(&[resolved]).map(|(key, ..)| key).collect();
-        let loaded = self.loaded.lock().expect("no thread panics while it holds this");
+        let loaded = lock(&self.loaded);
         let mut found: Vec<(Key, Arc<Fragment>)> = loaded
             .iter()
             .filter(|(key, fragment)| keys.contains(key) || blobs.contains(&fragment.blob))
@@ -377,30 +377,30 @@ impl Local<'_> {
 
     /// Ends a build. The indexes that were read, tens of thousands of paths, are let go beside what follows.
     pub fn end(self) {
-        let loaded = self.loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let loaded = unlocked(self.loaded);
         // Where no thread can be had, they are gone by now.
         let _ = std::thread::Builder::new().spawn(move || drop(loaded));
     }
 
     /// A fragment whose index was read in this build.
     pub(super) fn loaded(&self, key: &Key) -> Option<Arc<Fragment>> {
-        self.loaded.lock().expect("no thread panics while it holds this").get(key).cloned()
+        lock(&self.loaded).get(key).cloned()
     }
 
     /// Forgets all indexes that were read, and what is held of fragments.
     pub(super) fn forget(&self) {
-        self.loaded.lock().expect("no thread panics while it holds this").clear();
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.sound.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.loaded).clear();
+        lock(&self.found).clear();
+        lock(&self.sound).clear();
         self.room.holding().forget();
     }
 
     fn load(&self, key: &Key, fragment: &Arc<Fragment>) {
-        self.loaded.lock().expect("no thread panics while it holds this").insert(*key, fragment.clone());
+        lock(&self.loaded).insert(*key, fragment.clone());
     }
 
     fn use_fragment(&self, fragment: &Fragment) {
-        self.used.lock().expect("no thread panics while it holds this").insert(fragment.blob);
+        lock(&self.used).insert(fragment.blob);
     }
 
     /// Opens a fragment's bytes, brought from a cache elsewhere where they are not here.
@@ -416,7 +416,7 @@ impl Local<'_> {
     pub(super) fn open(&self, digest: &Digest) -> io::Result<File> {
         match self.open_here(digest) {
             Ok(Some(mut file)) => {
-                let sound = || self.sound.lock().unwrap_or_else(PoisonError::into_inner);
+                let sound = || lock(&self.sound);
                 if !sound().contains(digest) {
                     if cache::hash(&mut file)? != *digest {
                         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{digest} is damaged")));

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use crate::parallel::lock;
 use layers::Digest;
 use layers::encode::Hold;
 
@@ -108,18 +109,18 @@ impl Holding {
     /// Keeps members of a fragment until somebody takes them.
     pub fn keep(&self, fragment: Digest, members: Members) {
         if !members.is_empty() {
-            self.fragments.lock().unwrap_or_else(PoisonError::into_inner).insert(fragment, members);
+            lock(&self.fragments).insert(fragment, members);
         }
     }
 
     /// Lets everything go that nobody has taken.
     pub fn forget(&self) {
-        self.fragments.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.fragments).clear();
     }
 
     /// The members of a fragment that are held, for the first who asks.
     pub fn take(&self, fragment: &Digest) -> HashMap<usize, layers::encode::Held> {
-        let members = self.fragments.lock().unwrap_or_else(PoisonError::into_inner).remove(fragment);
+        let members = lock(&self.fragments).remove(fragment);
         members.unwrap_or_default().into_iter().collect()
     }
 }

@@ -32,7 +32,7 @@ use super::local::Local;
 use super::made::changed;
 use super::members::Members as WheelMembers;
 use crate::observe::Event;
-use crate::parallel::begin;
+use crate::parallel::{begin, lock};
 
 /// Something that is done later.
 struct Task {
@@ -72,7 +72,7 @@ impl State {
 
 impl Later {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Lets tasks come, unless a check failed before.

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use cache::Store;
@@ -31,7 +31,7 @@ use super::view::View;
 use super::{EngineError, base, outcome, root};
 use crate::failpoint::Kept;
 use crate::observe::Event;
-use crate::parallel::First;
+use crate::parallel::{self, First};
 use crate::sandbox::{self, Access, Bind, Level, SandboxError, Secret};
 
 /// Part of every key of what a command made: raised whenever the same command would find another world.
@@ -137,12 +137,12 @@ impl<'a> Runs<'a> {
 impl Runs<'_> {
     /// Remembers what was run for an archive.
     pub(super) fn built(&self, archive: Digest, ran: Vec<Ran>) {
-        self.built.lock().unwrap_or_else(PoisonError::into_inner).insert(archive, ran);
+        parallel::lock(&self.built).insert(archive, ran);
     }
 
     /// What was run for an archive; nothing where it was not built here.
     pub(super) fn that_built(&self, archive: &Digest) -> Vec<Ran> {
-        self.built.lock().unwrap_or_else(PoisonError::into_inner).get(archive).cloned().unwrap_or_default()
+        parallel::lock(&self.built).get(archive).cloned().unwrap_or_default()
     }
 }
 
@@ -193,7 +193,7 @@ impl Local<'_> {
             hasher.finish()
         };
         let find = || -> Result<Option<(Arc<Fragment>, Ran)>, EngineError> {
-            let done = self.runs.compared.lock().unwrap_or_else(PoisonError::into_inner).contains(&key);
+            let done = parallel::lock(&self.runs.compared).contains(&key);
             if self.runs.commands.repeat == Repeat::Compare && !done {
                 return Ok(None);
             }
@@ -211,11 +211,11 @@ impl Local<'_> {
             Some(found) => found,
             None => {
                 // Nothing is kept for who has to wait until somebody else has run it.
-                let first = below.first.lock().unwrap_or_else(PoisonError::into_inner).take().map(First::again);
+                let first = parallel::lock(&below.first).take().map(First::again);
                 let turn = self.turn(&key);
-                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                let _turn = parallel::lock(&turn);
                 let _among_builders = self.store.lock_run(&key)?;
-                *below.first.lock().unwrap_or_else(PoisonError::into_inner) = first.map(|again| again());
+                *parallel::lock(&below.first) = first.map(|again| again());
                 match find()? {
                     Some(found) => found,
                     None => {
@@ -233,7 +233,7 @@ impl Local<'_> {
                             outcome: contents(&[], std::slice::from_ref(&fragment)),
                         };
                         self.store.keep(&record.0, &record.1, &ran)?;
-                        self.runs.compared.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+                        parallel::lock(&self.runs.compared).insert(key);
                         (fragment, ran)
                     }
                 }
@@ -318,7 +318,7 @@ impl Local<'_> {
         }
         let root = self.root(job)?;
         // All that others waited for is done, but the command itself.
-        drop(job.first.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(parallel::lock(job.first).take());
         let began = Instant::now();
         let first = self.attempt(job, level, &root)?;
         let (took, of) = took_key(platform, run);
@@ -340,9 +340,8 @@ impl Local<'_> {
     /// The stage below as a folder that holds its root. It is kept: an edited input is no reason to write thousands of files
     /// again. Nothing is seen of it before it is whole, and no command can write to it.
     fn root(&self, job: &Job<'_>) -> Result<PathBuf, EngineError> {
-        let slot =
-            self.runs.roots.lock().unwrap_or_else(PoisonError::into_inner).entry(job.root_key).or_default().clone();
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = parallel::lock(&self.runs.roots).entry(job.root_key).or_default().clone();
+        let mut slot = parallel::lock(&slot);
         if let Some(known) = &*slot {
             return Ok(known.clone());
         }

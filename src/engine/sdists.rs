@@ -18,7 +18,7 @@ use super::local::{Local, Subject, located};
 use super::run::{Ran, is_foreign, of_words};
 use super::tree::Tree as _;
 use super::view::View;
-use crate::parallel::in_parallel;
+use crate::parallel::{in_parallel, lock, unlocked};
 use crate::python::normalised;
 use crate::python::tags::Candidate;
 
@@ -79,20 +79,20 @@ impl Local<'_> {
             let layer = layer.with(format!("run build of {}", build.sdist.name), Op::Build((*build).clone()));
             match self.build_sdist(subject, &layer, build) {
                 Ok(wheel) => {
-                    wheels.lock().expect("no thread panics while it holds this").insert(build.to_json(), wheel);
+                    lock(&wheels).insert(build.to_json(), wheel);
                     Ok(())
                 }
                 Err(error) => {
-                    let mut failed = failed.lock().expect("no thread panics while it holds this");
+                    let mut failed = lock(&failed);
                     keep_first(&mut failed, located(error, &layer));
                     Err(())
                 }
             }
         });
-        if let (Err(()), Some(error)) = (done, failed.into_inner().expect("no thread panics while it holds this")) {
+        if let (Err(()), Some(error)) = (done, unlocked(failed)) {
             return Err(error);
         }
-        let wheels = wheels.into_inner().expect("no thread panics while it holds this");
+        let wheels = unlocked(wheels);
         for op in settled.layers.iter_mut().flat_map(LayerPlan::ops_mut) {
             if let Op::Build(build) = op {
                 let archive = wheels.get(&build.to_json()).expect("each was built").clone();

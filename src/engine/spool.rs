@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::held::Holding;
 use crate::debian::elf;
-use crate::parallel::{Budget, Core, Cores};
+use crate::parallel::{Budget, Core, Cores, lock};
 
 /// Bytes of a piece of memory.
 const PIECE: usize = 256 << 10;
@@ -73,7 +73,7 @@ impl Room {
     }
 
     fn piece(&self) -> Option<Box<[u8]>> {
-        let mut pieces = self.0.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pieces = lock(&self.0.pieces);
         if let Some(piece) = pieces.1.pop() {
             return Some(piece);
         }
@@ -82,7 +82,7 @@ impl Room {
     }
 
     fn give_back(&self, back: &mut Vec<Box<[u8]>>) {
-        self.0.pieces.lock().unwrap_or_else(PoisonError::into_inner).1.append(back);
+        lock(&self.0.pieces).1.append(back);
     }
 }
 

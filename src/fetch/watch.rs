@@ -1,9 +1,10 @@
 //! Whether anything still moves, over all requests to a place and whatever is tried again meanwhile.
 
+use crate::parallel::lock;
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Bytes a second: less is next to nothing. A server that sends one now and then is as good as silent.
@@ -47,12 +48,12 @@ impl Watch {
 
     /// Something failed and is tried again.
     pub fn failed(&self, why: &str) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        *lock(&self.failed) = Some(why.to_owned());
     }
 
     /// What failed last.
     pub fn last_failure(&self) -> Option<String> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.failed).clone()
     }
 
     fn count(&self) -> Count {

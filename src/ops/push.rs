@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 
 use cache::Blob;
@@ -14,7 +14,7 @@ use super::build::{Beside, Built, MADE_AGAIN, Request, Work, build_beside, weed}
 use crate::error::Failure;
 use crate::observe::Event;
 use crate::output::NamedImage;
-use crate::parallel::{at_once, begin};
+use crate::parallel::{at_once, begin, lock, unlocked};
 use crate::registry::{
     self, Ahead, Bundle, Delivery, Planned, Pushed, Reference, Registries, RegistryError, Repository, Supply,
     TagRequest,
@@ -172,7 +172,7 @@ fn build_and_push(
                 Err(error) => Err(error.into()),
             }
         };
-        let later = beside.later.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let later = unlocked(beside.later);
         let Some(later) = later else { return push() };
         let (pushed, done) = at_once(push, later);
         if let Err(failure) = done {
@@ -269,7 +269,7 @@ impl<'env> Beside<'env> for Sends<'_, 'env> {
     }
 
     fn last(&self, image: &str, platform: Platform, top: Digest, blobs: Vec<Digest>) -> Result<(), Failure> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         let of_image = told.entry(image.to_owned()).or_default();
         of_image.insert(platform, (top, blobs));
         // Where platforms were delivered apart, none of that names all blobs.
@@ -287,7 +287,7 @@ impl<'env> Beside<'env> for Sends<'_, 'env> {
     }
 
     fn later(&self, work: Work<'env>) -> Result<(), Failure> {
-        let before = self.later.lock().unwrap_or_else(PoisonError::into_inner).replace(work);
+        let before = lock(&self.later).replace(work);
         before.map_or(Ok(()), |work| work())
     }
 }

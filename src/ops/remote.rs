@@ -15,7 +15,7 @@ use crate::engine::index::{self, Fragment};
 use crate::engine::local::{Local, Walked};
 use crate::error::Failure;
 use crate::observe::Event;
-use crate::parallel::in_parallel;
+use crate::parallel::{in_parallel, lock, unlocked};
 use crate::registry::{Demand, Supply};
 use crate::remote::{
     Answer, Delivered, Job, KnownFoundation, KnownFragment, KnownLayer, Parts, Payload, Place, RemoteSpec, SigningKey,
@@ -49,10 +49,10 @@ pub(super) fn images<'a>(
         // Its labels may be others by now.
         tell_last(beside, name, *platform, &payload)?;
         key.keep(bench.store, &payload.image)?;
-        found.lock().expect("no thread panics while it holds this").insert(key.key, payload.image);
+        lock(&found).insert(key.key, payload.image);
         Ok::<(), Failure>(())
     })?;
-    Ok(found.into_inner().expect("no thread panics while it holds this"))
+    Ok(unlocked(found))
 }
 
 /// Asks for the last build of an image, whatever it was made from: what did not change since need not be made. Gives the

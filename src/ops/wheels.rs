@@ -14,7 +14,7 @@ use super::project::{reachable, read_lock, write_whole};
 use super::supply::{find_wheel, size_here, with_indexes};
 use crate::error::Failure;
 use crate::observe::Event;
-use crate::parallel::in_parallel;
+use crate::parallel::{self, in_parallel, unlocked};
 use crate::python::{self, Target};
 
 /// Requests in flight when sizes are asked of an index.
@@ -67,7 +67,7 @@ pub fn choose(
                 }
             },
         };
-        sized.lock().expect("no thread panics while it holds this").push(LockedWheel {
+        parallel::lock(&sized).push(LockedWheel {
             name: wheel.name.clone(),
             version: wheel.version.clone(),
             file: wheel.file.clone(),
@@ -76,7 +76,7 @@ pub fn choose(
         });
         Ok::<(), Failure>(())
     })?;
-    let mut sized = sized.into_inner().expect("no thread panics while it holds this");
+    let mut sized = unlocked(sized);
     sized.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(sized)
 }

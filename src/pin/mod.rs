@@ -18,6 +18,7 @@ use layers::source::{Files, LockFormat, Python};
 use layers::{Digest, KeyHasher};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
+use crate::parallel::{lock, unlocked};
 use ignore::Patterns;
 pub use parts::Part;
 pub use stat::StatCache;
@@ -197,7 +198,7 @@ impl Context {
     /// Pins what `files` selects: what is found at first counts from then on.
     pub fn select(&self, files: &Files) -> Result<Arc<Selection>, PinError> {
         let what = (files.from.clone(), files.include.clone(), files.exclude.clone());
-        let known = || self.selected.lock().expect("no thread panics while it holds this");
+        let known = || lock(&self.selected);
         if let Some(selection) = known().get(&what) {
             return Ok(selection.clone());
         }
@@ -342,11 +343,11 @@ impl Context {
             let path = join(from, &entries[at].path);
             let digest =
                 cache::hash(self.open_file(&path)?).map_err(|source| PinError::Read { path: path.clone(), source })?;
-            hashed.lock().expect("no thread panics while it holds this").push((at, stat, digest));
+            lock(&hashed).push((at, stat, digest));
             Ok::<(), PinError>(())
         })?;
         let mut stats = self.stats();
-        for (at, stat, found) in hashed.into_inner().expect("no thread panics while it holds this") {
+        for (at, stat, found) in unlocked(hashed) {
             stats.remember(&join(from, &entries[at].path), &stat, seen, found);
             if let SelectedKind::File { digest, .. } = &mut entries[at].kind {
                 *digest = found;
@@ -357,7 +358,7 @@ impl Context {
     }
 
     fn stats(&self) -> MutexGuard<'_, StatCache> {
-        self.stats.lock().expect("no thread panics while it holds this")
+        lock(&self.stats)
     }
 }
 

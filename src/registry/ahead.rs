@@ -12,7 +12,7 @@ use reqwest::Method;
 use reqwest::header::ACCEPT;
 use tokio::sync::watch;
 
-use super::client::{Ask, Client, lock};
+use super::client::{Ask, Client};
 use super::digest::AnyDigest;
 use super::error::RegistryError;
 use super::memo::Memo;
@@ -21,6 +21,7 @@ use super::reference::Repository;
 use super::token::push_scope;
 use super::upload::{Content, Session, Source};
 use crate::observe::Observer;
+use crate::parallel::lock;
 
 /// How long a manifest that was seen is taken to be there.
 const SEEN: Duration = Duration::from_secs(60);

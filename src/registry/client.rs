@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use super::reference::Repository;
 use super::token::Session;
 use super::{ahead, retry, transport};
 use crate::fetch::{chain, shown};
+use crate::parallel::lock;
 
 /// What a client has done so far.
 #[derive(Debug, Default)]
@@ -109,10 +110,6 @@ impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Failure {
         Failure::Final(error)
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Client {

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::{BoxFuture, Either, FutureExt as _, join, join3, select, try_join, try_join_all};
 use reqwest::Method;
@@ -17,7 +17,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use tokio::sync::OnceCell;
 
 use super::body::Outgoing;
-use super::client::{Ask, Client, lock};
+use super::client::{Ask, Client};
 use super::digest::AnyDigest;
 use super::document::{Descriptor, Document, accept_of};
 use super::error::RegistryError;
@@ -28,6 +28,7 @@ use super::token::push_scope;
 use super::upload::{Mount, Source};
 use crate::failpoint::Push;
 use crate::observe::{Event, Observer};
+use crate::parallel::{lock, unlocked};
 
 /// What a push came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,7 +133,7 @@ impl Client {
     ) -> Result<Vec<Planned>, RegistryError> {
         let run = Run::new(self, deliveries, supply, observer, true);
         try_join_all((0..deliveries.len()).map(|at| run.deliver(at))).await?;
-        let planned = run.dry.map(|dry| dry.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let planned = run.dry.map(unlocked);
         let mut planned = planned.unwrap_or_default();
         planned.sort_by(|a, b| (&a.repository, a.digest).cmp(&(&b.repository, b.digest)));
         Ok(planned)

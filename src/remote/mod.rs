@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use cache::{Blob, Store};
 use layers::Key;
@@ -37,6 +37,7 @@ pub use registry::Artifacts;
 pub use s3::{BucketPlace, Objects, S3Settings};
 
 use crate::observe::{Event, Observer};
+use crate::parallel::{lock, unlocked};
 use crate::registry::Repository;
 
 /// Why a cache elsewhere did not serve.
@@ -210,7 +211,7 @@ struct Heard(Mutex<Vec<String>>);
 impl Observer for Heard {
     fn on(&self, event: Event<'_>) {
         if let Event::Warning(text) = event {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(text.to_owned());
+            lock(&self.0).push(text.to_owned());
         }
     }
 }
@@ -228,7 +229,7 @@ impl Sources {
     }
 
     fn found(&self) -> std::sync::MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.found)
     }
 
     /// Asks the caches, in their order, for a believable document of this name.
@@ -357,7 +358,7 @@ impl Sources {
     pub fn bring_in_silence(&self, digest: &layers::Digest, store: &Store) -> bool {
         let heard = Heard::default();
         let is_here = self.bring(digest, store, &heard);
-        self.found().troubles.append(&mut heard.0.into_inner().unwrap_or_else(PoisonError::into_inner));
+        self.found().troubles.append(&mut unlocked(heard.0));
         is_here
     }
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use cache::{Blob, Store};
 
 use super::{Remote, RemoteError, Sources, TRANSFERS, parts_name};
-use crate::parallel::in_parallel;
+use crate::parallel::{in_parallel, lock};
 
 /// What a cache is to be sent.
 pub enum Job {
@@ -104,7 +104,7 @@ impl Publisher {
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Vec<Job>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     /// Waits until everything is sent; what went wrong, a line each.

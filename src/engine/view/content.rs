@@ -1,7 +1,7 @@
 //! What files of a view hold, read from the members of fragments.
 
 use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use layers::encode::{Kind, MEMBER_SIZE, Member, TarReader};
 use layers::{Digest, ImagePath};
@@ -10,6 +10,7 @@ use super::super::index::Fragment;
 use super::super::tree::TreeError;
 use super::View;
 use super::paths::Place;
+use crate::parallel::lock;
 
 /// A member of a fragment: the fragment's blob, the member's start in its tar, and its bytes.
 pub(super) type Inflated = (Digest, u64, Arc<Vec<u8>>);
@@ -34,7 +35,7 @@ impl View<'_> {
     /// The member of a fragment that starts at `start` in its tar and at `packed` in its blob, whole.
     fn inflated(&self, fragment: &Fragment, member: Member, start: u64, packed: u64) -> io::Result<Arc<Vec<u8>>> {
         let thread = std::thread::current().id();
-        let members = || self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let members = || lock(&self.members);
         if let Some((blob, at, bytes)) = members().get(&thread)
             && (*blob, *at) == (fragment.blob, start)
         {

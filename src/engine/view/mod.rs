@@ -6,7 +6,7 @@ mod paths;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
 use layers::encode::{EPOCH, Entry, Kind};
@@ -18,6 +18,7 @@ use super::foundation::{Answers, Known, Linked};
 use super::index::Fragment;
 use super::tree::{Tree, TreeError};
 use crate::debian::elf::ElfFacts;
+use crate::parallel::{lock, unlocked};
 
 /// Opens the bytes of a fragment.
 pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<File> + Sync + 'a;
@@ -145,7 +146,7 @@ impl<'a> View<'a> {
     /// What was asked since [`View::listen`], with the answers, and how much of what is linked now was there by then.
     pub fn heard(&mut self) -> Option<(Answers, usize)> {
         let listener = self.listener.take()?;
-        Some((listener.heard.into_inner().unwrap_or_else(PoisonError::into_inner), listener.linked))
+        Some((unlocked(listener.heard), listener.linked))
     }
 
     /// `place` is what the layers so far have at `path`.
@@ -159,7 +160,7 @@ impl<'a> View<'a> {
         // What stands above hides the answer, which was written down when it came.
         if !is_above {
             let found = place.map(|place| self.entries.at(place));
-            listener.heard.lock().unwrap_or_else(PoisonError::into_inner).note(path, found);
+            lock(&listener.heard).note(path, found);
         }
     }
 

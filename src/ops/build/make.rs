@@ -28,7 +28,7 @@ use crate::ops::latest::{Left, leave, left_by_last};
 use crate::ops::remote::{self, Made};
 use crate::ops::supply::Mirrors;
 use crate::ops::{Bench, exchange};
-use crate::parallel::{at_once, begin, end, in_parallel};
+use crate::parallel::{self, at_once, begin, end, in_parallel, unlocked};
 use crate::remote::TRANSFERS;
 
 /// Whether what is made may be delivered, asked once; then without a question.
@@ -172,12 +172,12 @@ fn walk_on_known<'b>(
             |walked: &Walks| -> Vec<&Missing> { missing.iter().filter(|it| !walked.contains_key(&it.at)).collect() };
         in_parallel(TRANSFERS, &rest(&walked), |it| {
             if let Some(bundle) = remote::warm(bench, wanted[it.at].name, wanted[it.at].platform, beside)? {
-                bundles.lock().expect("no thread panics while it holds this").insert(it.at, bundle);
+                parallel::lock(&bundles).insert(it.at, bundle);
             }
             Ok::<(), Failure>(())
         })?;
         walk_on_foundations(bench, lock, wanted, missing, engine, &mut walked, checked)?;
-        let bundles = bundles.into_inner().expect("no thread panics while it holds this");
+        let bundles = unlocked(bundles);
         in_parallel(TRANSFERS, &rest(&walked), |it| {
             bundles.get(&it.at).map_or(Ok(()), |bundle| remote::unpack(bench, bundle))
         })?;
@@ -264,11 +264,11 @@ fn walk_whole<'b>(
             if left.fetch_sub(1, Ordering::Relaxed) > 1 || whole.len() == 1 {
                 let made = engine
                     .assemble(&done.jobs.iter().collect::<Vec<_>>(), threads, &|layer| beside.made(it.name, layer))?;
-                records.lock().expect("no thread panics while it holds this").extend(made);
+                parallel::lock(&records).extend(made);
             }
             Ok(())
         })?;
-        walked.lock().expect("no thread panics while it holds this").insert(at, done);
+        parallel::lock(&walked).insert(at, done);
         Ok(())
     };
     let walk = |it: &&Missing| -> Result<(), Infallible> {
@@ -310,8 +310,7 @@ fn walk_whole<'b>(
     if let Some(error) = engine.failure() {
         return Err(Trouble::Engine(error));
     }
-    let unlocked = "no thread panics while it holds this";
-    Ok((walked.into_inner().expect(unlocked), records.into_inner().expect(unlocked)))
+    Ok((unlocked(walked), unlocked(records)))
 }
 
 /// Writes down what an image is made of, for the next build and for caches elsewhere.

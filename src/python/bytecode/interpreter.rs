@@ -16,6 +16,7 @@ use layers::encode::Kind;
 
 use super::CompileError;
 use super::marshal::{TOO_DEEP, canonical};
+use crate::parallel::{lock, unlocked};
 
 /// What compiles; it reads sources from its standard input.
 const PROGRAM: &str = include_str!("compile.py");
@@ -141,7 +142,7 @@ impl Interpreter {
                 let (path, source) = &modules[at];
                 match worker.compile(path, source) {
                     Ok(Some(pyc)) => {
-                        compiled.lock().unwrap_or_else(PoisonError::into_inner).insert(at, pyc);
+                        lock(&compiled).insert(at, pyc);
                     }
                     Ok(None) => {}
                     Err(error) => {
@@ -153,12 +154,12 @@ impl Interpreter {
             self.give_back(worker);
             Ok(())
         })?;
-        let compiled = compiled.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let compiled = unlocked(compiled);
         Ok(compiled.into_iter().map(|(at, pyc)| (modules[at].0.clone(), pyc)).collect())
     }
 
     fn worker(&self, most: usize) -> Result<Worker, CompileError> {
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = lock(&self.workers);
         loop {
             if let Some(worker) = workers.idle.pop() {
                 return Ok(worker);
@@ -173,12 +174,12 @@ impl Interpreter {
     }
 
     fn give_back(&self, worker: Worker) {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).idle.push(worker);
+        lock(&self.workers).idle.push(worker);
         self.free.notify_one();
     }
 
     fn lost(&self) {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).running -= 1;
+        lock(&self.workers).running -= 1;
         self.free.notify_one();
     }
 

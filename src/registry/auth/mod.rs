@@ -20,6 +20,7 @@ pub use helper::{HelperError, Helpers};
 pub use secret::{Credential, Secret};
 
 use super::reference::Repository;
+use crate::parallel::lock;
 
 /// Why credentials could not be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +175,7 @@ impl Keyring {
     /// The credential for a repository; the answer is remembered.
     pub fn find(&self, repository: &Repository) -> Result<Found, AuthError> {
         // Held while a helper runs, so that it is asked once and not by every thread.
-        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = lock(&self.known);
         if let Some(found) = known.get(repository) {
             return Ok(found.clone());
         }
@@ -186,7 +187,7 @@ impl Keyring {
     /// Uses a credential for a repository, whatever the sources say.
     pub fn assume(&self, repository: &Repository, credential: Credential) {
         let found = Found::default().answered("given", credential);
-        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(repository.clone(), found);
+        lock(&self.known).insert(repository.clone(), found);
     }
 
     /// As [`find`](Keyring::find), for people: past a broken source it asks the next ones. An empty path asks for the
