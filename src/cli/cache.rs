@@ -117,14 +117,17 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             } else {
                 collect(&store, &collector(&store)?, &limits, now())?
             };
-            show(&collected, dry_run, format)
+            show(&collected, &limits, dry_run, format)
         }
         Command::Verify { format } => {
             let jobs = config.jobs(invocation.globals.jobs.map(usize::from))?;
             verify(&store, jobs, format)
         }
         Command::Key { .. } => Ok(()),
-        Command::Clear => show(&collect(&store, &collector(&store)?, &Limits::NOTHING, now())?, false, Format::Text),
+        Command::Clear => {
+            let collected = collect(&store, &collector(&store)?, &Limits::NOTHING, now())?;
+            show(&collected, &Limits::default(), false, Format::Text)
+        }
         Command::Export { file, max_age } => {
             let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
             let amount = export(&store, &file, since)?;
@@ -221,7 +224,7 @@ fn info(store: &Store, limits: &Limits, format: Format) -> Result<(), Stop> {
     print(&text)
 }
 
-fn show(collected: &Collected, dry_run: bool, format: Format) -> Result<(), Stop> {
+fn show(collected: &Collected, limits: &Limits, dry_run: bool, format: Format) -> Result<(), Stop> {
     if format == Format::Json {
         return print_json(&json!({
             "version": 1,
@@ -241,6 +244,13 @@ fn show(collected: &Collected, dry_run: bool, format: Format) -> Result<(), Stop
         let _ = writeln!(text, "{verb} {:>9}  {:>6}  leftovers of killed builds", size(amount.bytes), amount.count);
     }
     let _ = writeln!(text, "{} stay", size(collected.kept));
+    if let Some(most) = limits.max_size.filter(|most| *most > 0 && collected.kept > *most) {
+        let _ = writeln!(
+            text,
+            "which is beyond the ceiling of {}: it is not imgbuild's, or is empty folders and locks",
+            size(most)
+        );
+    }
     print(&text)
 }
 

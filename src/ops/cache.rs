@@ -163,7 +163,9 @@ fn add(path: &Path, bytes: u64) -> io::Result<Option<Usage>> {
 /// Removes what is beyond the limits, and remembers what stays, for whoever tidies next.
 pub fn collect(store: &Store, collector: &Collector<'_>, limits: &Limits, now: i64) -> Result<Collected, Failure> {
     let collected = collector.collect(limits, now)?;
-    keep(store, collected.kept, now)?;
+    if store.may_write() {
+        keep(store, collected.kept, now)?;
+    }
     Ok(collected)
 }
 

@@ -213,3 +213,16 @@ fn real_a_disk_that_content_on_its_way_fills_is_named() {
     let said = outcome(command.arg(disk.0.join("cache"))).failure(1, &["the disk of the cache is full"]).stderr;
     assert!(!said.contains("damaged"), "{said}");
 }
+
+#[test]
+fn a_ceiling_that_others_keep_from_being_held_is_told() {
+    let sandbox = project(0, 1000);
+    sandbox.imgbuild(["build", "--catalogue", "plan.json"]).success();
+    let gc = || sandbox.imgbuild(["cache", "gc", "--max-size", "200kB"]).success();
+    assert!(!gc().contains("beyond"), "{}", gc());
+    let others = sandbox.cache().join("somebodys");
+    fs::write(&others, Random::of(1).bytes(300_000)).unwrap();
+    let said = gc();
+    assert!(said.contains("beyond the ceiling of 200 kB: it is not imgbuild's"), "{said}");
+    assert!(others.exists());
+}
