@@ -236,8 +236,15 @@ fn real_another_users_cache_is_named() {
         project.sandbox.place(&mut other);
         outcome(other.args(words).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1"))
     };
+    // What is there serves whoever may read it.
+    build().success();
+    assert_eq!(project.delivered(), right);
+    fs::remove_dir_all(project.sandbox.work().join("dist")).unwrap();
+    let before = fs::read(project.sandbox.work().join("src/app.py")).unwrap();
+    project.sandbox.write("src/app.py", "print('changed')\n");
     build().failure(1, &["Permission denied", project.sandbox.cache().to_str().unwrap(), "--cache-dir"]);
     assert!(!project.sandbox.work().join("dist/index.json").exists());
+    project.sandbox.write("src/app.py", before);
     assert_eq!(project.rebuilt(), right);
 }
 
