@@ -143,7 +143,11 @@ impl Store {
 
     /// Takes a file over as a blob by renaming it; the caller has verified its digest. It must lie in the cache.
     pub fn adopt(&self, file: &Path, digest: &Digest) -> Result<(), CacheError> {
-        fs::set_permissions(file, fs::Permissions::from_mode(0o444)).map_err(CacheError::at(file))?;
+        match fs::set_permissions(file, fs::Permissions::from_mode(0o444)) {
+            // Another user has begun it. The mode keeps nobody from it who may write to the folder.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.map_err(CacheError::at(file))?,
+        }
         let size = fs::metadata(file).map_err(CacheError::at(file))?.len();
         Point::Adopting.reach();
         self.settle(file, &self.blob_path(digest))?;

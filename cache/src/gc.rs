@@ -78,6 +78,8 @@ pub struct Collected {
     pub leftovers: Amount,
     /// Bytes on disk that stay.
     pub kept: u64,
+    /// Bytes on disk of what is somebody else's, which count for no limit.
+    pub others: u64,
 }
 
 /// Held by one collector, while no builder runs as far as locks tell.
@@ -94,7 +96,7 @@ impl Store {
     /// What is in the cache.
     pub fn contents(&self) -> Result<Contents, CacheError> {
         let survey = self.survey()?;
-        let mut contents = Contents { total: survey.fixed, free: self.free()?, ..Contents::default() };
+        let mut contents = Contents { total: survey.fixed + survey.others, free: self.free()?, ..Contents::default() };
         contents.total += survey.folders.iter().map(|folder| folder.size).sum::<u64>();
         for item in &survey.items {
             contents.classes.entry(item.class).or_default().add(item.size);
@@ -121,7 +123,7 @@ impl Store {
     }
 
     fn judge(&self, limits: &Limits, now: i64, is_alone: bool) -> Result<Verdict, CacheError> {
-        let Survey { mut items, mut folders, leftovers, fixed } = self.survey()?;
+        let Survey { mut items, mut folders, leftovers, fixed, others } = self.survey()?;
         let mut verdict = Verdict::default();
         for leftover in &leftovers {
             verdict.collected.leftovers.add(leftover.size);
@@ -171,6 +173,7 @@ impl Store {
         }
         verdict.spare = empty;
         verdict.collected.kept = total;
+        verdict.collected.others = others;
         Ok(verdict)
     }
 }

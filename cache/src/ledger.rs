@@ -101,7 +101,9 @@ impl Store {
 /// The time of the last use, for `gc`. A cache that can only be read is not collected.
 pub(crate) fn mark_used(file: &File, metadata: &fs::Metadata) {
     if metadata.modified().is_ok_and(|time| is_ahead(time) || time.elapsed().is_ok_and(|age| age > FRESH)) {
-        let _ = file.set_modified(SystemTime::now());
+        // As whoever may write to it may do, and not its owner alone.
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let _ = rustix::fs::futimens(file, &rustix::fs::Timestamps { last_access: now, last_modification: now });
     }
 }
 

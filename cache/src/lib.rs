@@ -30,7 +30,7 @@ mod transfer;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,6 +54,9 @@ fn version(bucket: &str) -> u32 {
 
 /// The folders.
 const BUCKETS: [&str; 7] = ["blobs", "ledger", "partial", "locks", "tmp", "commands", "stat"];
+
+/// By which backup programs know what to leave out.
+const TAG: &str = "CACHEDIR.TAG";
 
 /// What a file takes at least on most file systems.
 const BLOCK: u64 = 4096;
@@ -170,7 +173,7 @@ impl Store {
         }
         // First: who finds the folders takes all for made.
         fs::create_dir_all(root).map_err(CacheError::at(root))?;
-        let tag = root.join("CACHEDIR.TAG");
+        let tag = root.join(TAG);
         let text =
             "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds imgbuild's cache and may be deleted.\n";
         fs::write(&tag, text).map_err(CacheError::at(&tag))?;
@@ -246,7 +249,13 @@ impl Store {
         }
         let path = self.bucket("commands");
         fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
-        let mode = fs::metadata(&path).map_err(CacheError::at(&path))?.permissions().mode();
+        let found = fs::metadata(&path).map_err(CacheError::at(&path))?;
+        let (own, root) = (rustix::process::geteuid(), rustix::process::geteuid().is_root());
+        if found.uid() != own.as_raw() && !root {
+            let why = "it is another user's, and what commands keep is nobody else's business";
+            return Err(CacheError::at(&path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
+        }
+        let mode = found.permissions().mode();
         if mode & 0o077 != 0 {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(CacheError::at(&path))?;
         }

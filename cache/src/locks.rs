@@ -42,10 +42,10 @@ pub enum Waiting {
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Shared by builders, exclusive to a collector.
-const IN_USE: &str = "in-use.lock";
+pub(crate) const IN_USE: &str = "in-use.lock";
 
 /// Exclusive to a collector that waits or is at work; builders pass it before they share the other one.
-const GATE: &str = "collect.lock";
+pub(crate) const GATE: &str = "collect.lock";
 
 impl Store {
     /// Announces a builder: nothing is collected while it lives. Waits for a collection that is under way, or wanted.

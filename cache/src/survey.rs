@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use layers::{Digest, Key};
 
-use crate::{CacheError, Store, ledger};
+use crate::locks::{GATE, IN_USE};
+use crate::{CacheError, Store, TAG, ledger};
 
 /// What an entry is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,8 +74,10 @@ pub(crate) struct Survey {
     pub(crate) folders: Vec<Fan>,
     /// Counted here alone: beside a running build they come and go between two looks.
     pub(crate) leftovers: Vec<Leftover>,
-    /// Bytes on disk of what no collection removes: locks and the buckets' own folders, say, and what is somebody else's.
+    /// Bytes on disk of what no collection removes: locks and the buckets' own folders, say.
     pub(crate) fixed: u64,
+    /// Bytes on disk of what is somebody else's.
+    pub(crate) others: u64,
 }
 
 /// What is named by a record, for `gc`.
@@ -156,13 +159,17 @@ impl Store {
         })?;
         flow(&mut nodes);
         let items = nodes.into_iter().map(|node| node.item).collect();
-        let mut survey = Survey { items, folders, fixed: others, ..Survey::default() };
+        let mut survey = Survey { items, folders, others, ..Survey::default() };
         survey.fixed += disk(&fs::metadata(self.root()).map_err(CacheError::at(self.root()))?);
         let partial = self.bucket("partial");
         for (path, metadata) in list(&partial)? {
             survey.items.push(item(path, Class::Partial, &metadata));
         }
-        for (path, metadata) in list(&self.bucket("commands"))? {
+        let commands = self.bucket("commands");
+        let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        // Another user's, who lets nobody look into it.
+        let is_others = fs::read_dir(&commands).is_err_and(|error| is_closed(&error));
+        for (path, metadata) in if is_others { Vec::new() } else { list(&commands)? } {
             let size = size(&path, &metadata)?;
             survey.items.push(Item { size, ..item(path, Class::Command, &metadata) });
         }
@@ -173,6 +180,8 @@ impl Store {
             survey.leftovers.push(leftover(path, &metadata)?);
         }
         let own = ["blobs", "ledger", "partial", "stat", "commands", "tmp"].map(|name| self.bucket(name));
+        let stays = [TAG, IN_USE, GATE].map(|name| self.root().join(name));
+        let stays = [&stays[..], &[self.usage_path(), self.bucket("locks")]].concat();
         for (path, metadata) in list(self.root())? {
             if own.contains(&path) {
                 survey.fixed += disk(&metadata);
@@ -185,8 +194,10 @@ impl Store {
             if is_other_version(&path) {
                 let size = size(&path, &metadata)?;
                 survey.items.push(Item { size, ..item(path, Class::OtherVersion, &metadata) });
+            } else if stays.contains(&path) {
+                survey.fixed += size(&path, &metadata)?;
             } else {
-                survey.fixed += size_of_others(&path, &metadata);
+                survey.others += size_of_others(&path, &metadata);
             }
         }
         Ok(survey)

@@ -117,17 +117,14 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             } else {
                 collect(&store, &collector(&store)?, &limits, now())?
             };
-            show(&collected, &limits, dry_run, format)
+            show(&collected, dry_run, format)
         }
         Command::Verify { format } => {
             let jobs = config.jobs(invocation.globals.jobs.map(usize::from))?;
             verify(&store, jobs, format)
         }
         Command::Key { .. } => Ok(()),
-        Command::Clear => {
-            let collected = collect(&store, &collector(&store)?, &Limits::NOTHING, now())?;
-            show(&collected, &Limits::default(), false, Format::Text)
-        }
+        Command::Clear => show(&collect(&store, &collector(&store)?, &Limits::NOTHING, now())?, false, Format::Text),
         Command::Export { file, max_age } => {
             let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
             let amount = export(&store, &file, since)?;
@@ -224,7 +221,7 @@ fn info(store: &Store, limits: &Limits, format: Format) -> Result<(), Stop> {
     print(&text)
 }
 
-fn show(collected: &Collected, limits: &Limits, dry_run: bool, format: Format) -> Result<(), Stop> {
+fn show(collected: &Collected, dry_run: bool, format: Format) -> Result<(), Stop> {
     if format == Format::Json {
         return print_json(&json!({
             "version": 1,
@@ -232,6 +229,7 @@ fn show(collected: &Collected, limits: &Limits, dry_run: bool, format: Format) -
             "removed": classes(&collected.removed),
             "leftovers": { "count": collected.leftovers.count, "bytes": collected.leftovers.bytes },
             "kept": collected.kept,
+            "others": collected.others,
         }));
     }
     let mut text = String::new();
@@ -244,12 +242,8 @@ fn show(collected: &Collected, limits: &Limits, dry_run: bool, format: Format) -
         let _ = writeln!(text, "{verb} {:>9}  {:>6}  leftovers of killed builds", size(amount.bytes), amount.count);
     }
     let _ = writeln!(text, "{} stay", size(collected.kept));
-    if let Some(most) = limits.max_size.filter(|most| *most > 0 && collected.kept > *most) {
-        let _ = writeln!(
-            text,
-            "which is beyond the ceiling of {}: it is not imgbuild's, or is empty folders and locks",
-            size(most)
-        );
+    if collected.others > 0 {
+        let _ = writeln!(text, "{} in its folder are not imgbuild's", size(collected.others));
     }
     print(&text)
 }

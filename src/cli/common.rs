@@ -257,7 +257,11 @@ impl Invocation {
     fn remote(&self, config: &Config, spec: &RemoteSpec) -> Result<Arc<dyn Remote>, Stop> {
         let patience = config.cache_patience()?;
         Ok(match spec {
-            RemoteSpec::Dir(path) => Arc::new(Folder::new(&config.environment().directory().join(path), patience)),
+            // From here on it is the folder that it was when it was named, wherever links lead later.
+            RemoteSpec::Dir(_) => match spec.clone().seen_from(config.environment().directory()) {
+                RemoteSpec::Dir(path) => Arc::new(Folder::new(&path, patience)),
+                _ => unreachable!("a folder stays one"),
+            },
             RemoteSpec::Registry(repository) => {
                 let client = config.registries(&[], None)?;
                 let offline = self.globals.offline;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cache::CacheError;
-use layers::encode::{Kind, LAYER_FORMAT};
+use layers::encode::{EncodeError, Kind, LAYER_FORMAT};
 use layers::format::tar::{Reader, TarItem};
 use layers::format::{FormatError, Limits, decoder_memory, decompress};
 use layers::lower::PinnedBase;
@@ -23,7 +23,7 @@ use super::made::{Content, Made};
 use super::spool::Spool;
 
 /// Counts up when another file system is seen in the same base; part of the keys of what may look at it.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Says in a key which base is below, if there is one, and how it is seen.
 pub fn key(hasher: &mut KeyHasher, manifest: Option<&Digest>) {
@@ -263,6 +263,7 @@ impl BaseImage {
         let spool = Spool::new(&engine.room);
         let made = read_layer(Reader::oci_layer(reader, &Limits::default()), spool).map_err(failed)?;
         engine.keep(&key, &text, made).map_err(|error| match error {
+            EngineError::Encode(EncodeError::Io(_) | EncodeError::Damaged(_)) => error,
             EngineError::Encode(source) => wrong(format!("layer {} cannot be unpacked: {source}", layer.digest)),
             other => other,
         })
@@ -272,7 +273,7 @@ impl BaseImage {
 /// Names the fragment of a base's layer.
 fn fragment_key(layer: &Descriptor) -> (Key, String) {
     let mut hasher = KeyHasher::new("base-layer", LAYER_FORMAT);
-    hasher.field("index", INDEX_FORMAT).field("layer", layer.digest);
+    hasher.field("index", INDEX_FORMAT).field("version", VERSION).field("layer", layer.digest);
     hasher.finish()
 }
 

@@ -30,12 +30,12 @@ pub type Drops = BTreeSet<ImagePath>;
 /// The version of a conversion's rules; part of the fragment's key.
 pub fn version(conversion: &Conversion) -> u32 {
     match conversion {
-        Conversion::Deb { .. } => 200 + scripts::VERSION,
+        Conversion::Deb { .. } => 300 + scripts::VERSION,
         Conversion::Wheel { bytecode: Some(wanted), .. } => match wanted.modules {
             Modules::ImportedBy(_) => 1 + 100 * bytecode::VERSION + 10_000 * imports::VERSION,
             _ => 1 + 100 * bytecode::VERSION,
         },
-        Conversion::Unpack { how: Unpack::Tar, .. } => 2,
+        Conversion::Unpack { how: Unpack::Tar, .. } => 3,
         Conversion::Wheel { .. } | Conversion::Unpack { .. } | Conversion::File { .. } => 1,
     }
 }

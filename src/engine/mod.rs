@@ -308,6 +308,8 @@ impl EngineError {
     /// The error with the archive whose fragment it is about, where it is about its entries.
     pub(crate) fn of_archive(self, archive: &str) -> EngineError {
         match self {
+            // The cache's trouble, or this machine's.
+            EngineError::Encode(EncodeError::Io(_) | EncodeError::Damaged(_)) => self,
             EngineError::Encode(source) => EngineError::Entries { archive: archive.to_owned(), source },
             other => other,
         }

@@ -152,7 +152,7 @@ fn relock(bench: &Bench<'_>, old: &Lock, request: &Request) -> Result<Lock, Fail
             // The context's lock file names every file by its hash: what it was answered before stays the answer.
             let wheels = match known.and_then(|known| known.wheels.get(&platform)) {
                 Some(wheels) if request.refresh == Refresh::Nothing => wheels.clone(),
-                _ => wheels::choose(bench, &lock, *id, python, platform).map_err(located)?,
+                _ => wheels::choose(bench, &lock, *id, python, platform, wheels::New::Recorded).map_err(located)?,
             };
             chosen.insert(platform, wheels);
         }

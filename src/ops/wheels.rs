@@ -20,13 +20,15 @@ use crate::python::{self, Target};
 /// Requests in flight when sizes are asked of an index.
 const REQUESTS: usize = 8;
 
-/// Chooses the wheels of a source for one platform.
+/// Chooses the wheels of a source for one platform. Nothing is downloaded for the sake of a choice that is recorded nowhere: sizes that
+/// no index says are 0 then, and layers may be shared otherwise.
 pub fn choose(
     bench: &Bench<'_>,
     lock: &Lock,
     stage: StageId,
     source: &Python<StageId>,
     platform: Platform,
+    new: New,
 ) -> Result<Vec<LockedWheel>, Failure> {
     let read = |path: &str| bench.context.read(path).map_err(std::io::Error::other);
     let mut set =
@@ -55,6 +57,7 @@ pub fn choose(
             (Some(size), _) | (None, Some(size)) => size,
             (None, None) => match find_wheel(bench.config, bench.http, wheel)? {
                 crate::python::index::Found { size: Some(size), .. } => size,
+                _ if new == New::Passing => 0,
                 found => {
                     let download = crate::fetch::Download {
                         name: wheel.file.clone(),
@@ -157,7 +160,7 @@ pub fn adopt_context(
                     "build once without `--locked` (and without CI=true) and keep the `imgbuild.lock` that it writes",
                 ));
             }
-            wheels.insert(*platform, choose(bench, lock, *id, source, *platform)?);
+            wheels.insert(*platform, choose(bench, lock, *id, source, *platform, new)?);
             changed = true;
         }
         let entry = LockedWheels {

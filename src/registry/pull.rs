@@ -1,11 +1,11 @@
 //! Reading from registries: manifests by name, blobs by digest, every byte verified.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 
 use bytes::Bytes;
-use cache::{Store, Turn};
+use cache::{CacheError, Store, Turn};
 use layers::Platform;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use reqwest::{Method, StatusCode};
@@ -248,7 +248,7 @@ impl Client {
         let _permit = self.transfers.acquire().await;
         observer.on(Event::DownloadStarted { name: &name, size: Some(descriptor.size) });
         let path = store.download_path(&digest, &turn);
-        let mut sink = OnDisk { path: &path, file: None, observer, name: &name };
+        let mut sink = OnDisk { path: &path, store: Some(store), file: None, observer, name: &name };
         self.blob(repository, descriptor, &mut sink).await?;
         store.adopt(&path, &digest)?;
         observer.on(Event::DownloadFinished { name: &name });
@@ -285,7 +285,7 @@ impl Client {
         observer: &dyn Observer,
     ) -> Result<(), RegistryError> {
         let name = descriptor.digest.to_string();
-        self.blob(repository, descriptor, &mut OnDisk { path, file: None, observer, name: &name }).await
+        self.blob(repository, descriptor, &mut OnDisk { path, store: None, file: None, observer, name: &name }).await
     }
 
     async fn blob(
@@ -419,6 +419,8 @@ impl Sink for Memory<'_> {
 
 struct OnDisk<'a> {
     path: &'a Path,
+    /// The cache that it is in.
+    store: Option<&'a Store>,
     file: Option<File>,
     observer: &'a dyn Observer,
     name: &'a str,
@@ -426,7 +428,10 @@ struct OnDisk<'a> {
 
 impl OnDisk<'_> {
     fn failed(&self, source: std::io::Error) -> RegistryError {
-        RegistryError::File { path: self.path.into(), source }
+        match self.store {
+            Some(_) => CacheError::at(self.path)(source).into(),
+            None => RegistryError::File { path: self.path.into(), source },
+        }
     }
 }
 
@@ -434,20 +439,15 @@ impl Sink for OnDisk<'_> {
     fn resume(&mut self, mut hasher: Hasher) -> Result<(Hasher, u64), RegistryError> {
         let mut have = 0;
         let opened = OpenOptions::new().create(true).read(true).append(true).open(self.path);
-        let mut file = opened.map_err(|error| self.failed(error))?;
-        let mut piece = vec![0; 256 << 10];
-        loop {
-            match file.read(&mut piece).map_err(|error| self.failed(error))? {
-                0 => {
-                    self.file = Some(file);
-                    return Ok((hasher, have));
-                }
-                count => {
-                    hasher.update(&piece[..count]);
-                    have += count as u64;
-                }
-            }
-        }
+        let file = opened.map_err(|error| self.failed(error))?;
+        let read = cache::in_pieces(&file, |piece| {
+            hasher.update(piece);
+            have += piece.len() as u64;
+            Ok(())
+        });
+        read.map_err(|error| self.failed(error))?;
+        self.file = Some(file);
+        Ok((hasher, have))
     }
 
     fn restart(&mut self) -> Result<(), RegistryError> {
@@ -457,7 +457,12 @@ impl Sink for OnDisk<'_> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), RegistryError> {
         let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
-        written.map_err(|error| self.failed(error))?;
+        if let Err(error) = written {
+            // Nobody else counts it, and whoever makes room for the next attempt asks how much this one wrote.
+            let have = self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |found| found.len());
+            self.store.inspect(|store| store.count(have, 0));
+            return Err(self.failed(error));
+        }
         Kept::Chunk.reach();
         self.observer.on(Event::DownloadAdvanced { name: self.name, bytes: bytes.len() as u64 });
         Ok(())

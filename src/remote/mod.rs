@@ -340,6 +340,9 @@ impl Sources {
             }
             match self.sources[at].remote.fetch(&Blob { digest: *digest, size }, store) {
                 Ok(()) => return true,
+                // What cannot be written here is no fault of that cache; whoever needs it says so.
+                Err(RemoteError::Cache(_) | RemoteError::Service(crate::fetch::FetchError::Cache(_))) => return false,
+                Err(RemoteError::Registry(crate::registry::RegistryError::Cache(_))) => return false,
                 Err(error) => {
                     self.found().unfinished.insert(*digest);
                     self.fail(at, &error.to_string(), observer);

@@ -426,9 +426,12 @@ fn a_context_with_a_package_that_has_only_an_sdist_is_refused_by_name() {
     let two = index.wheel("two", &["two.py=2\n"]);
     index.sandbox.write("other/poetry.lock", poetry_lock(&[one, two]));
     index.run(&["build", "--context", "other", "--locked"]).failure(1, &["imgbuild.lock", "without `--locked`"]);
+    index.index.files.asked();
     let explained = index.run(&["explain", "--context", "other"]).success();
     assert!(explained.contains("miss") && explained.contains("two"), "{explained}");
     assert!(!index.sandbox.work().join("other/imgbuild.lock").exists(), "nothing is written");
+    let asked = index.index.files.asked();
+    assert!(!asked.is_empty() && !asked.iter().any(|path| path.ends_with(".whl")), "nothing is downloaded: {asked:?}");
     index.run(&["build", "--context", "other"]).success();
     let recorded = fs::read_to_string(index.sandbox.work().join("other/imgbuild.lock")).unwrap();
     assert!(recorded.contains("two-1.0-py3-none-any.whl"), "{recorded}");
