@@ -3,9 +3,10 @@
 //! Texts that others wrote (servers, helpers, whoever typed a command) reach people by many ways; they are looked through where
 //! they leave the program.
 
-use crate::parallel::lock;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
+
+use crate::parallel::lock;
 
 static SECRETS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 

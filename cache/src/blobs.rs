@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::points::Point;
-use crate::survey::{is_fan, list, named};
+use crate::survey::entries;
 use crate::{CacheError, Store, fails};
 
 /// A blob of the store.
@@ -163,12 +163,8 @@ impl Store {
 
     /// All blobs, sorted.
     pub fn list(&self) -> Result<Vec<Blob>, CacheError> {
-        let mut blobs = Vec::new();
-        for (folder, _) in list(&self.bucket("blobs"))?.into_iter().filter(|(path, found)| is_fan(path, found)) {
-            for (path, metadata) in list(&folder)? {
-                blobs.extend(named(&path, &metadata).map(|digest| Blob { digest, size: metadata.len() }));
-            }
-        }
+        let found = entries(&self.bucket("blobs"))?.into_iter();
+        let mut blobs: Vec<Blob> = found.map(|(_, digest, metadata)| Blob { digest, size: metadata.len() }).collect();
         blobs.sort_by_key(|blob| blob.digest);
         Ok(blobs)
     }

@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use layers::{Digest, Key};
 
 use crate::points::Point;
-use crate::survey::{AHEAD, Class, Fan, Item, Leftover, Survey, is_fan, list, named};
+use crate::survey::{AHEAD, Class, Fan, Item, Leftover, Survey, entries, list};
 use crate::{CacheError, Store, fails, ledger};
 
 /// What a cache may come to.
@@ -281,19 +281,16 @@ impl Collector<'_> {
             verified.damaged.extend(damaged?);
         }
         verified.damaged.sort_unstable();
-        for (folder, _) in list(&self.store.bucket("ledger"))?.into_iter().filter(|(path, found)| is_fan(path, found)) {
-            for (path, metadata) in list(&folder)? {
-                let Some(key) = named(&path, &metadata) else { continue };
-                verified.records += 1;
-                let bytes = match fs::read(&path) {
-                    Err(error) if fails(&error) => Vec::new(),
-                    bytes => bytes.map_err(CacheError::at(&path))?,
-                };
-                if ledger::parse(&bytes, &Key(key)).is_none() {
-                    remove(&path, false)?;
-                    Point::Rejected.reach();
-                    verified.damaged_records += 1;
-                }
+        for (path, key, _) in entries(&self.store.bucket("ledger"))? {
+            verified.records += 1;
+            let bytes = match fs::read(&path) {
+                Err(error) if fails(&error) => Vec::new(),
+                bytes => bytes.map_err(CacheError::at(&path))?,
+            };
+            if ledger::parse(&bytes, &Key(key)).is_none() {
+                remove(&path, false)?;
+                Point::Rejected.reach();
+                verified.damaged_records += 1;
             }
         }
         Ok(verified)

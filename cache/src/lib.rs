@@ -250,8 +250,8 @@ impl Store {
         let path = self.bucket("commands");
         fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
         let found = fs::metadata(&path).map_err(CacheError::at(&path))?;
-        let (own, root) = (rustix::process::geteuid(), rustix::process::geteuid().is_root());
-        if found.uid() != own.as_raw() && !root {
+        let user = rustix::process::geteuid();
+        if found.uid() != user.as_raw() && !user.is_root() {
             let why = "it is another user's, and what commands keep is nobody else's business";
             return Err(CacheError::at(&path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }

@@ -166,9 +166,8 @@ impl Store {
             survey.items.push(item(path, Class::Partial, &metadata));
         }
         let commands = self.bucket("commands");
-        let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
         // Another user's, who lets nobody look into it.
-        let is_others = fs::read_dir(&commands).is_err_and(|error| is_closed(&error));
+        let is_others = fs::read_dir(&commands).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
         for (path, metadata) in if is_others { Vec::new() } else { list(&commands)? } {
             let size = size(&path, &metadata)?;
             survey.items.push(Item { size, ..item(path, Class::Command, &metadata) });
@@ -180,8 +179,8 @@ impl Store {
             survey.leftovers.push(leftover(path, &metadata)?);
         }
         let own = ["blobs", "ledger", "partial", "stat", "commands", "tmp"].map(|name| self.bucket(name));
-        let stays = [TAG, IN_USE, GATE].map(|name| self.root().join(name));
-        let stays = [&stays[..], &[self.usage_path(), self.bucket("locks")]].concat();
+        let [tag, in_use, gate] = [TAG, IN_USE, GATE].map(|name| self.root().join(name));
+        let stays = [tag, in_use, gate, self.usage_path(), self.bucket("locks")];
         for (path, metadata) in list(self.root())? {
             if own.contains(&path) {
                 survey.fixed += disk(&metadata);
@@ -245,14 +244,26 @@ impl Store {
     }
 }
 
+/// The entries of a bucket with folders of two digits.
+pub(crate) fn entries(bucket: &Path) -> Result<Vec<(PathBuf, Digest, fs::Metadata)>, CacheError> {
+    let mut found = Vec::new();
+    for (folder, _) in list(bucket)?.into_iter().filter(|(path, metadata)| is_fan(path, metadata)) {
+        let of_folder = list(&folder)?.into_iter();
+        found.extend(
+            of_folder.filter_map(|(path, metadata)| named(&path, &metadata).map(|name| (path, name, metadata))),
+        );
+    }
+    Ok(found)
+}
+
 /// Whether this is a folder of two digits. What else lies in a bucket is none of ours.
-pub(crate) fn is_fan(path: &Path, metadata: &fs::Metadata) -> bool {
+fn is_fan(path: &Path, metadata: &fs::Metadata) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     metadata.is_dir() && name.len() == 2 && name.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// The name of an entry: of a blob, or of a record. What has another name, or is no file, is none of ours.
-pub(crate) fn named(path: &Path, metadata: &fs::Metadata) -> Option<Digest> {
+fn named(path: &Path, metadata: &fs::Metadata) -> Option<Digest> {
     let name = path.file_name().and_then(|name| name.to_str()).filter(|_| metadata.is_file())?;
     Digest::from_hex(name).ok()
 }

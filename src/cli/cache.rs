@@ -102,14 +102,18 @@ fn key(path: &Path) -> Result<(), Stop> {
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
-    if let Command::Key { file } = args.command {
-        return key(&file);
-    }
-    let config = invocation.config()?;
-    let store = Store::open_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?)?;
+    let open = || {
+        let config = invocation.config()?;
+        let store = Store::open_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?)?;
+        Ok::<_, Stop>((config, store))
+    };
     match args.command {
-        Command::Info { format } => info(&store, &config.cache_limits()?.into(), format),
+        Command::Info { format } => {
+            let (config, store) = open()?;
+            info(&store, &config.cache_limits()?.into(), format)
+        }
         Command::Gc { max_size, max_age, min_free, dry_run, format } => {
+            let (config, store) = open()?;
             let given = Limits { max_size, max_age, min_free };
             let limits = if given.none() { config.cache_limits()?.into() } else { given };
             let collected = if dry_run {
@@ -120,12 +124,17 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
             show(&collected, dry_run, format)
         }
         Command::Verify { format } => {
+            let (config, store) = open()?;
             let jobs = config.jobs(invocation.globals.jobs.map(usize::from))?;
             verify(&store, jobs, format)
         }
-        Command::Key { .. } => Ok(()),
-        Command::Clear => show(&collect(&store, &collector(&store)?, &Limits::NOTHING, now())?, false, Format::Text),
+        Command::Key { file } => key(&file),
+        Command::Clear => {
+            let (_, store) = open()?;
+            show(&collect(&store, &collector(&store)?, &Limits::NOTHING, now())?, false, Format::Text)
+        }
         Command::Export { file, max_age } => {
+            let (_, store) = open()?;
             let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
             let amount = export(&store, &file, since)?;
             note(&format!("exported {}", amount_text(&amount)));
@@ -133,7 +142,7 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
         }
         Command::Import { file } => {
             // The import itself keeps collectors away.
-            let kept = common::Kept::open(invocation, &config, false)?;
+            let kept = common::Kept::open(invocation, &invocation.config()?, false)?;
             let imported = import(kept.store(), &file)?;
             kept.close();
             note(&format!("imported {}, {} were known", amount_text(&imported.added), imported.known));

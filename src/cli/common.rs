@@ -253,15 +253,11 @@ impl Invocation {
         Ok(Project::new(plan, home, Some(context), globals.lock_file.clone()))
     }
 
-    /// Opens a cache elsewhere.
+    /// Opens a cache elsewhere, a folder as it was [seen](RemoteSpec::seen_from).
     fn remote(&self, config: &Config, spec: &RemoteSpec) -> Result<Arc<dyn Remote>, Stop> {
         let patience = config.cache_patience()?;
         Ok(match spec {
-            // From here on it is the folder that it was when it was named, wherever links lead later.
-            RemoteSpec::Dir(_) => match spec.clone().seen_from(config.environment().directory()) {
-                RemoteSpec::Dir(path) => Arc::new(Folder::new(&path, patience)),
-                _ => unreachable!("a folder stays one"),
-            },
+            RemoteSpec::Dir(path) => Arc::new(Folder::new(path, patience)),
             RemoteSpec::Registry(repository) => {
                 let client = config.registries(&[], None)?;
                 let offline = self.globals.offline;
@@ -294,13 +290,15 @@ impl Invocation {
         let context = Context::open(&project.context, stats, jobs)?;
         let compression = config.compression(self.globals.compression)?;
         let trusted = if caches.cache_from.is_empty() { Vec::new() } else { config.cache_trusted_stores()? };
-        let from = caches.cache_from.iter().map(|spec| self.remote(&config, spec)).collect::<Result<Vec<_>, _>>()?;
-        let sources = caches.cache_from.iter().zip(&from).map(|(spec, remote)| Source {
-            label: spec.to_string(),
-            remote: remote.clone(),
-            trusted: trusted.contains(&spec.clone().seen_from(config.environment().directory())),
-        });
-        let sources: Vec<Source> = sources.collect();
+        // What is opened is the folder that trust is decided for, wherever links lead later.
+        let seen = |spec: &RemoteSpec| spec.clone().seen_from(config.environment().directory());
+        let (mut from, mut sources) = (Vec::new(), Vec::new());
+        for spec in &caches.cache_from {
+            let seen = seen(spec);
+            let remote = self.remote(&config, &seen)?;
+            from.push(remote.clone());
+            sources.push(Source { label: spec.to_string(), remote, trusted: trusted.contains(&seen) });
+        }
         let keys = if sources.is_empty() { Vec::new() } else { config.cache_trusted_keys()? };
         let elsewhere = Arc::new(Sources::new(sources, keys));
         let mut to = Vec::new();
@@ -309,7 +307,7 @@ impl Invocation {
             let read = caches.cache_from.iter().position(|it| it == spec && matches!(it, RemoteSpec::Dir(_)));
             let remote = match read {
                 Some(at) => from[at].clone(),
-                None => self.remote(&config, spec)?,
+                None => self.remote(&config, &seen(spec))?,
             };
             to.push((spec.to_string(), remote));
         }

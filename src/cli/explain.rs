@@ -12,8 +12,9 @@ use crate::ops::explain::{Explained, explain};
 
 /// Says for every layer whether a build would find it in the cache, and why not, compared with the last build.
 ///
-/// Nothing is built or written, and nothing is fetched but what the index says of wheels that no lock names yet. What only the build can know is a miss that `may be made anew`. Which files a new version of a package or
-/// wheel brings is not looked at: another one that has one of them, too, is called a hit and made anew.
+/// Nothing is built or written, and nothing is fetched but what the index says of wheels that no lock names yet. What only the build can
+/// know is a miss that `may be made anew`. Which files a new version of a package or wheel brings is not looked at: another one that has
+/// one of them, too, is called a hit and made anew.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Images [default: all]

@@ -1,13 +1,14 @@
 //! Base images: of an OCI layout on disk, or of a registry, from where they were brought into the cache before.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cache::CacheError;
-use layers::encode::{EncodeError, Kind, LAYER_FORMAT};
+use cache::{CacheError, Copied};
+use layers::encode::{Kind, LAYER_FORMAT};
 use layers::format::tar::{Reader, TarItem};
 use layers::format::{FormatError, Limits, decoder_memory, decompress};
 use layers::lower::PinnedBase;
@@ -219,18 +220,10 @@ impl BaseImage {
         let wrong =
             |what: String| EngineError::Base { path: self.name.clone(), why: format!("`{}` {what}", blob.display()) };
         let unreadable = |error| wrong(format!("cannot be read: {error}"));
-        let mut file = File::open(&blob).map_err(unreadable)?;
+        let mut file = Copied::from(File::open(&blob).map_err(unreadable)?);
         let mut writer = store.writer()?;
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => break,
-                // What fails here is the cache.
-                Ok(count) => writer.write_all(&buffer[..count])?,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(unreadable(error)),
-            }
-        }
+        let copied = std::io::copy(&mut file, &mut writer);
+        copied.map_err(|error| if file.failed() { unreadable(error) } else { error.into() })?;
         writer.flush()?;
         match writer.finish_as(&layer.digest) {
             Err(CacheError::Mismatch { found, .. }) => {
@@ -256,17 +249,14 @@ impl BaseImage {
                 .open(&layer.digest)?
                 .ok_or_else(|| wrong(format!("layer {} is gone from the cache", layer.digest)))?,
         };
-        let failed = |source: FormatError| wrong(format!("layer {} cannot be unpacked: {source}", layer.digest));
+        let unpacked = |source: &dyn Display| wrong(format!("layer {} cannot be unpacked: {source}", layer.digest));
+        let failed = |source: FormatError| unpacked(&source);
         let mut file = BufReader::with_capacity(256 << 10, file);
         let _share = engine.room.decoders().take(decoder_memory(file.fill_buf()?, &Limits::default()));
         let reader = decompress(file, &Limits::default()).map_err(failed)?;
         let spool = Spool::new(&engine.room);
         let made = read_layer(Reader::oci_layer(reader, &Limits::default()), spool).map_err(failed)?;
-        engine.keep(&key, &text, made).map_err(|error| match error {
-            EngineError::Encode(EncodeError::Io(_) | EncodeError::Damaged(_)) => error,
-            EngineError::Encode(source) => wrong(format!("layer {} cannot be unpacked: {source}", layer.digest)),
-            other => other,
-        })
+        engine.keep(&key, &text, made).map_err(|error| error.of_entries(|source| unpacked(&source)))
     }
 }
 

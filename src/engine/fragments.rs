@@ -193,7 +193,8 @@ impl Local<'_> {
         let write = |made: Made<'static>| -> Result<(Fragment, Option<Rc<Members>>), EngineError> {
             let members = Members::of(self.store, archive, conversion)?.map(Rc::new);
             let written = Made { members: members.clone(), ..made }.write(self.store, &self.room);
-            Ok((written.map_err(|error| error.of_archive(&archive.name))?, members))
+            let told = |source| EngineError::Entries { archive: archive.name.clone(), source };
+            Ok((written.map_err(|error| error.of_entries(told))?, members))
         };
         let convert = |path: &Path, compiler: Option<&Compiler<'_>>| {
             let convert = |tails| convert::convert(path, archive, conversion, drops, &self.room, compiler, tails);

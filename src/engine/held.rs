@@ -6,9 +6,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::parallel::lock;
 use layers::Digest;
 use layers::encode::Hold;
+
+use crate::parallel::lock;
 
 /// What may be held, of all fragments of a build together.
 pub struct Holding {

@@ -291,26 +291,21 @@ impl EngineError {
     /// Whether bytes of the cache were not what they should be, or were not there.
     pub fn is_of_damage(&self) -> bool {
         use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
-        let is_damage = |error: &std::io::Error| matches!(error.kind(), InvalidData | NotFound | UnexpectedEof);
         match self {
             EngineError::At { source, .. } => source.is_of_damage(),
-            EngineError::Tree(_) | EngineError::Root { .. } => true,
-            EngineError::Encode(source) | EngineError::Entries { source, .. } => match source {
-                EncodeError::Damaged(_) => true,
-                EncodeError::Io(error) => is_damage(error),
-                _ => false,
-            },
-            EngineError::Io(error) => is_damage(error),
+            EngineError::Encode(EncodeError::Damaged(_)) | EngineError::Tree(_) | EngineError::Root { .. } => true,
+            EngineError::Encode(EncodeError::Io(error)) | EngineError::Io(error) => {
+                matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
+            }
             _ => false,
         }
     }
 
-    /// The error with the archive whose fragment it is about, where it is about its entries.
-    pub(crate) fn of_archive(self, archive: &str) -> EngineError {
+    /// What `told` makes of an error of the entries that a fragment was to hold; others are the cache's trouble, or this machine's.
+    pub(crate) fn of_entries(self, told: impl FnOnce(EncodeError) -> EngineError) -> EngineError {
         match self {
-            // The cache's trouble, or this machine's.
             EngineError::Encode(EncodeError::Io(_) | EncodeError::Damaged(_)) => self,
-            EngineError::Encode(source) => EngineError::Entries { archive: archive.to_owned(), source },
+            EngineError::Encode(source) => told(source),
             other => other,
         }
     }

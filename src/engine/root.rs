@@ -74,31 +74,30 @@ fn failed<'a>(to: &'a Path, path: &'a ImagePath) -> impl Fn(io::Error) -> Engine
 
 /// Writes what is no directory.
 fn other(view: &View<'_>, to: &Path, entry: &Entry, buffer: &mut [u8]) -> Result<(), EngineError> {
-    let at = place(to, &entry.path);
+    let (at, failed) = (place(to, &entry.path), failed(to, &entry.path));
     match &entry.kind {
         Kind::File { .. } | Kind::Hardlink { .. } => {
             // Each name is a file of its own: a copy of the root, where there is no overlay, has no links either.
             let mut content = view.open(&entry.path)?;
             let mode = entry.mode & 0o777 | 0o400;
             let new = || File::options().write(true).create_new(true).mode(mode).open(&at);
-            let mut file = new().map_err(failed(to, &entry.path))?;
-            copy(&mut content, &mut file, buffer).map_err(failed(to, &entry.path))?;
+            let mut file = new().map_err(&failed)?;
+            copy(&mut content, &mut file, buffer).map_err(&failed)?;
             // The umask may have taken something away.
-            if file.metadata().map_err(failed(to, &entry.path))?.mode() & 0o777 != mode {
-                file.set_permissions(Permissions::from_mode(mode)).map_err(failed(to, &entry.path))?;
+            if file.metadata().map_err(&failed)?.mode() & 0o777 != mode {
+                file.set_permissions(Permissions::from_mode(mode)).map_err(&failed)?;
             }
-            file.set_modified(time(entry.mtime)).map_err(failed(to, &entry.path))?;
+            file.set_modified(time(entry.mtime)).map_err(&failed)?;
         }
         Kind::Symlink { target } => {
-            std::os::unix::fs::symlink(target, &at).map_err(failed(to, &entry.path))?;
+            std::os::unix::fs::symlink(target, &at).map_err(&failed)?;
             let time = Timespec { tv_sec: entry.mtime, tv_nsec: 0 };
             let times = Timestamps { last_access: time, last_modification: time };
-            rustix::fs::utimensat(CWD, &at, &times, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| failed(to, &entry.path)(error.into()))?;
+            rustix::fs::utimensat(CWD, &at, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| failed(error.into()))?;
         }
         Kind::Fifo => {
             rustix::fs::mknodat(CWD, &at, rustix::fs::FileType::Fifo, (entry.mode & 0o777).into(), 0)
-                .map_err(|error| failed(to, &entry.path)(error.into()))?;
+                .map_err(|error| failed(error.into()))?;
         }
         Kind::Dir | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => {}
     }

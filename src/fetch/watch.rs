@@ -1,11 +1,12 @@
 //! Whether anything still moves, over all requests to a place and whatever is tried again meanwhile.
 
-use crate::parallel::lock;
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::parallel::lock;
 
 /// Bytes a second: less is next to nothing. A server that sends one now and then is as good as silent.
 const LEAST: u64 = 16 << 10;

@@ -161,11 +161,15 @@ impl Shared {
             file => Copied::from(file.map_err(failed)?),
         };
         let mut writer = store.writer_unhashed()?;
-        let copied = self.copy(blob, &mut file, &mut writer);
-        // What cannot be written is this machine's trouble.
-        if !copied.map_err(|error| if file.failed() { failed(error) } else { in_store(store)(error) })? {
-            self.distrust();
-            return Err(RemoteError::Damaged(blob.digest));
+        match self.copy(blob, &mut file, &mut writer) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.distrust();
+                return Err(RemoteError::Damaged(blob.digest));
+            }
+            Err(error) if file.failed() => return Err(failed(error)),
+            // What cannot be written is this machine's trouble.
+            Err(error) => return Err(CacheError::at(&store.scratch())(error).into()),
         }
         writer.finish_as(&blob.digest)?;
         Ok(())
@@ -197,10 +201,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-fn in_store(store: &Store) -> impl Fn(io::Error) -> RemoteError + '_ {
-    |error| CacheError::at(&store.scratch())(error).into()
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> RemoteError + '_ {

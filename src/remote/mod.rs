@@ -36,9 +36,10 @@ pub use publish::{Job, Publisher};
 pub use registry::Artifacts;
 pub use s3::{BucketPlace, Objects, S3Settings};
 
+use crate::fetch::FetchError;
 use crate::observe::{Event, Observer};
 use crate::parallel::{lock, unlocked};
-use crate::registry::Repository;
+use crate::registry::{RegistryError, Repository};
 
 /// Why a cache elsewhere did not serve.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +65,10 @@ pub enum RemoteError {
     Gone(layers::Digest),
     /// A registry.
     #[error(transparent)]
-    Registry(#[from] crate::registry::RegistryError),
+    Registry(#[from] RegistryError),
     /// A service.
     #[error(transparent)]
-    Service(#[from] crate::fetch::FetchError),
+    Service(#[from] FetchError),
     /// The cache of this machine.
     #[error(transparent)]
     Cache(#[from] cache::CacheError),
@@ -341,8 +342,11 @@ impl Sources {
             match self.sources[at].remote.fetch(&Blob { digest: *digest, size }, store) {
                 Ok(()) => return true,
                 // What cannot be written here is no fault of that cache; whoever needs it says so.
-                Err(RemoteError::Cache(_) | RemoteError::Service(crate::fetch::FetchError::Cache(_))) => return false,
-                Err(RemoteError::Registry(crate::registry::RegistryError::Cache(_))) => return false,
+                Err(
+                    RemoteError::Cache(_)
+                    | RemoteError::Service(FetchError::Cache(_))
+                    | RemoteError::Registry(RegistryError::Cache(_)),
+                ) => return false,
                 Err(error) => {
                     self.found().unfinished.insert(*digest);
                     self.fail(at, &error.to_string(), observer);

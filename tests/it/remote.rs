@@ -64,6 +64,18 @@ pub(crate) struct Machine<'a> {
 }
 
 impl Machine<'_> {
+    /// Changes a byte of the lowest layer of the image `one` in the cache; where it lies.
+    pub(crate) fn rot_lowest_layer(&self) -> PathBuf {
+        let layers = &Layout::open(&self.sandbox.work().join("dist")).image("one")[0].layers;
+        let lowest = &layers[0].digest[7..];
+        let place = self.sandbox.cache().join("blobs-v1").join(&lowest[..2]).join(lowest);
+        let mut bytes = fs::read(&place).unwrap();
+        bytes[100] ^= 1;
+        fs::remove_file(&place).unwrap();
+        fs::write(&place, bytes).unwrap();
+        place
+    }
+
     pub(crate) fn run(&self, words: &[&str], settings: &[(&str, &str)]) -> Outcome {
         let mut command = self.sandbox.command(["--catalogue", "plan.json", "--progress", "plain"]);
         command.args(words).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");

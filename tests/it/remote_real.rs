@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 
 use crate::registry::registry;
 use crate::remote::{Project, STORES};
-use crate::support::layout::Layout;
 use crate::support::server::{Server, free_port};
 
 const KEY: &str = "test-key";
@@ -144,14 +143,9 @@ fn real_a_layer_that_rotted_here_does_not_end_a_bucket() {
     let registry = registry(|_| {});
     let tag = format!("{}/team/one:v1", registry.host());
     machine.build(&[], &[]);
-    let lowest = Layout::open(&machine.sandbox.work().join("dist")).image("one")[0].layers[0].digest[7..].to_owned();
-    let place = machine.sandbox.cache().join("blobs-v1").join(&lowest[..2]).join(&lowest);
     machine.run(&["push", "one", "--tag", &tag], &[]).success();
     // The registry has it, so the push does not read it.
-    let mut bytes = std::fs::read(&place).unwrap();
-    bytes[100] ^= 1;
-    std::fs::remove_file(&place).unwrap();
-    std::fs::write(&place, bytes).unwrap();
+    machine.rot_lowest_layer();
     machine.sandbox.write("src/main", "changed");
     let words = ["push", "one", "--tag", &tag, "--cache-to", "s3://bucket/rotten"];
     let said = machine.run(&words, &s3().settings());

@@ -105,14 +105,9 @@ fn a_cache_that_a_layer_rotted_before_is_not_told_of_the_image() {
     let store = format!("dir:{}", folder.path().display());
     let tag = format!("{}/team/one:v1", registry.host());
     machine.build(&[], &[]);
-    let lowest = Layout::open(&machine.sandbox.work().join("dist")).image("one")[0].layers[0].digest[7..].to_owned();
     machine.run(&["push", "one", "--tag", &tag], &[]).success();
     // The registry has it, so the push does not read it.
-    let place = machine.sandbox.cache().join("blobs-v1").join(&lowest[..2]).join(&lowest);
-    let mut bytes = fs::read(&place).unwrap();
-    bytes[100] ^= 1;
-    fs::remove_file(&place).unwrap();
-    fs::write(&place, bytes).unwrap();
+    let place = machine.rot_lowest_layer();
     machine.sandbox.write("src/main", "changed");
     let words = ["push", "one", "--tag", &tag, "--cache-to", &store];
     let said = machine.run(&words, &[]);
