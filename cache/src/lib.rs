@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use layers::{Digest, Key};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 pub use blobs::{Blob, BlobWriter, hash, in_pieces};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
@@ -140,6 +141,18 @@ pub fn explained(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     }
 }
 
+/// Has folders that are made in this one lie apart from it and from each other, where its file system can (ext2 to ext4: `chattr +T`,
+/// ioctl_iflags(2)). Without a journal, ext4 passes over each inode that was deleted next to a folder in the last minutes whenever a
+/// file is made there: where one stage was removed, the next one took ten times as long to write.
+pub fn spread(folder: &fs::File) {
+    // Elsewhere they lie where they lie.
+    if let Ok(flags) = ioctl_getflags(folder)
+        && !flags.contains(IFlags::TOPDIR)
+    {
+        let _ = ioctl_setflags(folder, flags | IFlags::TOPDIR);
+    }
+}
+
 /// Whether the disk of a cache was full once in this process: errors that say so go many ways.
 static WAS_FULL: AtomicBool = AtomicBool::new(false);
 
@@ -177,6 +190,7 @@ impl Store {
         let text =
             "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds imgbuild's cache and may be deleted.\n";
         fs::write(&tag, text).map_err(CacheError::at(&tag))?;
+        let _ = fs::File::open(root).map(|folder| spread(&folder));
         for bucket in BUCKETS {
             let path = store.bucket(bucket);
             fs::create_dir_all(&path).map_err(CacheError::at(&path))?;

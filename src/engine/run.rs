@@ -566,6 +566,7 @@ impl Scratch {
         // Held, nobody sweeps: between the two steps the new folder looks like one that is left.
         let all = fs::File::open(store.scratch())?;
         let _ = all.lock_shared();
+        cache::spread(&all);
         let path = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(store.scratch())?.keep();
         let lock = fs::File::open(&path)?;
         // A file system without locks: nothing is swept there, and `cache gc` removes what is left.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use layers::{Catalogue, Stage, path};
+use rustix::fs::{IFlags, fstatfs, ioctl_getflags};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::commands::{build, content, script, taking, world, write};
@@ -33,6 +34,17 @@ fn a_command_that_fails_says_where_and_what_and_leaves_nothing() {
     assert!(!sandbox.work().join("dist").exists());
     let left: Vec<_> = std::fs::read_dir(sandbox.cache().join("tmp-v1")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn stages_of_commands_lie_apart_where_the_file_system_can() {
+    let (sandbox, _) = warm();
+    for folder in [sandbox.cache().to_path_buf(), sandbox.cache().join("tmp-v1")] {
+        let folder = std::fs::File::open(folder).unwrap();
+        // EXT4_SUPER_MAGIC, statfs(2).
+        let is_ext = fstatfs(&folder).unwrap().f_type == 0xef53;
+        assert!(!is_ext || ioctl_getflags(&folder).unwrap().contains(IFlags::TOPDIR));
+    }
 }
 
 /// What a cache remembers, and what lies on its way there.
