@@ -77,12 +77,15 @@ def imgbuild_binary() -> Path:
 
 
 def clean(folder: Path) -> Path:
-    """A new folder, empty, whose folders lie apart from each other, and from what was removed here."""
+    """A new folder, empty; below `target` far from what was removed there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    spread(folder.parent)
+    if TARGET in folder.parents:
+        spread(folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    spread(folder)
+    # An ext4 chooses the place by the name: of the same one it would be where the last one was.
+    new = folder.with_name(f"{folder.name}-{os.getpid()}-{time.monotonic_ns()}")
+    new.mkdir()
+    new.rename(folder)
     return folder
 
 

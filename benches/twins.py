@@ -297,4 +297,5 @@ class CurrentTwins(Current):
 
     def push(self, name: str, tag: str) -> None:
         """rag alone."""
+        os.sync()
         measured(f"BuildKit: {name}", self.words("rag", "", "--push", "--tag", f"{self.registry.host()}/rag:{tag}"))

@@ -141,9 +141,10 @@ pub fn explained(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     }
 }
 
-/// Has folders that are made in this one lie apart from it and from each other, where its file system can (ext2 to ext4: `chattr +T`,
-/// ioctl_iflags(2)). Without a journal, ext4 passes over each inode that was deleted next to a folder in the last minutes whenever a
-/// file is made there: where one stage was removed, the next one took ten times as long to write.
+/// Has folders that are made in this one lie far from it and mostly from each other, where its file system can (ext2 to ext4: `chattr +T`,
+/// ioctl_iflags(2)). They want names of chance: where one comes to lie depends on its name. Without a journal, ext4 passes over each
+/// inode that was deleted next to a folder in the last minutes whenever a file is made there: where one stage was removed, the next
+/// one took ten times as long to write.
 pub fn spread(folder: &fs::File) {
     // Elsewhere they lie where they lie.
     if let Ok(flags) = ioctl_getflags(folder)
@@ -190,7 +191,6 @@ impl Store {
         let text =
             "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds imgbuild's cache and may be deleted.\n";
         fs::write(&tag, text).map_err(CacheError::at(&tag))?;
-        let _ = fs::File::open(root).map(|folder| spread(&folder));
         for bucket in BUCKETS {
             let path = store.bucket(bucket);
             fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
