@@ -49,6 +49,8 @@ os.write(int(sys.argv[1]), " ".join(map(str, told)).encode())
 
 def measured(name: str, command: list[str], **options) -> tuple[str, str]:
     """Runs a command; keeps wall clock, processor time and the largest resident set of it. Gives stdout and stderr."""
+    # What was written so far is not to be written out while the clock runs.
+    os.sync()
     told, tell = os.pipe()
     with tempfile.TemporaryFile() as complaints:
         words = [sys.executable, "-I", "-S", "-c", RUNNER, str(tell), *command]

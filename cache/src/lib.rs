@@ -37,7 +37,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use layers::{Digest, Key};
-use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 pub use blobs::{Blob, BlobWriter, hash, in_pieces};
 pub use gc::{Amount, Collected, Collector, Contents, Limits, Verified};
@@ -138,19 +137,6 @@ pub fn explained(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
             io::Error::new(kind, CacheError::at(path)(error))
         }
         _ => error,
-    }
-}
-
-/// Has folders that are made in this one lie far from it and mostly from each other, where its file system can (ext2 to ext4: `chattr +T`,
-/// ioctl_iflags(2)). They want names of chance: where one comes to lie depends on its name. Without a journal, ext4 passes over each
-/// inode that was deleted next to a folder in the last minutes whenever a file is made there: where one stage was removed, the next
-/// one took ten times as long to write.
-pub fn spread(folder: &fs::File) {
-    // Elsewhere they lie where they lie.
-    if let Ok(flags) = ioctl_getflags(folder)
-        && !flags.contains(IFlags::TOPDIR)
-    {
-        let _ = ioctl_setflags(folder, flags | IFlags::TOPDIR);
     }
 }
 

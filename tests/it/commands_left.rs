@@ -39,7 +39,7 @@ fn a_command_that_fails_says_where_and_what_and_leaves_nothing() {
 #[test]
 fn stages_of_commands_lie_apart_where_the_file_system_can() {
     let (sandbox, _) = warm();
-    let folder = std::fs::File::open(sandbox.cache().join("tmp-v1")).unwrap();
+    let folder = fs::File::open(sandbox.cache().join("tmp-v1")).unwrap();
     // EXT4_SUPER_MAGIC, statfs(2).
     let is_ext = fstatfs(&folder).unwrap().f_type == 0xef53;
     assert!(!is_ext || ioctl_getflags(&folder).unwrap().contains(IFlags::TOPDIR));
