@@ -128,7 +128,9 @@ struct Cli {
     command: Command,
 }
 
+// What a command takes is put together for the one that is asked for.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Build images
     Build(build::Args),
@@ -245,5 +247,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_a_command_says_all_that_is_known_of_it() {
+        let told = |words: &[&str]| command().try_get_matches_from(words).expect_err("is help").to_string();
+        for words in [["imgbuild", "build", "--help"], ["imgbuild", "help", "build"]] {
+            let help = told(&words);
+            assert!(help.contains("Prints a line an image on stdout") && help.contains("--platform"), "{help}");
+            assert!(help.contains("--cache-dir"), "{help}");
+        }
+        // The list has a line a command.
+        assert!(!told(&["imgbuild", "--help"]).contains("Prints a line an image on stdout"));
     }
 }
