@@ -253,6 +253,7 @@ impl Local<'_> {
         if let Some(found) = running.get(&packed.digest) {
             return Ok(found.clone());
         }
+        self.may_make()?;
         let mut parts = Vec::new();
         for fragment in &packed.fragments {
             let is_needed = |at: &usize| bytecode::is_needed(fragment.entries[*at].entry.path.as_str());

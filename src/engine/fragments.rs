@@ -170,6 +170,9 @@ impl Local<'_> {
         if let Some(found) = self.find_fragment(&key)? {
             return Ok(found);
         }
+        if let Some(stand_ins) = &self.looks {
+            return self.without(archive, conversion, drops, stand_ins);
+        }
         let (_, text) = unpack_key(archive, conversion, drops);
         // Before this archive's turn: it may have to unpack the interpreter's packages, and two turns may share a lock.
         let mut compiler = match conversion {
@@ -291,6 +294,9 @@ impl Local<'_> {
         if let Some(found) = self.find_fragment(&key)? {
             return Ok(found);
         }
+        if let Some(stand_ins) = &self.looks {
+            return stand_ins.stand_in(&key, make()?);
+        }
         // Images that share packages ask for the same set-up at the same moment.
         let turn = self.turn(&key);
         let _turn = lock(&turn);
@@ -355,7 +361,7 @@ impl Local<'_> {
         let is_sure = !self.later.is_unsure();
         let made = make()?;
         let is_named = is_named(&made)?;
-        if is_named && is_sure && !self.later.is_unsure() {
+        if is_named && is_sure && !self.later.is_unsure() && self.looks.is_none() {
             self.store.keep(&key, &text, &made)?;
         }
         Ok((made, is_named))

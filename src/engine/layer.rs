@@ -294,8 +294,11 @@ fn beginning_key(job: &LayerJob) -> Option<(Key, String)> {
     Some(hasher.finish())
 }
 
-/// The directories and the fragments that the text of a layer's key names.
-pub fn parts_of(text: &str) -> (BTreeMap<ImagePath, Entry>, Vec<Digest>) {
+/// The directories and the fragments of a layer.
+pub type Parts = (BTreeMap<ImagePath, Entry>, Vec<Digest>);
+
+/// Those that the text of a layer's key names.
+pub fn parts_of(text: &str) -> Parts {
     let (mut dirs, mut fragments) = (BTreeMap::new(), Vec::new());
     for (name, value) in layers::fields(text) {
         match name {

@@ -30,6 +30,7 @@ use super::foundation::{Below, Cut, Linked};
 use super::fragments::{FragmentMap, KnownKeys};
 use super::index::{Fragment, FragmentRecord, INDEX_FORMAT};
 use super::later::Later;
+use super::look::StandIns;
 use super::run::{Commands, Ran, Runs};
 use super::skeleton::shared_dirs;
 use super::spool::Room;
@@ -194,6 +195,8 @@ pub struct Local<'a> {
     pub(super) making: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
     /// The commands that were run.
     pub(super) runs: Runs<'a>,
+    /// What stands for fragments where nothing is made.
+    pub(super) looks: Option<StandIns>,
 }
 
 impl<'a> Local<'a> {
@@ -225,6 +228,7 @@ impl<'a> Local<'a> {
             missing: Mutex::default(),
             making: Mutex::default(),
             runs: Runs::new(given.commands),
+            looks: None,
         }
     }
 }
@@ -262,6 +266,10 @@ impl Local<'_> {
     /// Converts every archive of these stages that the store does not have converted yet, those of `early` first. Without `early`,
     /// this is for a stage that is walked already, and comes before all that is not.
     pub fn fragments(&self, stages: &[&Resolved], early: Option<&[Early<'_>]>) -> Result<(), EngineError> {
+        if self.looks.is_some() {
+            // The walk asks for each.
+            return Ok(());
+        }
         let is_walked = early.is_none();
         let early = early.unwrap_or_default();
         stages.iter().for_each(|stage| self.interpreters.learn(stage));
@@ -409,13 +417,7 @@ impl Local<'_> {
                 (false, None)
             }
         };
-        if let Some(layout) = &resolved.base {
-            let base = self.base(subject, layout)?;
-            for fragment in base.fragments(self)? {
-                view.apply_base(&fragment);
-            }
-            walked.base = Some(base);
-        }
+        self.stand_on_base(subject, resolved, view, &mut walked)?;
         let mut drops = self.package_conflicts(resolved)?;
         drops.extend(self.wheel_collisions(resolved)?);
         walked.dropped = drops.values().flatten().cloned().collect();
@@ -424,11 +426,11 @@ impl Local<'_> {
             let stage = resolved.layers[at].stage;
             let end = at + resolved.layers[at..].iter().take_while(|layer| layer.stage == stage).count();
             let run = &resolved.layers[at..end];
-            let unpacked = self.unpacked(run, &drops)?;
-            let all: Vec<Arc<Fragment>> = unpacked.values().cloned().collect();
-            let together = Together { unpacked, shared: shared_dirs(&all), drops: drops.clone() };
+            let together = self.together(run, &drops)?;
             walked.packages.extend(
-                all.iter()
+                together
+                    .unpacked
+                    .values()
                     .filter_map(|fragment| fragment.package.as_ref())
                     .map(|package| (package.name.clone(), package.version.clone(), package.architecture.clone())),
             );
@@ -446,6 +448,31 @@ impl Local<'_> {
             at = end;
         }
         Ok(walked)
+    }
+
+    /// Begins a walk with what the stage stands on.
+    pub(super) fn stand_on_base(
+        &self,
+        subject: Subject<'_>,
+        resolved: &Resolved,
+        view: &mut View<'_>,
+        walked: &mut Walked,
+    ) -> Result<(), EngineError> {
+        if let Some(layout) = &resolved.base {
+            let base = self.base(subject, layout)?;
+            for fragment in base.fragments(self)? {
+                view.apply_base(&fragment);
+            }
+            walked.base = Some(base);
+        }
+        Ok(())
+    }
+
+    /// What is found out for all layers of a run at once, where archives leave these paths to others.
+    pub(super) fn together(&self, run: &[LayerPlan], drops: &BTreeMap<Digest, Drops>) -> Result<Together, EngineError> {
+        let unpacked = self.unpacked(run, drops)?;
+        let all: Vec<Arc<Fragment>> = unpacked.values().cloned().collect();
+        Ok(Together { unpacked, shared: shared_dirs(&all), drops: drops.clone() })
     }
 
     /// Makes a layer and applies it to the view.
@@ -523,7 +550,7 @@ impl Local<'_> {
     }
 
     /// Paths that two packages hold: they are dropped from the one that the other replaces (Debian policy 7.6.1).
-    fn package_conflicts(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+    pub(super) fn package_conflicts(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
         let wanted = |conversion: &Conversion| matches!(conversion, Conversion::Deb { .. });
         self.remembered(self.archives_key("package-conflicts", resolved, wanted), || {
             convert::conflicts(&self.converted(resolved, wanted)?)
@@ -531,7 +558,7 @@ impl Local<'_> {
     }
 
     /// Files that several wheels install alike: they are dropped from all but the first.
-    fn wheel_collisions(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
+    pub(super) fn wheel_collisions(&self, resolved: &Resolved) -> Result<BTreeMap<Digest, Drops>, EngineError> {
         let wanted = |conversion: &Conversion| matches!(conversion, Conversion::Wheel { .. });
         self.remembered(self.archives_key("wheel-collisions", resolved, wanted), || {
             let open = |digest: &Digest| self.open(digest);

@@ -7,10 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use cache::{BlobWriter, Store};
-use layers::ImagePath;
-use layers::encode::{DeflateStream, EncodeError, Entry, FragmentWriter, Kind, MEMBER_SIZE, Transplanted, WORTHWHILE};
+use layers::encode::{
+    DeflateStream, EncodeError, Entry, FragmentLayout, FragmentWriter, Kind, MEMBER_SIZE, Transplanted, WORTHWHILE,
+};
 use layers::format::Limits;
 use layers::format::tar::xattrs_size;
+use layers::{ImagePath, Key};
 
 use super::EngineError;
 use super::checks::{Checks, LateChecks, Stops, Transplant, Unchecked, transplants};
@@ -179,6 +181,29 @@ impl<'a> Made<'a> {
         }
     }
 
+    /// The fragment as far as it is known without its bytes: named by the key of what it is made from, and no file of it can be read.
+    pub fn unwritten(mut self, key: &Key) -> Result<Fragment, EngineError> {
+        self.sort()?;
+        Ok(Fragment {
+            blob: key.0,
+            layout: FragmentLayout::default(),
+            dirs: self.dirs,
+            entries: self.entries.into_iter().map(|(entry, _)| Indexed { entry, offset: 0 }).collect(),
+            elf: Elf::from(Vec::new()),
+            package: self.package,
+            commands_dirs: self.commands_dirs,
+            whiteouts: self.whiteouts,
+            opaques: self.opaques,
+        })
+    }
+
+    fn sort(&mut self) -> Result<(), EncodeError> {
+        self.entries.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
+        self.dirs.sort_by(|a, b| a.path.cmp(&b.path));
+        self.dirs.dedup_by(|a, b| a.path == b.path);
+        first_names_first(&mut self.entries)
+    }
+
     /// Writes the fragment into the store.
     pub fn write(mut self, store: &Store, room: &Room) -> Result<Fragment, EngineError> {
         let packed = self.packed.take();
@@ -281,10 +306,7 @@ type Facts = Vec<(u32, elf::ElfFacts)>;
 
 impl<'a> Draft<'a, BlobWriter> {
     fn new(mut made: Made<'a>, store: &Store, room: &Room) -> Result<Draft<'a, BlobWriter>, EngineError> {
-        made.entries.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
-        made.dirs.sort_by(|a, b| a.path.cmp(&b.path));
-        made.dirs.dedup_by(|a, b| a.path == b.path);
-        first_names_first(&mut made.entries)?;
+        made.sort()?;
         let cores = room.clone();
         let lend = move || cores.spare_core().map(|core| Box::new(core) as Box<dyn Send>);
         let held: Rc<RefCell<held::Members>> = Rc::default();

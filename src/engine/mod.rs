@@ -19,6 +19,7 @@ pub mod layer;
 mod led;
 pub mod local;
 mod log;
+pub mod look;
 pub mod made;
 pub mod members;
 mod outcome;
@@ -258,6 +259,9 @@ pub enum EngineError {
     /// A registry that a base image comes from.
     #[error(transparent)]
     Registry(#[from] Box<crate::registry::RegistryError>),
+    /// Something that would have to be made, where nothing is.
+    #[error("it is not in the cache")]
+    Unmade,
     /// Reading or writing failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),

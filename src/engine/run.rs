@@ -211,6 +211,7 @@ impl Local<'_> {
         let (fragment, last) = match find()? {
             Some(found) => found,
             None => {
+                self.may_make()?;
                 // Nothing is kept for who has to wait until somebody else has run it.
                 let first = parallel::lock(&below.first).take().map(First::again);
                 let turn = self.turn(&key);

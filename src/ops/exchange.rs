@@ -58,7 +58,7 @@ pub(super) fn make<'b>(
     for (at, job) in &made.jobs {
         layers[*at] = (job.key, assembled[&job.key].clone());
     }
-    let record = ImageRecord { layers: layers.iter().map(|(_, layer)| layer.clone()).collect(), ..record };
+    let record = ImageRecord { layers: layers.iter().map(|(_, layer)| layer.clone()).collect(), from: None, ..record };
     // What the next build finds, and is quicker with.
     let (name, platform, key, cut, kept) =
         (it.name.to_owned(), it.platform, it.key.clone(), cut.cloned(), record.clone());

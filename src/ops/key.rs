@@ -35,6 +35,9 @@ pub struct ImageRecord {
     pub commands: Vec<Ran>,
     /// The base below: its manifest's digest and what is inherited from it.
     pub base: Option<(Digest, BaseParts)>,
+    /// The cache elsewhere that told of it, as it was written; `None` where it was made here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 impl ImageRecord {

@@ -45,11 +45,13 @@ pub(super) fn images<'a>(
     }
     let wanted: Vec<_> = wanted.collect();
     in_parallel(TRANSFERS, &wanted, |(name, platform, key)| {
-        let Some(payload) = bench.elsewhere.ask(&image_name(&key.key), bench.observer) else { return Ok(()) };
+        let told = bench.elsewhere.ask(&image_name(&key.key), bench.observer);
+        let Some((payload, cache)) = told else { return Ok(()) };
         // Its labels may be others by now.
         tell_last(beside, name, *platform, &payload)?;
-        key.keep(bench.store, &payload.image)?;
-        lock(&found).insert(key.key, payload.image);
+        let record = ImageRecord { from: Some(cache.to_owned()), ..payload.image };
+        key.keep(bench.store, &record)?;
+        lock(&found).insert(key.key, record);
         Ok::<(), Failure>(())
     })?;
     Ok(unlocked(found))
@@ -64,7 +66,7 @@ pub(super) fn warm(
     beside: &dyn Beside<'_>,
 ) -> Result<Option<Blob>, Failure> {
     let asked = bench.elsewhere.ask(&last_of(bench, name, platform), bench.observer);
-    let Some(payload) = asked else { return Ok(None) };
+    let Some((payload, _)) = asked else { return Ok(None) };
     tell_last(beside, name, platform, &payload)?;
     Ok(payload.bundle)
 }

@@ -377,7 +377,13 @@ mod tests {
         let record = LayerRecord { digest: Digest::of(b"l"), diff_id: layers::DiffId(Digest::of(b"d")), size: 7 };
         Payload {
             names: vec![name.into()],
-            image: ImageRecord { layers: vec![record], packages: Vec::new(), commands: Vec::new(), base: None },
+            image: ImageRecord {
+                layers: vec![record],
+                packages: Vec::new(),
+                commands: Vec::new(),
+                base: None,
+                from: None,
+            },
             layers: vec![KnownLayer { key: Key(Digest::of(b"k")), ran: Vec::new() }],
             foundation: None,
             bundle: Some(Blob { digest: Digest::of(b"b"), size: 9 }),

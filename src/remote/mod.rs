@@ -233,8 +233,8 @@ impl Sources {
         lock(&self.found)
     }
 
-    /// Asks the caches, in their order, for a believable document of this name.
-    pub fn ask(&self, name: &str, observer: &dyn Observer) -> Option<Payload> {
+    /// Asks the caches, in their order, for a believable document of this name. Gives it with the cache that has it, as that was written.
+    pub fn ask(&self, name: &str, observer: &dyn Observer) -> Option<(Payload, &str)> {
         for (at, source) in self.sources.iter().enumerate() {
             if self.found().failed[at] {
                 continue;
@@ -265,9 +265,9 @@ impl Sources {
         None
     }
 
-    fn learn(&self, payload: Payload, from: usize) -> Payload {
+    fn learn(&self, payload: Payload, from: usize) -> (Payload, &str) {
         self.found().remembered.learn(&payload, from);
-        payload
+        (payload, &self.sources[from].label)
     }
 
     /// Says once that a cache is of no use, and asks it no more.

@@ -9,6 +9,7 @@ use std::path::Path;
 use layers::lock::Lock;
 use layers::source::{dir, files, inline, link, user};
 use layers::{Catalogue, Stage, path};
+use serde_json::Value;
 
 use crate::support::layout::Layout;
 use crate::support::run::{Sandbox, outcome};
@@ -52,11 +53,19 @@ impl Project {
 
     /// The digests of the layers that a build comes to.
     pub(crate) fn build(&self) -> Vec<String> {
-        let dist = self.0.work().join("dist");
-        let _ = fs::remove_dir_all(&dist);
         self.run(&["build"]);
-        let image = Layout::open(&dist).image("app").remove(0);
+        let image = Layout::open(&self.0.work().join("dist")).image("app").remove(0);
         image.layers.into_iter().map(|layer| layer.digest).collect()
+    }
+
+    /// The labels of the layers that a build of the image writes.
+    pub(crate) fn made(&self) -> BTreeSet<String> {
+        let mut command = self.0.command(["--catalogue", "plan.json", "--progress", "json", "build", "app"]);
+        let done = outcome(command.envs(self.1.iter().cloned()));
+        let events: Vec<Value> = done.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        done.success();
+        let made = events.iter().filter(|event| event["event"] == "layer-finished");
+        made.map(|event| event["label"].as_str().unwrap().to_owned()).collect()
     }
 
     /// What is said of the image, and of each layer.
@@ -65,19 +74,32 @@ impl Project {
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
-    /// What is said after an edit. What it calls a hit must come to a layer that was there.
+    /// What is said after an edit. The build that follows must write none of the layers that are called hits.
     pub(crate) fn said(&self, edit: impl FnOnce(&Sandbox)) -> Vec<String> {
-        let before = self.build();
+        self.judged(edit).0
+    }
+
+    /// The same, where it must write all others.
+    pub(crate) fn said_exactly(&self, edit: impl FnOnce(&Sandbox)) -> Vec<String> {
+        let (said, left) = self.judged(edit);
+        assert!(left.is_empty(), "{left:?} were not made anew: {said:#?}");
+        said
+    }
+
+    /// What is said after an edit, and which layers are called misses that the build that follows does not write.
+    fn judged(&self, edit: impl FnOnce(&Sandbox)) -> (Vec<String>, Vec<String>) {
+        self.build();
         edit(&self.0);
         let said = self.explain();
         assert!(said[0].ends_with(": miss"), "{said:?}");
-        let layers = said.iter().filter(|line| line.starts_with("hit ") || line.starts_with("miss "));
-        let after = self.build();
-        assert_eq!(layers.clone().count(), after.len(), "{said:?}");
-        for (line, layer) in layers.zip(&after) {
-            assert!(line.starts_with("miss ") || before.contains(layer), "it was made anew: {line}");
-        }
-        said[1..].to_vec()
+        let told: Value = serde_json::from_str(&self.run(&["explain", "app", "--format", "json"])).unwrap();
+        let made = self.made();
+        let layers = told["images"][0]["layers"].as_array().unwrap();
+        let label = |layer: &Value| layer["label"].as_str().unwrap().to_owned();
+        let (hits, misses): (Vec<&Value>, Vec<&Value>) = layers.iter().partition(|layer| layer["hit"] == true);
+        let anew: Vec<String> = hits.into_iter().map(label).filter(|label| made.contains(label)).collect();
+        assert!(anew.is_empty(), "{anew:?} were made anew: {said:#?}");
+        (said[1..].to_vec(), misses.into_iter().map(label).filter(|label| !made.contains(label)).collect())
     }
 }
 

@@ -162,3 +162,50 @@ fn slow_a_package_may_be_made_anew_for_what_is_below_and_beside_it() {
     ];
     assert_eq!(said, expected);
 }
+
+#[test]
+fn wheels_that_have_a_file_in_common_with_others_than_before_are_made_anew() {
+    let wheels = Wheels::new(&of_wheels(Stage::scratch()));
+    let (shared, bb) = ("space/__init__.py=# of both\n", ["bb/x.py=1", "space/__init__.py=# of both\n"]);
+    // The largest comes first.
+    let more = format!("aa/more={}", wheels.large);
+    let with = [more.as_str(), "aa/x.py=1", shared];
+    let without = [more.as_str(), "aa/x.py=1"];
+    let cc = ["cc/x.py=1"];
+    wheels.lock(&[("aa", &with), ("cc", &cc)]);
+    wheels.project.build();
+    wheels.lock(&[("aa", &without), ("bb", &bb)]);
+    // Both are known, each without the other.
+    let said = wheels.project.said_exactly(|_| wheels.lock(&[("aa", &with), ("bb", &bb)]));
+    let left = "hit python aa: an earlier build left it".to_owned();
+    let leaves = "miss python bb: bb 1.0 leaves files to others that have them, too, and did not".to_owned();
+    assert_eq!(said, [ENVIRONMENT.to_owned(), left.clone(), leaves]);
+    let again = "hit python bb: an earlier build left it".to_owned();
+    let said = wheels.project.said_exactly(|_| wheels.lock(&[("aa", &without), ("bb", &bb), ("cc", &cc)]));
+    assert_eq!(said[1..], [left, again, "hit python cc: an earlier build left it".into()]);
+}
+
+#[test]
+fn another_order_of_wheels_that_have_files_in_common_is_no_hit() {
+    let lock = |name: &str| python(layers::poetry_lock(name));
+    let stage = |first: &str, second: &str| Stage::scratch().layer(lock(first)).layer(lock(second));
+    let wheels = Wheels::new(&stage("aa.lock", "bb.lock"));
+    for name in ["aa", "bb"] {
+        let files =
+            [format!("{name}/x.py=1"), "space/__init__.py=# of both\n".into(), format!("{name}/l={}", wheels.large)];
+        let entry = wheels.index.wheel(name, "1.0", &files);
+        wheels.project.0.write(&format!("{name}.lock"), poetry_lock(&[entry]));
+    }
+    wheels.project.run(&["lock"]);
+    let said = wheels.project.said_exactly(|_| {
+        wheels.project.define(&stage("bb.lock", "aa.lock"));
+        wheels.project.run(&["lock"]);
+    });
+    let said: Vec<&String> = said.iter().filter(|line| !line.contains("environment")).collect();
+    let expected = [
+        "the order of layers changed",
+        "miss python bb: bb 1.0 has files again that it left to others",
+        "miss python aa: aa 1.0 leaves files to others that have them, too, and did not",
+    ];
+    assert_eq!(said, expected);
+}

@@ -29,6 +29,7 @@ mod documented;
 mod emulation_real;
 mod explain;
 mod explain_archives;
+mod explain_found;
 mod fetch;
 mod fleet;
 mod foundation;

@@ -327,6 +327,7 @@ fn keep(
         commands: commands(walked),
         packages: walked.packages.clone(),
         base: walked.base.as_ref().map(|base| (base.manifest, base.parts.clone())),
+        from: None,
     };
     let layers = walked.jobs.iter().map(|job| job.key).zip(record.layers.iter().cloned()).collect();
     let remember = || match cut {

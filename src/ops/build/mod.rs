@@ -343,7 +343,12 @@ fn within_budget(wanted: &Wanted<'_>, own: usize, base: Option<&BaseParts>) -> R
 
 /// An engine that works with what the bench has.
 pub(super) fn engine<'a>(bench: &'a Bench<'_>, supply: &'a Mirrors<'_>) -> Local<'a> {
-    Local::new(Given {
+    Local::new(given(bench, supply))
+}
+
+/// What engines are given that work with what the bench has.
+pub(super) fn given<'a>(bench: &'a Bench<'_>, supply: &'a Mirrors<'_>) -> Given<'a> {
+    Given {
         store: bench.store,
         observer: bench.observer,
         supply,
@@ -353,5 +358,5 @@ pub(super) fn engine<'a>(bench: &'a Bench<'_>, supply: &'a Mirrors<'_>) -> Local
         compression: bench.compression,
         elsewhere: bench.elsewhere,
         commands: bench.commands,
-    })
+    }
 }

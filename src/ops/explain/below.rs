@@ -6,7 +6,7 @@ use layers::ImagePath;
 use layers::op::{ACCOUNTS, ByteCode, Conversion};
 use layers::source::Modules;
 
-use super::reasons::{Known, Layer, ORDER};
+use super::reasons::{Known, Layer, MAY, ORDER};
 use super::text::Part;
 
 /// What an operation reads of the layers below.
@@ -45,7 +45,7 @@ impl Why {
     }
 
     fn may(text: &str) -> Option<Why> {
-        Some(Why { text: format!("it may be made anew: {text}"), may: true })
+        Some(Why { text: format!("{MAY}{text}"), may: true })
     }
 }
 

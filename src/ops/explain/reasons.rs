@@ -13,12 +13,26 @@ use super::text::{Part, Place, archive_name, matched, parse};
 pub(super) trait Known {
     /// Which files of a copy changed.
     fn files(&self, asked: &Asked<'_>) -> Option<Changed>;
+    /// What a build comes to in a layer that was mostly another one, `home`, where that is known.
+    fn outcome(&self, layer: usize, home: Option<usize>) -> Option<Outcome>;
+    /// The cache elsewhere without which a build may not find a layer.
+    fn cache(&self, layer: usize) -> Option<&str>;
     /// Whether the bytes of a layer are gone.
     fn is_lost(&self, layer: usize) -> bool;
     /// Whether a layer had a directory; `None` where that is not known.
     fn has_dir(&self, layer: usize, path: &str) -> Option<bool>;
     /// Whether an archive in a layer left paths to others, as far as that is known.
     fn left_paths(&self, layer: usize, archive: &Part) -> bool;
+}
+
+/// What a build comes to in a layer.
+pub(super) enum Outcome {
+    /// The layer that it was.
+    Kept,
+    /// Another one that is there.
+    Earlier,
+    /// It is made: why, as far as that can be said.
+    Made(Vec<String>),
 }
 
 /// What makes one text another one: what concerns all layers, and each layer.
@@ -79,6 +93,8 @@ pub(super) fn compare(
         {
             (layers[at].why, layers[at].may) = (vec![text], may);
         }
+        let layer = &mut layers[at];
+        layer.learn(known.outcome(at, layer.home), all_new);
     }
     let homes: Vec<usize> = layers.iter().filter_map(|layer| layer.home).collect();
     let gone = (0..old_layers.len()).filter(|at| !homes.contains(at) && is_gone(*at));
@@ -91,14 +107,38 @@ pub(super) fn compare(
         reasons.push(format!("{} layers became {}", old_layers.len(), new_layers.len()));
     }
     let told = |mut layer: Layer<'_>| {
-        let is_kept = (layer.why.is_empty() || layer.may) && !all_new;
-        if is_kept && layer.home.is_some_and(|home| known.is_lost(home)) {
-            layer.why = vec![LOST.into()];
+        let is_kept = layer.found.is_none() && (layer.why.is_empty() || layer.may) && !all_new;
+        if let Some(home) = layer.home.filter(|_| is_kept) {
+            match known.cache(home) {
+                Some(cache) if known.is_lost(home) => {
+                    layer.why = vec![format!("the last build had it from `{cache}`, and its bytes are not here")];
+                }
+                Some(cache) => layer.why = vec![format!("{MAY}the last build had it from `{cache}`")],
+                None if known.is_lost(home) => layer.why = vec![LOST.into()],
+                None => {}
+            }
         }
-        ExplainedLayer { label: layer.label.to_owned(), hit: layer.why.is_empty() && !all_new, reasons: layer.why }
+        let hit = layer.found.unwrap_or(layer.why.is_empty() && !all_new);
+        ExplainedLayer { label: layer.label.to_owned(), hit, reasons: layer.why }
     };
     (reasons, layers.into_iter().map(told).collect())
 }
+
+/// The layers of an image that was not built before.
+pub(super) fn alone(labels: &[String], known: &dyn Known) -> Vec<ExplainedLayer> {
+    let told = |(at, label): (usize, &String)| {
+        let hit = matches!(known.outcome(at, None), Some(Outcome::Kept | Outcome::Earlier));
+        let reasons = hit.then(|| EARLIER.to_owned()).into_iter().collect();
+        ExplainedLayer { label: label.clone(), hit, reasons }
+    };
+    labels.iter().enumerate().map(told).collect()
+}
+
+/// Said of a layer that is there, though the last build had another one.
+const EARLIER: &str = "an earlier build left it";
+
+/// What reasons begin with where only the build can know.
+pub(super) const MAY: &str = "it may be made anew: ";
 
 pub(super) const ORDER: &str = "the order of layers changed";
 
@@ -113,6 +153,8 @@ pub(super) struct Layer<'a> {
     pub why: Vec<String>,
     /// Only the build can know whether it is another one.
     pub may: bool,
+    /// Whether a build finds it, where that is known.
+    found: Option<bool>,
     /// The files that it changes, where that is all and is known.
     pub files: Option<Changed>,
     /// Directories and links of it that are others than they were, with what they are called.
@@ -131,7 +173,7 @@ impl<'a> Layer<'a> {
         known: &dyn Known,
     ) -> Layer<'a> {
         let (why, paths, other) = (Vec::new(), Vec::new(), Vec::new());
-        let mut layer = Layer { label, home: None, why, may: false, files: None, paths, other };
+        let mut layer = Layer { label, home: None, why, may: false, found: None, files: None, paths, other };
         let mut homes: BTreeMap<usize, usize> = BTreeMap::new();
         let mut copies = 0;
         for (number, part) in parts.iter().enumerate() {
@@ -171,6 +213,25 @@ impl<'a> Layer<'a> {
         layer.paths.extend(layer.other.iter().copied().filter_map(leads));
         layer.home = homes.iter().max_by_key(|(_, count)| **count).map(|(home, _)| *home);
         layer
+    }
+
+    /// Takes in what a build comes to, which the texts alone may not tell.
+    fn learn(&mut self, outcome: Option<Outcome>, all_new: bool) {
+        let Some(outcome) = outcome else { return };
+        self.found = Some(!matches!(outcome, Outcome::Made(_)));
+        match outcome {
+            Outcome::Kept => self.why.clear(),
+            Outcome::Earlier => self.why = vec![EARLIER.into()],
+            // What changed of it says more.
+            Outcome::Made(_) if !self.why.is_empty() && !self.may => {}
+            Outcome::Made(why) if !why.is_empty() => self.why = why,
+            Outcome::Made(_) if self.may => {
+                self.why.iter_mut().for_each(|why| *why = why.trim_start_matches(MAY).to_owned());
+            }
+            Outcome::Made(_) if all_new => {}
+            Outcome::Made(_) => self.why = vec!["what it is made of changed".into()],
+        }
+        self.may = false;
     }
 }
 

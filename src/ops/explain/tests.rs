@@ -8,7 +8,7 @@ use layers::source::{Dir, Files, Inline, User, dir, files, inline, user};
 use layers::{ImagePath, path};
 
 use super::changed::{Asked, Changed};
-use super::reasons::{Known, compare};
+use super::reasons::{Known, Outcome, compare};
 use super::text::Part;
 
 fn text(format: u32, layers: &[&[&[(&str, &str)]]]) -> String {
@@ -29,13 +29,24 @@ struct Layers<'a> {
     dirs: Option<&'a [&'a str]>,
     lost: &'a [usize],
     left: &'a [&'a str],
+    outcome: &'a dyn Fn(usize) -> Option<Outcome>,
+    cache: Option<&'a str>,
 }
 
-const UNKNOWN: Layers<'_> = Layers { files: &|| None, dirs: None, lost: &[], left: &[] };
+const UNKNOWN: Layers<'_> =
+    Layers { files: &|| None, dirs: None, lost: &[], left: &[], outcome: &|_| None, cache: None };
 
 impl Known for Layers<'_> {
     fn files(&self, _asked: &Asked<'_>) -> Option<Changed> {
         (self.files)()
+    }
+
+    fn outcome(&self, layer: usize, _home: Option<usize>) -> Option<Outcome> {
+        (self.outcome)(layer)
+    }
+
+    fn cache(&self, _layer: usize) -> Option<&str> {
+        self.cache
     }
 
     fn is_lost(&self, layer: usize) -> bool {
@@ -407,4 +418,43 @@ fn another_base_concerns_what_reads_it() {
     let expected = "base: 1 -> 2\nmiss set-up: it reads what is below, and the base changed\n\
         miss user: it may be made anew: it reads the account files below, and the base changed\nhit copy: ";
     assert_eq!(told(&all("1"), &all("2"), &["set-up", "user", "copy"]), expected);
+}
+
+#[test]
+fn what_a_build_comes_to_counts_more_than_texts() {
+    let (old, new) = (text(1, &[&[CURL], &[NUMPY], &[JQ]]), text(1, &[&[CURL], &[NEWER], &[JQ]]));
+    let labels = ["debian", "python", "jq"];
+    let said = |outcome: &dyn Fn(usize) -> Option<Outcome>| {
+        told_with(&old, &new, &labels, &Layers { outcome, lost: &[2], ..UNKNOWN })
+    };
+    let found = said(&|at| if at == 2 { None } else { Some(Outcome::Earlier) });
+    let left = "an earlier build left it";
+    assert_eq!(found, format!("hit debian: {left}\nhit python: {left}\nmiss jq: its bytes are gone from the cache"));
+    let made = said(&|_| Some(Outcome::Made(vec!["so".into()])));
+    assert_eq!(made, "miss debian: so\nmiss python: numpy 2.1.0 -> 2.2.0\nmiss jq: so");
+    let unsaid = said(&|_| Some(Outcome::Made(Vec::new())));
+    assert!(unsaid.starts_with("miss debian: what it is made of changed\nmiss python: numpy 2.1.0"), "{unsaid}");
+    assert!(said(&|_| Some(Outcome::Kept)).ends_with("hit jq: "));
+}
+
+#[test]
+fn what_only_a_build_knows_is_certain_once_it_is_seen() {
+    let all = |text: &str| texts(&[&[copy(files("etc", path!("/etc")), text)], &[owner(user("bob", 7))]]);
+    let said = |outcome: &dyn Fn(usize) -> Option<Outcome>| {
+        told_with(&all("1"), &all("2"), &["files", "user"], &Layers { outcome, ..UNKNOWN })
+    };
+    let reads = "it reads the account files below, and `files` changed";
+    assert!(said(&|_| None).ends_with(&format!("miss user: it may be made anew: {reads}")));
+    assert!(said(&|at| (at == 1).then(|| Outcome::Made(Vec::new()))).ends_with(&format!("miss user: {reads}")));
+    assert!(said(&|at| (at == 1).then_some(Outcome::Kept)).ends_with("hit user: "));
+}
+
+#[test]
+fn what_came_from_a_cache_elsewhere_may_be_found_there_alone() {
+    let (old, new) = (text(1, &[&[CURL], &[NUMPY], &[JQ]]), text(1, &[&[CURL], &[NEWER], &[JQ]]));
+    let known = Layers { cache: Some("dir:/x"), lost: &[2], ..UNKNOWN };
+    let expected = "miss debian: it may be made anew: the last build had it from `dir:/x`\n\
+        miss python: numpy 2.1.0 -> 2.2.0\n\
+        miss jq: the last build had it from `dir:/x`, and its bytes are not here";
+    assert_eq!(told_with(&old, &new, &["debian", "python", "jq"], &known), expected);
 }
