@@ -19,7 +19,7 @@ use layers::{Digest, Key};
 
 use crate::points::Point;
 use crate::survey::{AHEAD, Class, Fan, Item, Leftover, Survey, entries, list};
-use crate::{CacheError, Store, fails, ledger};
+use crate::{Blob, CacheError, Recorded, Store, fails, ledger};
 
 /// What a cache may come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -252,19 +252,50 @@ impl Collector<'_> {
         }
     }
 
-    /// Reads every blob and every record, and removes those that are not what their names say: whoever needs one makes or
-    /// downloads it again. Calls `each` with the bytes of every blob that was read.
-    pub fn verify(&self, threads: usize, each: impl Fn(u64) + Sync) -> Result<Verified, CacheError> {
-        let blobs = self.store.list()?;
+    /// Reads every record and removes those that are damaged: whoever needs one does the work again. Calls `each` with those that
+    /// are whole.
+    pub fn verify_records(&self, mut each: impl FnMut(Key, &Recorded)) -> Result<Verified<Key>, CacheError> {
+        let mut verified = Verified { read: 0, damaged: Vec::new() };
+        for (path, name, _) in entries(&self.store.bucket("ledger"))? {
+            let key = Key(name);
+            verified.read += 1;
+            let bytes = match fs::read(&path) {
+                Err(error) if fails(&error) => Vec::new(),
+                bytes => bytes.map_err(CacheError::at(&path))?,
+            };
+            match ledger::parse(&bytes, &key) {
+                Some(recorded) => each(key, &recorded),
+                None => {
+                    remove(&path, false)?;
+                    Point::Rejected.reach();
+                    verified.damaged.push(key);
+                }
+            }
+        }
+        Ok(verified)
+    }
+
+    /// Reads every blob and removes those that are not what their names say: whoever needs one makes or downloads it again. Calls
+    /// `each` with those that are whole, opened at their beginning; blobs are read on so many threads, large ones first.
+    pub fn verify_blobs(
+        &self,
+        threads: usize,
+        each: impl Fn(&Blob, fs::File) -> Result<(), CacheError> + Sync,
+    ) -> Result<Verified<Digest>, CacheError> {
+        let mut blobs = self.store.list()?;
+        // One that came last would be read by one thread alone.
+        blobs.sort_by_key(|blob| std::cmp::Reverse(blob.size));
         let next = std::sync::atomic::AtomicUsize::new(0);
         let check = || -> Result<Vec<Digest>, CacheError> {
             let mut damaged = Vec::new();
             while let Some(blob) = blobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                if !self.store.verify(&blob.digest)? {
-                    Point::Rejected.reach();
-                    damaged.push(blob.digest);
+                match self.store.open_verified(&blob.digest)? {
+                    Some(file) => each(blob, file)?,
+                    None => {
+                        Point::Rejected.reach();
+                        damaged.push(blob.digest);
+                    }
                 }
-                each(blob.size);
             }
             Ok(damaged)
         };
@@ -276,38 +307,31 @@ impl Collector<'_> {
             found.extend(helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|it| resume_unwind(it))));
             found
         });
-        let mut verified = Verified { blobs: blobs.len() as u64, ..Verified::default() };
+        let mut verified = Verified { read: blobs.len() as u64, damaged: Vec::new() };
         for damaged in found {
             verified.damaged.extend(damaged?);
         }
         verified.damaged.sort_unstable();
-        for (path, key, _) in entries(&self.store.bucket("ledger"))? {
-            verified.records += 1;
-            let bytes = match fs::read(&path) {
-                Err(error) if fails(&error) => Vec::new(),
-                bytes => bytes.map_err(CacheError::at(&path))?,
-            };
-            if ledger::parse(&bytes, &Key(key)).is_none() {
-                remove(&path, false)?;
-                Point::Rejected.reach();
-                verified.damaged_records += 1;
-            }
-        }
         Ok(verified)
+    }
+
+    /// Removes records that are whole, and wrong.
+    pub fn reject(&self, keys: impl IntoIterator<Item = Key>) -> Result<(), CacheError> {
+        keys.into_iter().try_for_each(|key| {
+            self.store.forget(&key)?;
+            Point::Rejected.reach();
+            Ok(())
+        })
     }
 }
 
-/// What `verify` found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Verified {
-    /// Blobs that were read.
-    pub blobs: u64,
-    /// Those that were not what their names say, and are gone.
-    pub damaged: Vec<Digest>,
-    /// Records that were read.
-    pub records: u64,
-    /// Those that were damaged, and are gone.
-    pub damaged_records: u64,
+/// What was read, and found to be damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified<T> {
+    /// How many were read.
+    pub read: u64,
+    /// The names of those that were not what these say, and are gone.
+    pub damaged: Vec<T>,
 }
 
 /// Lets the owner of a folder read and write it and all below it.

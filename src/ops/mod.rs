@@ -19,6 +19,7 @@ pub mod rebase;
 pub mod remote;
 pub mod shell;
 pub mod supply;
+pub mod verify;
 pub mod wheels;
 
 use std::sync::Arc;

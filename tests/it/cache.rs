@@ -203,6 +203,60 @@ fn damage_is_found_by_verify_and_healed_by_the_next_build() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
+/// The record in a file of the ledger, and the text of its key behind it.
+fn record(file: &Path) -> (String, Vec<u8>) {
+    let mut bytes = fs::read(file).unwrap().split_off(65);
+    let length: usize = std::str::from_utf8(&bytes[..10]).unwrap().parse().unwrap();
+    let mut record = bytes.split_off(11);
+    let text = record.split_off(length);
+    (String::from_utf8(record).unwrap(), text)
+}
+
+#[test]
+fn a_diff_id_that_is_not_its_layers_is_found_by_verify_and_healed_by_the_next_build() {
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    for compression in ["gzip", "gzip-single", "zstd"] {
+        let project = Project::new();
+        project.sandbox.write("imgbuild.toml", format!("compression = '{compression}'\n"));
+        let built = || {
+            let _ = fs::remove_dir_all(project.sandbox.work().join("dist"));
+            project.build().success();
+            Layout::open(&project.sandbox.work().join("dist")).names()
+        };
+        let right = built();
+        let read = |file: &PathBuf| serde_json::from_str::<serde_json::Value>(&record(file).0).unwrap();
+        let layers: Vec<_> =
+            project.bucket("ledger-v1").iter().map(read).filter(|it| it.get("diff_id").is_some()).collect();
+        assert_eq!(layers.len(), 4, "{layers:?}");
+        for layer in layers {
+            let [digest, diff_id] = ["digest", "diff_id"].map(|name| layer[name].as_str().unwrap());
+            let mut forged = Vec::new();
+            for file in project.bucket("ledger-v1") {
+                let (before, text) = record(&file);
+                let after = before.replace(diff_id, &wrong);
+                if after != before {
+                    let head = format!("{} {:010}\n", Digest::of(after.as_bytes()).hex(), after.len());
+                    overwrite(&file, &[head.as_bytes(), after.as_bytes(), &text].concat());
+                    forged.push(file);
+                }
+            }
+            assert!(forged.len() > 1, "of the layer, and of its image");
+            assert_ne!(built(), right, "a build takes a record's word");
+            let said = project.imgbuild(&["cache", "verify"]).success();
+            let told =
+                format!("removed the records of layer {digest} with the diff id {wrong}: it has the diff id {diff_id}");
+            assert_eq!(said.lines().skip(1).collect::<Vec<_>>(), [told], "{compression}");
+            assert!(!forged.iter().any(|file| file.exists()));
+            assert_eq!(built(), right, "{compression}");
+            let said = project.imgbuild(&["cache", "verify"]).success();
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+        let said = project.imgbuild(&["cache", "verify", "--format", "json"]).success();
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((&said["layers"], &said["wrongDiffIds"]), (&4.into(), &serde_json::json!([])), "{said}");
+    }
+}
+
 #[test]
 fn eight_builders_and_a_collector_do_not_disturb_each_other() {
     let project = Project::new();

@@ -261,9 +261,10 @@ fn what_is_somebody_elses_is_left_alone_and_drives_nothing_out() {
     let imported = elsewhere.store.import(&mut exported.as_slice()).expect("imports");
     assert_eq!((amount.count, imported.added.count, imported.refused), (6, 6, 0));
     let collector = store.collector(Waiting::No).expect("locks").expect("nobody builds");
-    let verified = collector.verify(2, |_| ()).expect("verifies");
-    assert_eq!((verified.blobs, verified.records), (3, 3));
-    assert!(verified.damaged.is_empty() && verified.damaged_records == 0);
+    let records = collector.verify_records(|_, _| ()).expect("reads");
+    let blobs = collector.verify_blobs(2, |_, _| Ok(())).expect("reads");
+    assert_eq!(records, Verified { read: 3, damaged: vec![] });
+    assert_eq!(blobs, Verified { read: 3, damaged: vec![] });
     drop(collector);
     // It drives nothing out.
     cache.collect(Limits { max_size: Some(before.total), ..Limits::default() });
@@ -340,11 +341,23 @@ fn bit_rot_is_found_and_removed() {
     let key = cache.record("fragment", &[layer], &[layer], 1);
     fs::write(cache.store.record_path(&key), "damage").expect("damages");
     let collector = cache.store.collector(Waiting::No).expect("locks").expect("nobody builds");
-    let verified = collector.verify(2, |_| {}).expect("reads");
-    let expected = Verified { blobs: 3, damaged: vec![fragment], records: 4, damaged_records: 1 };
-    assert_eq!(verified, expected);
+    let mut heard = Vec::new();
+    let records = collector.verify_records(|key, _| heard.push(key)).expect("reads");
+    assert_eq!(records, Verified { read: 4, damaged: vec![key] });
+    assert!(heard.len() == 3 && !heard.contains(&key));
+    let seen = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let each = |blob: &Blob, file| {
+        assert_eq!(crate::hash(file).expect("reads"), blob.digest);
+        seen.lock().expect("no panic").insert(blob.digest);
+        Ok(())
+    };
+    let blobs = collector.verify_blobs(2, each).expect("reads");
+    assert_eq!(blobs, Verified { read: 3, damaged: vec![fragment] });
+    assert_eq!(seen.into_inner().expect("no panic"), [archive, layer].into());
     assert_eq!(cache.has(&[archive, fragment, layer]), [true, false, true]);
     assert_eq!(cache.store.find(&key).expect("looks"), None);
+    collector.reject([heard[0]]).expect("removes");
+    assert_eq!(cache.store.find(&heard[0]).expect("looks"), None);
 }
 
 #[test]
