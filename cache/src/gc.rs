@@ -111,9 +111,11 @@ impl Store {
         rustix::fs::access(self.root(), rustix::fs::Access::WRITE_OK).is_ok()
     }
 
-    /// Bytes that are free in the cache's file system.
+    /// Bytes that are free in the cache's file system: where there is no cache, in that of the folder that it would be made in.
     pub fn free(&self) -> Result<u64, CacheError> {
-        let found = rustix::fs::statvfs(self.root()).map_err(|error| CacheError::at(self.root())(error.into()))?;
+        let is_there = |place: &&Path| !matches!(place.try_exists(), Ok(false));
+        let place = self.root().ancestors().find(is_there).unwrap_or(Path::new("."));
+        let found = rustix::fs::statvfs(place).map_err(|error| CacheError::at(place)(error.into()))?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
@@ -255,7 +257,7 @@ impl Collector<'_> {
     /// Reads every record and removes those that are damaged: whoever needs one does the work again. Calls `each` with those that
     /// are whole.
     pub fn verify_records(&self, mut each: impl FnMut(Key, &Recorded)) -> Result<Verified<Key>, CacheError> {
-        let mut verified = Verified { read: 0, damaged: Vec::new() };
+        let mut verified = Verified::default();
         for (path, name, _) in entries(&self.store.bucket("ledger"))? {
             let key = Key(name);
             verified.read += 1;
@@ -332,6 +334,12 @@ pub struct Verified<T> {
     pub read: u64,
     /// The names of those that were not what these say, and are gone.
     pub damaged: Vec<T>,
+}
+
+impl<T> Default for Verified<T> {
+    fn default() -> Verified<T> {
+        Verified { read: 0, damaged: Vec::new() }
+    }
 }
 
 /// Lets the owner of a folder read and write it and all below it.

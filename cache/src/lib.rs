@@ -44,6 +44,7 @@ pub use ledger::Recorded;
 pub use locks::{Hold, Turn, Waiting};
 use points::Point;
 pub use survey::Class;
+use survey::is_other_version;
 pub use transfer::{Copied, Imported};
 
 /// The version of a folder's layout.
@@ -183,6 +184,17 @@ impl Store {
             Point::Opened.reach();
         }
         Ok(store)
+    }
+
+    /// The cache in `root` as it is: nothing is made. Whoever is about to write asks [`is_there`](Store::is_there) first.
+    pub fn found_at(root: &Path) -> Store {
+        Store { root: root.into(), written: Arc::default() }
+    }
+
+    /// Whether there is a cache: one of its folders, of any version.
+    pub fn is_there(&self) -> Result<bool, CacheError> {
+        let is_own = |path: &Path| BUCKETS.iter().any(|bucket| self.bucket(bucket) == path) || is_other_version(path);
+        Ok(survey::list(&self.root)?.iter().any(|(path, metadata)| metadata.is_dir() && is_own(path)))
     }
 
     /// The folder.

@@ -160,7 +160,10 @@ impl Store {
         flow(&mut nodes);
         let items = nodes.into_iter().map(|node| node.item).collect();
         let mut survey = Survey { items, folders, others, ..Survey::default() };
-        survey.fixed += disk(&fs::metadata(self.root()).map_err(CacheError::at(self.root()))?);
+        survey.fixed += match fs::metadata(self.root()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            found => disk(&found.map_err(CacheError::at(self.root()))?),
+        };
         let partial = self.bucket("partial");
         for (path, metadata) in list(&partial)? {
             survey.items.push(item(path, Class::Partial, &metadata));
@@ -391,7 +394,7 @@ fn tree_size(folder: &Path) -> Result<u64, CacheError> {
 }
 
 /// Whether this is a bucket of another version of this program: `blobs-v2`, say. `stat-v1` was a file.
-fn is_other_version(path: &Path) -> bool {
+pub(crate) fn is_other_version(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let Some((bucket, version)) = name.rsplit_once("-v") else { return false };
     crate::BUCKETS.contains(&bucket) && version.parse::<u32>().is_ok_and(|version| version != crate::version(bucket))

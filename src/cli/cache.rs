@@ -106,39 +106,53 @@ fn key(path: &Path) -> Result<(), Stop> {
 }
 
 pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
+    // Nothing is made here: a folder whose name is mistyped would look like a cache that is empty.
     let open = || {
         let config = invocation.config()?;
-        let store = Store::open_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?)?;
+        let store = Store::found_at(&config.cache_dir(invocation.globals.cache_dir.as_deref())?);
         Ok::<_, Stop>((config, store))
     };
     match args.command {
         Command::Info { format } => {
             let (config, store) = open()?;
+            is_there(&store)?;
             info(&store, &config.cache_limits()?.into(), format)
         }
         Command::Gc { max_size, max_age, min_free, dry_run, format } => {
             let (config, store) = open()?;
             let given = Limits { max_size, max_age, min_free };
             let limits = if given.none() { config.cache_limits()?.into() } else { given };
-            let collected = if dry_run {
-                store.would_collect(&limits, now())?
-            } else {
-                collect(&store, &collector(&store)?, &limits, now())?
+            let collected = match is_there(&store)? {
+                true if dry_run => store.would_collect(&limits, now())?,
+                true => collect(&store, &collector(&store)?, &limits, now())?,
+                false => Collected::default(),
             };
             show(&collected, dry_run, format)
         }
         Command::Verify { format } => {
             let (config, store) = open()?;
             let jobs = config.jobs(invocation.globals.jobs.map(usize::from))?;
-            verify(&store, jobs, format)
+            let verified = match is_there(&store)? {
+                true => verify::verify(&store, &collector(&store)?, jobs)?,
+                false => Verified::default(),
+            };
+            show_verified(&verified, format)
         }
         Command::Key { file } => key(&file),
         Command::Clear => {
             let (_, store) = open()?;
-            show(&collect(&store, &collector(&store)?, &Limits::NOTHING, now())?, false, Format::Text)
+            let collected = match is_there(&store)? {
+                true => collect(&store, &collector(&store)?, &Limits::NOTHING, now())?,
+                false => Collected::default(),
+            };
+            show(&collected, false, Format::Text)
         }
         Command::Export { file, max_age } => {
             let (_, store) = open()?;
+            // In the place of the last export there would be one of nothing.
+            if !store.is_there()? {
+                return Err(Failure::work(none_at(&store)).hint(NAMED).into());
+            }
             let since = max_age.map_or(i64::MIN, |age| now().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
             let amount = export(&store, &file, since)?;
             note(&format!("exported {}", amount_text(&amount)));
@@ -160,6 +174,14 @@ pub(crate) fn run(invocation: &Invocation, args: Args) -> Result<(), Stop> {
     }
 }
 
+/// How a cache's folder is named.
+const NAMED: &str =
+    "the first build makes it; `--cache-dir`, IMGBUILD_CACHE_DIR or `cache-dir` in imgbuild.toml names another folder";
+
+fn none_at(store: &Store) -> String {
+    format!("there is no cache in `{}`", store.root().display())
+}
+
 fn collector(store: &Store) -> Result<cache::Collector<'_>, Stop> {
     if let Some(collector) = store.collector(Waiting::No)? {
         if !collector.is_alone() && collector.may_write() {
@@ -174,6 +196,15 @@ fn collector(store: &Store) -> Result<cache::Collector<'_>, Stop> {
 fn note(text: &str) {
     // Where stderr is closed there is nobody to tell.
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Whether there is a cache; says that there is none. That is no error: scripts tidy caches that are not there yet.
+fn is_there(store: &Store) -> Result<bool, Stop> {
+    let is_there = store.is_there()?;
+    if !is_there {
+        note(&format!("{}: {NAMED}", none_at(store)));
+    }
+    Ok(is_there)
 }
 
 fn name(class: Class) -> &'static str {
@@ -261,8 +292,8 @@ fn show(collected: &Collected, dry_run: bool, format: Format) -> Result<(), Stop
     print(&text)
 }
 
-fn verify(store: &Store, jobs: usize, format: Format) -> Result<(), Stop> {
-    let Verified { blobs, records, layers, refuted } = verify::verify(store, &collector(store)?, jobs)?;
+fn show_verified(verified: &Verified, format: Format) -> Result<(), Stop> {
+    let Verified { blobs, records, layers, refuted } = verified;
     if format == Format::Json {
         let refuted = refuted.iter().map(|it| json!({ "layer": it.layer, "recorded": it.recorded, "found": it.found }));
         return print_json(&json!({
@@ -282,7 +313,7 @@ fn verify(store: &Store, jobs: usize, format: Format) -> Result<(), Stop> {
     if !records.damaged.is_empty() {
         let _ = writeln!(text, "removed {} damaged records", records.damaged.len());
     }
-    for Refuted { layer, recorded, found } in &refuted {
+    for Refuted { layer, recorded, found } in refuted {
         let found = found.map_or_else(|| "cannot be unpacked".into(), |found| format!("has the diff id {found}"));
         let _ = writeln!(text, "removed the records of layer {layer} with the diff id {recorded}: it {found}");
     }

@@ -18,7 +18,7 @@ use crate::engine::local::LayerRecord;
 use crate::parallel::{lock, unlocked};
 
 /// What was found.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// Blobs.
     pub blobs: cache::Verified<Digest>,

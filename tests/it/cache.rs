@@ -340,6 +340,45 @@ fn a_cache_that_cannot_be_used_is_named() {
 }
 
 #[test]
+fn a_folder_without_a_cache_stays_as_it_is() {
+    let sandbox = Sandbox::new();
+    sandbox.write("mine/file", "mine");
+    sandbox.write("last.tar", "the last export");
+    let words = [
+        &["info"][..],
+        &["info", "--format", "json"],
+        &["gc"],
+        &["gc", "--dry-run", "--max-size", "1"],
+        &["verify"],
+        &["clear"],
+        &["export", "last.tar"],
+    ];
+    for (folder, words) in ["mistyped", "a/deep/one", "mine"].into_iter().flat_map(|it| words.map(|words| (it, words)))
+    {
+        let done = sandbox.imgbuild([&["--cache-dir", folder, "cache"], words].concat());
+        let place = sandbox.work().join(folder);
+        let none = format!("there is no cache in `{}`", place.display());
+        assert!(done.stderr.contains(&none) && done.stderr.contains("`--cache-dir`"), "{words:?}: {}", done.stderr);
+        match words[0] {
+            "export" => drop(done.failure(1, &[&none])),
+            _ => drop(done.success()),
+        }
+        assert_eq!(place.exists(), folder == "mine", "{words:?}");
+    }
+    let left: Vec<_> = fs::read_dir(sandbox.work().join("mine")).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(left, ["file"]);
+    assert_eq!(fs::read_to_string(sandbox.work().join("last.tar")).unwrap(), "the last export");
+    let said = sandbox.imgbuild(["--cache-dir", "mistyped", "cache", "info", "--format", "json"]).success();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(
+        said["total"] == 0 && said["free"].as_u64() > Some(0) && said["classes"] == serde_json::json!({}),
+        "{said}"
+    );
+    // What is no folder is no cache that is not there yet.
+    sandbox.imgbuild(["--cache-dir", "mine/file", "cache", "info"]).failure(1, &["mine/file", "cannot be used"]);
+}
+
+#[test]
 fn a_cache_behind_a_symbolic_link_is_a_cache() {
     let project = Project::new();
     let right = project.rebuilt();
