@@ -234,6 +234,11 @@ impl Remote for Folder {
         self.patiently(0, move |shared| Ok(shared.has(&blob)))
     }
 
+    fn keeps(&self, _: &str, last: &Blob) -> Result<bool, RemoteError> {
+        // Blobs are written in their order.
+        self.has(last)
+    }
+
     fn place(&self, digest: &Digest) -> Place {
         Place::File(self.0.blob(digest))
     }

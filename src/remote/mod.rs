@@ -90,6 +90,10 @@ pub trait Remote: Send + Sync {
     /// Whether it has a blob, without reading it.
     fn has(&self, blob: &Blob) -> Result<bool, RemoteError>;
 
+    /// Whether everything that was published to be kept by this name is there, and `last` among it, which was published as the last
+    /// blob: with one request.
+    fn keeps(&self, name: &str, last: &Blob) -> Result<bool, RemoteError>;
+
     /// Where a blob of it lies, for who can take it from there without bringing it first.
     fn place(&self, digest: &layers::Digest) -> Place;
 

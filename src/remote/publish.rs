@@ -154,14 +154,15 @@ impl Target {
     }
 
     fn keep_bundle(&self, name: &str, bundle: &Blob, store: &Store, elsewhere: &Sources) -> Result<(), RemoteError> {
-        if self.has(bundle, elsewhere)? {
+        // A document that tells of it came after the name.
+        if elsewhere.was_told_by(&self.label, &bundle.digest) || self.remote.keeps(name, bundle)? {
             return Ok(());
         }
         if !elsewhere.bring_in_silence(&bundle.digest, store) {
             return Err(RemoteError::Gone(bundle.digest));
         }
         let parts = elsewhere.unpack(bundle, store)?;
-        // Where it is, its fragments are: it goes last.
+        // Where the name has it, its fragments are: it goes last.
         let fragments: BTreeSet<_> = parts.fragments.iter().map(|it| (it.blob.digest, it.blob.size)).collect();
         let fragments: Vec<Blob> = fragments.into_iter().map(|(digest, size)| Blob { digest, size }).collect();
         self.keep(name, &fragments, store, elsewhere)?;

@@ -20,7 +20,7 @@ use super::document::{LARGEST, unfolded};
 use super::{Place, Remote, RemoteError};
 use crate::fetch::{Watch, with_last};
 use crate::observe::Silent;
-use crate::registry::document::{Descriptor, Document};
+use crate::registry::document::{Descriptor, Document, Said};
 use crate::registry::{
     AnyDigest, Bundle, ClientConfig, Delivery, Patience, Registries, RegistryError, Repository, Supply,
 };
@@ -63,6 +63,20 @@ impl Artifacts {
         self.registries.wait(async { self.watch.over(bytes, work).await.unwrap_or_else(|why| Err(silent(why))) })
     }
 
+    /// What the manifest of this name says; `None` where there is none.
+    fn said(&self, name: &str) -> Result<Option<Said>, RegistryError> {
+        let reference = self.repository.tagged(name);
+        let read = self.registries.client().artifact(&reference);
+        match self.wait(&format!("read {name}"), 0, read) {
+            Err(RegistryError::NotFound { .. }) => Ok(None),
+            document => document?.read().map(Some).map_err(|why| self.wrong(name, why)),
+        }
+    }
+
+    fn wrong(&self, name: &str, why: String) -> RegistryError {
+        RegistryError::Document { what: format!("{}:{name}", self.repository), why }
+    }
+
     fn manifest(document: &[u8], blobs: &[Blob]) -> Document {
         let empty = Document::empty().descriptor();
         // An artifact without blobs has the empty one (image specification, "Guidelines for Artifact Usage").
@@ -84,18 +98,11 @@ impl Artifacts {
 
 impl Remote for Artifacts {
     fn find(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
-        let reference = self.repository.tagged(name);
-        let read = self.registries.client().artifact(&reference);
-        let document = match self.wait(&format!("read {name}"), 0, read) {
-            Err(RegistryError::NotFound { .. }) => return Ok(None),
-            document => document?,
-        };
-        let wrong = |why: String| RegistryError::Document { what: format!("{}:{name}", self.repository), why };
-        let said = document.read().map_err(wrong)?;
+        let Some(said) = self.said(name)? else { return Ok(None) };
         let text = said.annotations.get(ANNOTATION).filter(|_| said.artifact_type.as_deref() == Some(ARTIFACT));
         let packed = text.and_then(|text| STANDARD.decode(text).ok());
         let bytes = packed.and_then(|packed| unfolded(&packed, LARGEST as u64));
-        Ok(Some(bytes.ok_or_else(|| wrong("it is no cache of imgbuild's".into()))?))
+        Ok(Some(bytes.ok_or_else(|| self.wrong(name, "it is no cache of imgbuild's".into()))?))
     }
 
     fn fetch(&self, blob: &Blob, store: &Store) -> Result<(), RemoteError> {
@@ -111,6 +118,14 @@ impl Remote for Artifacts {
         let digest = blob.digest.into();
         let look = self.registries.client().lies_in(&self.repository, &digest);
         Ok(self.wait(&format!("look for blob {}", blob.digest), 0, look)?)
+    }
+
+    fn keeps(&self, name: &str, last: &Blob) -> Result<bool, RemoteError> {
+        // Blobs come in any order, and without a manifest that names them a collector takes them. One that makes no sense is written anew.
+        match self.said(name) {
+            Err(RegistryError::Document { .. }) => Ok(false),
+            said => Ok(said?.is_some_and(|said| said.blobs.iter().any(|blob| blob.digest == last.digest.into()))),
+        }
     }
 
     fn place(&self, _: &Digest) -> Place {

@@ -283,6 +283,11 @@ impl Remote for Objects {
         Ok(self.length(&head).map_err(|error| self.explained(error))? == Some(blob.size))
     }
 
+    fn keeps(&self, _: &str, last: &Blob) -> Result<bool, RemoteError> {
+        // Blobs are written in their order.
+        self.has(last)
+    }
+
     fn place(&self, _: &Digest) -> Place {
         Place::Service
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::registry::registry;
 use crate::remote::{Machine, Project, STORES, files_below};
 use crate::support::layout::Layout;
+use crate::support::registry::{Act, Response};
 use crate::support::run::outcome;
 
 /// The documents in a folder.
@@ -122,6 +123,45 @@ fn a_cache_that_a_layer_rotted_before_is_not_told_of_the_image() {
     said.success();
     assert_eq!(documents(folder.path()).len(), 2);
     assert_told_truly(folder.path());
+}
+
+#[test]
+fn a_bundle_that_nothing_keeps_is_kept_by_who_writes_next() {
+    let project = Project::new();
+    let [full, broken] = [registry(|_| {}), registry(|_| {})];
+    let [from, to] = [&full, &broken].map(|it| format!("registry:{}/cache", it.host()));
+    one(&project, &project.machine(), &["--cache-to", &from], &[]);
+    let is_parts = |tag: &&String| tag.starts_with("parts-");
+    let parts = full.state().repos["cache"].tags.keys().find(is_parts).unwrap().clone();
+    // Who wrote there ended when the bundle had arrived, and few of the fragments.
+    let refusal = Act::Answer(Response::error(403, "DENIED", "no"));
+    broken.fail("PUT /v2/cache/manifests/parts-", 0, usize::MAX, refusal);
+    let said = one(&project, &project.machine(), &["--cache-to", &to], &[]).1;
+    assert!(said.contains("was not written"), "{said}");
+    broken.heal();
+    let bundle = parts.replace("parts-", "sha256:");
+    {
+        let mut state = broken.state();
+        let repo = state.repos.get_mut("cache").unwrap();
+        assert!(repo.tags.is_empty() && repo.blobs.len() > 1 && repo.blobs.contains(&bundle));
+        repo.blobs.retain(|blob| *blob == bundle);
+    }
+    // An edit stands on what the bundle tells of, and makes none itself.
+    let edited = project.machine();
+    edited.sandbox.write("src/main", "changed");
+    let words = ["--cache-from", &from, "--cache-to", &to];
+    let (found, said, asked) = one(&project, &edited, &words, &[(STORES, &from)]);
+    assert!(asked == 0 && !said.contains("warning"), "{said}");
+    assert!(broken.state().repos["cache"].tags.contains_key(&parts), "nothing keeps the bundle");
+    broken.assert_whole();
+    let (from, trust) = (["--cache-from", &to], [(STORES, to.as_str())]);
+    let (again, said, asked) = one(&project, &project.machine_like(&edited), &from, &trust);
+    assert_eq!((again, asked), (found, 0), "{said}");
+    // The fragments are there, too.
+    let other = project.machine_like(&edited);
+    ask_anew(&other);
+    let (_, said, asked) = one(&project, &other, &from, &trust);
+    assert!(asked == 0 && !said.contains("warning"), "{said}");
 }
 
 #[test]
