@@ -154,7 +154,7 @@ pub fn point_to(bench: &Bench<'_>, built: &[Built], supply: &mut Supply) -> Resu
     }
     if !blobs.is_empty() {
         let (elsewhere, store) = (bench.elsewhere.clone(), bench.store.clone());
-        let bring = move |digest: &Digest| elsewhere.bring_in_silence(digest, &store);
+        let bring = move |digest: &Digest| elsewhere.bring_in_silence(digest, &store).unwrap_or(false);
         supply.demand = Some(Demand { blobs, bring: Arc::new(bring) });
     }
     Ok(())

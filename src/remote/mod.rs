@@ -74,6 +74,19 @@ pub enum RemoteError {
     Cache(#[from] cache::CacheError),
 }
 
+impl RemoteError {
+    /// Whether the cache of this machine failed, and not the one elsewhere.
+    fn is_of_this_machine(&self) -> bool {
+        use RegistryError::{Cache, File};
+        matches!(
+            self,
+            RemoteError::Cache(_)
+                | RemoteError::Service(FetchError::Cache(_))
+                | RemoteError::Registry(Cache(_) | File { .. })
+        )
+    }
+}
+
 /// Blobs that are moved at once.
 pub(crate) const TRANSFERS: usize = 8;
 
@@ -329,35 +342,36 @@ impl Sources {
         self.found().remembered.size(digest).is_some()
     }
 
-    /// Brings a blob that a cache has told of into the store. `false`: no cache has it, or none gave it.
+    /// Brings a blob that a cache has told of into the store. `false`: no cache has it, or none gave it, or it cannot be written here,
+    /// which whoever needs it says.
     pub fn bring(&self, digest: &layers::Digest, store: &Store, observer: &dyn Observer) -> bool {
+        self.try_bring(digest, store, observer).unwrap_or(false)
+    }
+
+    /// As [`bring`](Sources::bring); an error is one of this machine's cache.
+    fn try_bring(&self, digest: &layers::Digest, store: &Store, observer: &dyn Observer) -> Result<bool, RemoteError> {
         let (size, holders) = {
             let found = self.found();
-            let Some(size) = found.remembered.size(digest) else { return false };
+            let Some(size) = found.remembered.size(digest) else { return Ok(false) };
             (size, found.remembered.holders(digest))
         };
         if store.has(digest).is_ok_and(|there| there == Some(size)) {
-            return true;
+            return Ok(true);
         }
         for at in holders {
             if self.found().failed[at] {
                 continue;
             }
             match self.sources[at].remote.fetch(&Blob { digest: *digest, size }, store) {
-                Ok(()) => return true,
-                // What cannot be written here is no fault of that cache; whoever needs it says so.
-                Err(
-                    RemoteError::Cache(_)
-                    | RemoteError::Service(FetchError::Cache(_))
-                    | RemoteError::Registry(RegistryError::Cache(_)),
-                ) => return false,
+                Ok(()) => return Ok(true),
+                Err(error) if error.is_of_this_machine() => return Err(error),
                 Err(error) => {
                     self.found().unfinished.insert(*digest);
                     self.fail(at, &error.to_string(), observer);
                 }
             }
         }
-        false
+        Ok(false)
     }
 
     /// Removes what came of blobs that could not be had, and that nobody will go on with.
@@ -365,10 +379,13 @@ impl Sources {
         std::mem::take(&mut self.found().unfinished).iter().try_for_each(|digest| store.tidy_download(digest))
     }
 
-    /// As [`bring`](Sources::bring), where nobody hears what went wrong: [`Sources::troubles`] tells it later.
-    pub fn bring_in_silence(&self, digest: &layers::Digest, store: &Store) -> bool {
+    /// As [`bring`](Sources::bring), where nobody hears what went wrong elsewhere: [`Sources::troubles`] tells it later.
+    ///
+    /// # Errors
+    /// If the cache of this machine failed.
+    pub fn bring_in_silence(&self, digest: &layers::Digest, store: &Store) -> Result<bool, RemoteError> {
         let heard = Heard::default();
-        let is_here = self.bring(digest, store, &heard);
+        let is_here = self.try_bring(digest, store, &heard);
         self.found().troubles.append(&mut unlocked(heard.0));
         is_here
     }
@@ -395,5 +412,34 @@ impl Sources {
         let mut found = self.found();
         found.failed.fill(true);
         found.remembered = Remembered::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use layers::Digest;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_here_is_no_fault_of_the_cache_that_gives_it() {
+        let root = tempfile::tempdir().expect("a folder");
+        let [store, other] = ["store", "other"].map(|name| Store::open_at(&root.path().join(name)).expect("opens"));
+        let blob = other.put(b"a fragment").expect("puts");
+        let folder = Folder::new(&root.path().join("elsewhere"), Duration::from_secs(60));
+        folder.publish(&[], b"", &[blob], &other).expect("publishes");
+        let source = Source { label: "dir:elsewhere".into(), remote: Arc::new(folder), trusted: true };
+        let sources = Sources::new(vec![source], Vec::new());
+        let digest = Digest::of(b"x");
+        let fragments = vec![KnownFragment { key: Key(digest), blob, index: digest }];
+        sources.found().remembered.learn_parts(&Parts { fragments, indexes: Vec::new() }, &[0]);
+        std::fs::remove_dir(store.scratch()).expect("removes");
+        let failed = sources.bring_in_silence(&blob.digest, &store).expect_err("it cannot be written");
+        assert!(failed.is_of_this_machine() && failed.to_string().contains("tmp-v1"), "{failed}");
+        assert!(sources.troubles().is_empty() && sources.holds(&blob.digest));
+        std::fs::create_dir(store.scratch()).expect("makes");
+        assert!(sources.bring_in_silence(&blob.digest, &store).expect("brings"));
     }
 }

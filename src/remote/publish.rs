@@ -59,17 +59,22 @@ impl Publisher {
             let mut troubles = Vec::new();
             for job in wanted {
                 // A cache that failed is left alone: the next document would wait for the same trouble. What rotted here, or went, or cannot be
-                // read, is none of its faults, and the next one may be whole.
-                targets.retain_mut(|target| match target.send(&job, &store, &elsewhere) {
-                    Ok(()) => true,
-                    Err(error @ (RemoteError::RottedHere(_) | RemoteError::Gone(_) | RemoteError::Cache(_))) => {
-                        troubles.push(format!("the cache `{}` was not told of an image: {error}", target.label));
-                        true
+                // read or written, is none of its faults, and the next one may be whole.
+                targets.retain_mut(|target| {
+                    let Err(error) = target.send(&job, &store, &elsewhere) else { return true };
+                    let (what, goes_on) = match &error {
+                        RemoteError::RottedHere(_) | RemoteError::Gone(_) => ("was not told of an image", true),
+                        error if error.is_of_this_machine() => {
+                            ("was not told of an image, as this machine's own failed", true)
+                        }
+                        _ => ("was not written", false),
+                    };
+                    let trouble = format!("the cache `{}` {what}: {error}", target.label);
+                    // A disk that is full is full for all images.
+                    if !troubles.contains(&trouble) {
+                        troubles.push(trouble);
                     }
-                    Err(error) => {
-                        troubles.push(format!("the cache `{}` was not written: {error}", target.label));
-                        false
-                    }
+                    goes_on
                 });
             }
             troubles
@@ -147,7 +152,7 @@ impl Target {
         in_parallel(TRANSFERS, blobs, |blob| {
             let is_there = store.has(&blob.digest)? == Some(blob.size)
                 || self.has(blob, elsewhere)?
-                || elsewhere.bring_in_silence(&blob.digest, store);
+                || elsewhere.bring_in_silence(&blob.digest, store)?;
             if is_there { Ok(()) } else { Err(RemoteError::Gone(blob.digest)) }
         })?;
         self.remote.publish(&[name.to_owned()], &[], blobs, store)
@@ -158,7 +163,7 @@ impl Target {
         if elsewhere.was_told_by(&self.label, &bundle.digest) || self.remote.keeps(name, bundle)? {
             return Ok(());
         }
-        if !elsewhere.bring_in_silence(&bundle.digest, store) {
+        if !elsewhere.bring_in_silence(&bundle.digest, store)? {
             return Err(RemoteError::Gone(bundle.digest));
         }
         let parts = elsewhere.unpack(bundle, store)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use layers::source::{files, inline};
 use layers::{Catalogue, ImagePath, Stage, path};
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::registry::registry;
 use crate::remote::{Machine, Project, STORES, files_below};
+use crate::support::cache::bucket;
 use crate::support::layout::Layout;
 use crate::support::registry::{Act, Response};
 use crate::support::run::outcome;
@@ -246,6 +247,33 @@ fn a_folder_is_trusted_where_it_is_named_and_nowhere_else() {
     assert!(!from("dir:store", &[]));
     assert!(from("dir:store", &[(STORES, "dir:store")]));
     assert!(!from("dir:../store", &[(STORES, "dir:store")]));
+}
+
+#[test]
+fn what_fails_here_is_no_fault_of_a_registry_that_is_written_to() {
+    let project = Project::new();
+    let registry = registry(|_| {});
+    let store = format!("registry:{}/cache", registry.host());
+    let machine = project.machine();
+    let image = |text| Stage::scratch().layer(inline(text, path!("/text"))).layer(files("src", path!("/app")));
+    let catalogue = Catalogue::new("both").with("one", image("1").image()).with("two", image("2").image());
+    machine.sandbox.write("plan.json", catalogue.plan().to_json());
+    let told = || registry.state().repos["cache"].tags.keys().filter(|tag| tag.starts_with("image-")).count();
+    machine.build(&["--cache-to", &store], &[]);
+    assert_eq!(told(), 2);
+    // What is remembered of that registry cannot be written: the next attempt finds its place free.
+    let is_pushed = |file: &PathBuf| fs::read(file).unwrap().windows(16).any(|text| text == b"registry-pushed ");
+    let remembered = bucket(machine.sandbox.cache(), "ledger-v1").into_iter().find(is_pushed).unwrap();
+    fs::remove_file(&remembered).unwrap();
+    fs::create_dir(&remembered).unwrap();
+    machine.sandbox.write("src/main", "changed");
+    let said = machine.build(&["--cache-to", &store], &[]).1;
+    let warnings: Vec<_> = said.lines().filter(|line| line.contains("warning")).collect();
+    let place = remembered.display().to_string();
+    let texts = ["was not told of an image, as this machine's own failed", &store, &place];
+    assert!(warnings.len() == 1 && texts.iter().all(|text| warnings[0].contains(text)), "{said}");
+    assert_eq!(told(), 3, "the other image");
+    registry.assert_whole();
 }
 
 #[test]
