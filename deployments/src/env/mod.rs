@@ -2,6 +2,7 @@
 //! documentation, and of what is checked before anything starts.
 
 mod check;
+mod values;
 mod write;
 
 use std::collections::BTreeSet;
@@ -12,8 +13,9 @@ use thiserror::Error;
 
 use crate::yaml::{self, YamlError};
 
-pub(crate) use check::{bytes, nearest};
-pub use check::{check, check_required, check_secrets, is_repository};
+pub use check::{check, check_required, check_secrets};
+pub use values::is_repository;
+pub(crate) use values::{bytes, nearest};
 pub use write::{docs, example};
 
 /// A schema that cannot be used.
@@ -216,7 +218,7 @@ impl Schema {
             }
         }
         for variable in &schema.variables {
-            if let Err(why) = check::fits(variable, &variable.default)
+            if let Err(why) = values::fits(variable, &variable.default)
                 && !variable.default.is_empty()
             {
                 return Err(contradiction(&variable.name, format!("its default does not fit its type: {why}")));

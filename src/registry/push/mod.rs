@@ -7,25 +7,23 @@
 //! manifest is not asked for. All images go at once. Where two repositories of a registry want the same blob, the image that comes first
 //! uploads it and the others mount it; a wait is always for an image that comes earlier, so none can be circular.
 
+mod bring;
+mod manifests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use futures_util::future::{BoxFuture, Either, FutureExt as _, join, join3, select, try_join, try_join_all};
-use reqwest::Method;
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use futures_util::future::{Either, FutureExt as _, join, join3, select, try_join, try_join_all};
 use tokio::sync::OnceCell;
 
-use super::body::Outgoing;
-use super::client::{Ask, Client};
+use super::client::Client;
 use super::digest::AnyDigest;
-use super::document::{Descriptor, Document, accept_of};
+use super::document::Descriptor;
 use super::error::RegistryError;
 use super::memo::{Memo, Remembered};
 use super::reference::{Reference, Repository};
-use super::supply::{Delivery, Demand, Supply};
-use super::token::push_scope;
-use super::upload::{Mount, Source};
+use super::supply::{Delivery, Supply};
 use crate::failpoint::Push;
 use crate::observe::{Event, Observer};
 use crate::parallel::{lock, unlocked};
@@ -435,212 +433,6 @@ impl<'a> Run<'a> {
         Push::Tags.reach();
         Ok(())
     }
-
-    /// Sees to it that a repository has a blob; whoever comes second waits for the first.
-    fn bring(
-        &self,
-        at: usize,
-        repository: &'a Repository,
-        blob: &'a Descriptor,
-    ) -> BoxFuture<'_, Result<(), RegistryError>> {
-        async move {
-            if self.is_known(repository, blob.digest) {
-                self.planned(repository, blob.digest, blob.size, Act::Keep);
-                return Ok(());
-            }
-            let cell = lock(&self.brought).entry((repository.clone(), blob.digest)).or_default().clone();
-            cell.get_or_try_init(|| self.bring_once(at, repository, blob)).await.map(drop)
-        }
-        .boxed()
-    }
-
-    async fn bring_once(
-        &self,
-        at: usize,
-        repository: &'a Repository,
-        blob: &'a Descriptor,
-    ) -> Result<(), RegistryError> {
-        let digest = blob.digest;
-        let missing = lock(&self.missing).contains(&(repository.clone(), digest));
-        if !missing && self.dry.is_none() && self.client.was_sent_ahead(repository, digest).await {
-            self.uploads.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
-        let mut session = None;
-        if !missing {
-            let new = self.new.get(at).is_some_and(|new| new.contains_key(&digest));
-            let begin = async {
-                if !new {
-                    return None;
-                }
-                if let Some(begun) = self.client.begun_ahead(repository) {
-                    return Some(Ok(begun));
-                }
-                let _permit = self.client.requests.acquire().await;
-                Some(self.client.start(repository).await)
-            };
-            let look = async {
-                match new && self.unasked[at].contains(&digest) {
-                    true => Ok(false),
-                    false => self.client.lies_in(repository, &digest).await,
-                }
-            };
-            let (there, begun) = join(look, begin).await;
-            let there = there?;
-            match begun {
-                Some(Ok(begun)) if there => self.client.cancel(repository, begun).await,
-                Some(begun) if !there => session = Some(begun?),
-                _ => {}
-            }
-            if there {
-                self.planned(repository, digest, blob.size, Act::Keep);
-                return Ok(());
-            }
-        }
-        if !missing && session.is_none() {
-            session = match self.mount(at, repository, blob).await? {
-                Some(Mount::Done) => return Ok(()),
-                Some(Mount::Session(session)) => Some(session),
-                _ => None,
-            };
-        }
-        if self.dry.is_some() {
-            return Ok(());
-        }
-        let source = match self.supply.open(blob)? {
-            Some(source) => source,
-            None => self.fetch(blob).await?,
-        };
-        let session = session.or_else(|| self.client.begun_ahead(repository));
-        self.client.send_blob(repository, &source, session, self.observer).await?;
-        self.uploads.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Whether a blob is hardly anywhere: not among what is remembered of its repository, and no other has it. Then its
-    /// upload begins while the registry is asked, or it is sent without asking. What is not here is somewhere else.
-    fn is_new(&self, at: usize, repository: &Repository, blob: &Descriptor) -> bool {
-        let (registry, digest) = (repository.registry.as_str(), &blob.digest);
-        self.wanted.get(&(registry, *digest)).is_some_and(|who| who.first() == Some(&at))
-            && !self.supply.origins.contains_key(digest)
-            && self.memo.is_new(self.last.get(repository), registry, digest)
-            && self.supply.has(blob).is_ok_and(|is_here| is_here)
-    }
-
-    /// Tries to take a blob over from where it is known to be.
-    async fn mount(
-        &self,
-        at: usize,
-        repository: &'a Repository,
-        blob: &'a Descriptor,
-    ) -> Result<Option<Mount>, RegistryError> {
-        let digest = blob.digest;
-        let registry = repository.registry.as_str();
-        let first = self.wanted.get(&(registry, digest)).and_then(|who| who.first()).copied().unwrap_or(at);
-        let owner = &self.deliveries[first].repository;
-        let mut tried = BTreeSet::from([repository.path.clone()]);
-        let mut left = None;
-        if first < at && owner != repository {
-            if self.dry.is_some() {
-                self.planned(repository, digest, blob.size, Act::Mount(owner.path.clone()));
-                return Ok(Some(Mount::Done));
-            }
-            self.bring(first, owner, blob).await?;
-            let picky = lock(&self.wants_manifests).contains(registry);
-            if picky {
-                self.wait_for(first).await;
-            }
-            tried.insert(owner.path.clone());
-            let published = *self.published[first].borrow();
-            match self.try_mount(repository, &digest, owner).await? {
-                Mount::Session(session) if !picky && !published => {
-                    // Some registries mount only what a manifest of the other repository refers to.
-                    self.wait_for(first).await;
-                    match self.try_mount(repository, &digest, owner).await? {
-                        Mount::Done => {
-                            lock(&self.wants_manifests).insert(registry.to_owned());
-                            self.client.cancel(repository, session).await;
-                            return Ok(Some(Mount::Done));
-                        }
-                        Mount::Session(second) => {
-                            self.client.cancel(repository, second).await;
-                            return Ok(Some(Mount::Session(session)));
-                        }
-                        Mount::No => return Ok(Some(Mount::Session(session))),
-                    }
-                }
-                Mount::Done => return Ok(Some(Mount::Done)),
-                Mount::Session(session) => left = Some(session),
-                Mount::No => {}
-            }
-        }
-        let origins = self.supply.origins.get(&digest).into_iter().flatten();
-        let origins = origins.filter(|it| it.registry == registry).map(|it| it.path.clone());
-        for path in origins.chain(self.memo.holders(registry, &digest)) {
-            if left.is_some() || tried.len() > 3 || !tried.insert(path.clone()) {
-                continue;
-            }
-            if self.dry.is_some() {
-                self.planned(repository, digest, blob.size, Act::Mount(path));
-                return Ok(Some(Mount::Done));
-            }
-            let from = Repository { registry: registry.to_owned(), path };
-            match self.try_mount(repository, &digest, &from).await? {
-                Mount::Done => return Ok(Some(Mount::Done)),
-                Mount::Session(session) => left = Some(session),
-                Mount::No => {}
-            }
-            self.memo.lacks(&from, &digest)?;
-        }
-        if self.dry.is_some() {
-            self.planned(repository, digest, blob.size, Act::Send);
-        }
-        Ok(left.map(Mount::Session))
-    }
-
-    async fn try_mount(
-        &self,
-        repository: &Repository,
-        digest: &AnyDigest,
-        from: &Repository,
-    ) -> Result<Mount, RegistryError> {
-        let _permit = self.client.requests.acquire().await;
-        Push::Mount.reach();
-        let mount = self.client.mount(repository, digest, from).await?;
-        if matches!(mount, Mount::Done) {
-            Push::Mounted.reach();
-            let name = format!("{repository} {}", &digest.hex()[..12]);
-            self.observer.on(Event::Mounted { name: &name, from: &from.path });
-        }
-        Ok(mount)
-    }
-
-    async fn wait_for(&self, delivery: usize) {
-        // The sender lives as long as the run, so this ends when the delivery is published or the whole run fails.
-        let _ = self.published[delivery].subscribe().wait_for(|published| *published).await;
-    }
-
-    /// Brings a blob that is only elsewhere into the cache.
-    async fn fetch(&self, blob: &Descriptor) -> Result<Source, RegistryError> {
-        let lost = || RegistryError::Lost(blob.digest);
-        let store = self.supply.store.as_ref().ok_or_else(lost)?;
-        if let (Some(Demand { blobs, bring }), Some(digest)) = (&self.supply.demand, blob.digest.sha256())
-            && blobs.contains(&digest)
-        {
-            let bring = bring.clone();
-            let is_here = tokio::task::spawn_blocking(move || bring(&digest)).await.unwrap_or(false);
-            let found = if is_here { self.supply.open(blob)? } else { None };
-            return found.ok_or_else(lost);
-        }
-        let mut failed = None;
-        for origin in self.supply.origins.get(&blob.digest).into_iter().flatten() {
-            match self.client.blob_to_store(origin, blob, store, self.observer).await {
-                Ok(()) => return self.supply.open(blob)?.ok_or_else(lost),
-                Err(error) => failed = Some(error),
-            }
-        }
-        Err(failed.unwrap_or_else(lost))
-    }
 }
 
 /// The smallest of these blobs, as many as are sent without asking.
@@ -662,65 +454,5 @@ fn misses(error: &RegistryError) -> bool {
             ["BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "blob unknown", "unknown blob"].iter().any(|code| why.contains(code))
         }
         _ => false,
-    }
-}
-
-impl Client {
-    /// Whether a repository has a manifest of this type, or of any where it is empty; asked with the right to push so that one token
-    /// does for everything.
-    pub(super) async fn has_manifest(
-        &self,
-        repository: &Repository,
-        digest: AnyDigest,
-        media_type: &str,
-    ) -> Result<bool, RegistryError> {
-        let _permit = self.requests.acquire().await;
-        let what = "look for a manifest";
-        let url = self.url(repository, &format!("{}/manifests/{digest}", repository.path)).await?;
-        let ask =
-            Ask::new(what, Method::HEAD, url, vec![push_scope(repository)]).header(ACCEPT, &accept_of(media_type));
-        let answer = self.ask(repository, &ask).await?;
-        match answer.status.as_u16() {
-            200 => Ok(true),
-            // One of another type (406) is not this one.
-            404 | 406 | 410 => Ok(false),
-            _ => Err(self.failed(repository, what, answer).await),
-        }
-    }
-
-    /// Writes a manifest under its digest or a tag. Returns the subject that the registry says it has noted.
-    pub async fn put_manifest(
-        &self,
-        repository: &Repository,
-        document: &Document,
-        tag: Option<&str>,
-    ) -> Result<Option<AnyDigest>, RegistryError> {
-        let _permit = self.requests.acquire().await;
-        let version = tag.map_or_else(|| document.digest.to_string(), str::to_owned);
-        let what = if tag.is_some() { "write a tag" } else { "push a manifest" };
-        let url = self.url(repository, &format!("{}/manifests/{version}", repository.path)).await?;
-        let mut ask =
-            Ask::new(what, Method::PUT, url, vec![push_scope(repository)]).header(CONTENT_TYPE, &document.media_type);
-        ask.body = Outgoing::Bytes(document.bytes.clone());
-        ask.slow = true;
-        let answer = self.ask(repository, &ask).await?;
-        if !answer.status.is_success() {
-            return Err(self.failed(repository, what, answer).await);
-        }
-        let parsed = |name: &str| {
-            answer
-                .headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .and_then(|text| text.parse::<AnyDigest>().ok())
-        };
-        let subject = parsed("oci-subject");
-        match parsed("docker-content-digest") {
-            Some(said) if said.algorithm() == document.digest.algorithm() && said != document.digest => {
-                let why = format!("it stored the manifest as {said}");
-                Err(RegistryError::Mismatch { registry: repository.registry.clone(), digest: document.digest, why })
-            }
-            _ => Ok(subject),
-        }
     }
 }
