@@ -255,16 +255,20 @@ impl Collector<'_> {
     }
 
     /// Reads every record and removes those that are damaged: whoever needs one does the work again. Calls `each` with those that
-    /// are whole.
+    /// are whole. One that cannot be read keeps nobody from the others.
     pub fn verify_records(&self, mut each: impl FnMut(Key, &Recorded)) -> Result<Verified<Key>, CacheError> {
         let mut verified = Verified::default();
         for (path, name, _) in entries(&self.store.bucket("ledger"))? {
             let key = Key(name);
-            verified.read += 1;
             let bytes = match fs::read(&path) {
                 Err(error) if fails(&error) => Vec::new(),
-                bytes => bytes.map_err(CacheError::at(&path))?,
+                Err(error) => {
+                    verified.unread.push(CacheError::at(&path)(error));
+                    continue;
+                }
+                Ok(bytes) => bytes,
             };
+            verified.read += 1;
             match ledger::parse(&bytes, &key) {
                 Some(recorded) => each(key, &recorded),
                 None => {
@@ -278,7 +282,8 @@ impl Collector<'_> {
     }
 
     /// Reads every blob and removes those that are not what their names say: whoever needs one makes or downloads it again. Calls
-    /// `each` with those that are whole, opened at their beginning; blobs are read on so many threads, large ones first.
+    /// `each` with those that are whole, opened at their beginning; blobs are read on so many threads, large ones first. One that
+    /// cannot be read keeps nobody from the others.
     pub fn verify_blobs(
         &self,
         threads: usize,
@@ -288,18 +293,19 @@ impl Collector<'_> {
         // One that came last would be read by one thread alone.
         blobs.sort_by_key(|blob| std::cmp::Reverse(blob.size));
         let next = std::sync::atomic::AtomicUsize::new(0);
-        let check = || -> Result<Vec<Digest>, CacheError> {
-            let mut damaged = Vec::new();
+        let check = || {
+            let (mut damaged, mut unread) = (Vec::new(), Vec::new());
             while let Some(blob) = blobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                match self.store.open_verified(&blob.digest)? {
-                    Some(file) => each(blob, file)?,
-                    None => {
+                match self.store.open_verified(&blob.digest) {
+                    Ok(Some(file)) => unread.extend(each(blob, file).err()),
+                    Ok(None) => {
                         Point::Rejected.reach();
                         damaged.push(blob.digest);
                     }
+                    Err(error) => unread.push(error),
                 }
             }
-            Ok(damaged)
+            (damaged, unread)
         };
         let found = std::thread::scope(|scope| {
             // Where no more threads can be had, those that began do it, this one at least.
@@ -309,10 +315,12 @@ impl Collector<'_> {
             found.extend(helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|it| resume_unwind(it))));
             found
         });
-        let mut verified = Verified { read: blobs.len() as u64, damaged: Vec::new() };
-        for damaged in found {
-            verified.damaged.extend(damaged?);
+        let mut verified = Verified::default();
+        for (damaged, unread) in found {
+            verified.damaged.extend(damaged);
+            verified.unread.extend(unread);
         }
+        verified.read = (blobs.len() - verified.unread.len()) as u64;
         verified.damaged.sort_unstable();
         Ok(verified)
     }
@@ -328,17 +336,19 @@ impl Collector<'_> {
 }
 
 /// What was read, and found to be damaged.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Verified<T> {
     /// How many were read.
     pub read: u64,
     /// The names of those that were not what these say, and are gone.
     pub damaged: Vec<T>,
+    /// Why others could not be read, or removed. They stay.
+    pub unread: Vec<CacheError>,
 }
 
 impl<T> Default for Verified<T> {
     fn default() -> Verified<T> {
-        Verified { read: 0, damaged: Vec::new() }
+        Verified { read: 0, damaged: Vec::new(), unread: Vec::new() }
     }
 }
 

@@ -194,7 +194,8 @@ impl Store {
     /// Whether there is a cache: one of its folders, of any version.
     pub fn is_there(&self) -> Result<bool, CacheError> {
         let is_own = |path: &Path| BUCKETS.iter().any(|bucket| self.bucket(bucket) == path) || is_other_version(path);
-        Ok(survey::list(&self.root)?.iter().any(|(path, metadata)| metadata.is_dir() && is_own(path)))
+        // Each may be a link to a folder elsewhere.
+        Ok(survey::list(&self.root)?.iter().any(|(path, _)| is_own(path) && path.is_dir()))
     }
 
     /// The folder.

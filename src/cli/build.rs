@@ -22,7 +22,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Builds images from Debian packages, Python wheels and files.
+/// Build images from Debian packages, Python wheels and files
 ///
 /// Prints a line an image on stdout: its name and the digest of its manifest (one platform) or index (several).
 #[derive(Debug, clap::Args)]

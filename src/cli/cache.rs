@@ -21,7 +21,7 @@ use crate::output::aside;
 use crate::remote::SigningKey;
 use crate::report::size;
 
-/// Shows, checks and tidies the cache.
+/// Show, check and tidy the cache
 ///
 /// The cache holds downloads, fragments, layers and the records that lead to them. All of it can be had again, so nothing
 /// here can break a build. `gc`, `verify` and `clear` wait until no build runs.
@@ -61,10 +61,10 @@ enum Command {
         #[arg(long, value_name = "FORMAT", default_value = "text")]
         format: Format,
     },
-    /// Read everything and remove what is damaged; the next build makes it again
+    /// Read everything and remove what is damaged, and records that are wrong about layers; the next build makes it again
     ///
-    /// Everything but what commands keep is read with all cores, and every layer is unpacked and compared with the diff id that is
-    /// recorded of it, which takes most of the time: a second of a core for about 150 MB of layers. Builds that begin meanwhile wait.
+    /// Everything but what commands keep is read with all cores. Every layer is unpacked as well: records that name another diff id than it
+    /// has are removed. That takes most of the time, a second of a core for about 150 MB of layers. Builds that begin meanwhile wait.
     Verify {
         /// How results are printed
         #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -294,9 +294,10 @@ fn show(collected: &Collected, dry_run: bool, format: Format) -> Result<(), Stop
 
 fn show_verified(verified: &Verified, format: Format) -> Result<(), Stop> {
     let Verified { blobs, records, layers, refuted } = verified;
+    let unread: Vec<String> = records.unread.iter().chain(&blobs.unread).map(ToString::to_string).collect();
     if format == Format::Json {
         let refuted = refuted.iter().map(|it| json!({ "layer": it.layer, "recorded": it.recorded, "found": it.found }));
-        return print_json(&json!({
+        print_json(&json!({
             "version": 1,
             "blobs": blobs.read,
             "damaged": blobs.damaged,
@@ -304,20 +305,27 @@ fn show_verified(verified: &Verified, format: Format) -> Result<(), Stop> {
             "damagedRecords": records.damaged.len(),
             "layers": layers,
             "wrongDiffIds": refuted.collect::<Vec<_>>(),
-        }));
+            "unread": unread,
+        }))?;
+    } else {
+        let mut text = format!("{} blobs and {} records read, {layers} layers unpacked\n", blobs.read, records.read);
+        for digest in &blobs.damaged {
+            let _ = writeln!(text, "removed {digest}: its bytes had changed");
+        }
+        if !records.damaged.is_empty() {
+            let _ = writeln!(text, "removed {} damaged records", records.damaged.len());
+        }
+        for Refuted { layer, recorded, found } in refuted {
+            let found = found.map_or_else(|| "cannot be unpacked".into(), |found| format!("has the diff id {found}"));
+            let _ = writeln!(text, "removed the records of layer {layer} with the diff id {recorded}: it {found}");
+        }
+        print(&text)?;
     }
-    let mut text = format!("{} blobs and {} records read, {layers} layers unpacked\n", blobs.read, records.read);
-    for digest in &blobs.damaged {
-        let _ = writeln!(text, "removed {digest}: its bytes had changed");
+    match unread.as_slice() {
+        [] => Ok(()),
+        [one] => Err(Failure::work(one).into()),
+        [first, others @ ..] => Err(Failure::work(format!("{first}, and {} more", others.len())).into()),
     }
-    if !records.damaged.is_empty() {
-        let _ = writeln!(text, "removed {} damaged records", records.damaged.len());
-    }
-    for Refuted { layer, recorded, found } in refuted {
-        let found = found.map_or_else(|| "cannot be unpacked".into(), |found| format!("has the diff id {found}"));
-        let _ = writeln!(text, "removed the records of layer {layer} with the diff id {recorded}: it {found}");
-    }
-    print(&text)
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Failure + '_ {

@@ -4,7 +4,7 @@ use clap_complete::Shell;
 
 use super::{Stop, command, print};
 
-/// Prints completions for a shell.
+/// Print shell completions
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   imgbuild completions bash > ~/.local/share/bash-completion/completions/imgbuild")]

@@ -41,7 +41,7 @@ impl Place {
     }
 }
 
-/// Checks, pins, draws and saves the deployments around the images
+/// Check, pin, draw and save the deployments around the images
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   imgbuild deploy validate                                all environments: compose, configuration, Kubernetes

@@ -16,7 +16,9 @@ use crate::ops::inspect::{Named, read};
 use crate::places::Reach;
 use crate::report::size;
 
-/// Shows what differs between two images: configuration, layers, files, Debian packages, Python distributions.
+/// Show what differs between two images
+///
+/// That is configuration, layers, files, Debian packages, Python distributions.
 ///
 /// An image is a name of the catalogue (built first where it is stale), HOST/PATH:TAG, oci:DIR[:NAME], oci-archive:FILE[:NAME],
 /// docker-archive:FILE[:NAME] or docker-daemon:NAME. Layers that both images have are not downloaded; a file is then said to be

@@ -8,7 +8,7 @@ use super::deploy::Place;
 use super::{Stop, print};
 use crate::ops::deploy::outcome;
 
-/// Checks the settings of the deployments, and prints what can be set
+/// Check and explain the settings of the deployments
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   imgbuild env check --env prod                    types, ranges, rules between variables, secrets

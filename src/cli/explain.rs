@@ -10,9 +10,9 @@ use super::common::{self, Invocation};
 use super::{Stop, print, print_json};
 use crate::ops::explain::{Explained, explain};
 
-/// Says for every layer whether a build would find it in the cache, and why not, compared with the last build.
+/// Show which layers a build would find in the cache, and why not
 ///
-/// Nothing is built or written, and nothing is fetched but what the index says of wheels that no lock names yet. Layers are looked up as a
+/// Each is compared with the last build. Nothing is built, and nothing is fetched but what the index says of wheels that no lock names yet. Layers are looked up as a
 /// build does, also those that an earlier build left. What only the build can know is a miss that `may be made anew`. Which files an
 /// archive or a base brings is known once a build has unpacked it: before that, a layer that has one of them, too, is called a hit and
 /// made anew.

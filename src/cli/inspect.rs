@@ -14,7 +14,7 @@ use crate::ops::inspect::{Member, Named, Portrait, inspect, read};
 use crate::places::contents::Package;
 use crate::report::size;
 
-/// Shows layers, sizes, configuration and packages of an image.
+/// Show layers, sizes, configuration and packages of an image, wherever it is
 ///
 /// The image is a name of the catalogue (what is not built yet is built into the cache first), HOST/PATH:TAG, oci:DIR[:NAME],
 /// oci-archive:FILE[:NAME], docker-archive:FILE[:NAME] or docker-daemon:NAME. Of an image in a registry only documents are read,

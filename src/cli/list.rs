@@ -6,7 +6,7 @@ use super::build::Format;
 use super::common::Invocation;
 use super::{Stop, print, print_json};
 
-/// Lists the images of the catalogue, a line each.
+/// List the images of the catalogue
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How results are printed

@@ -21,7 +21,7 @@ enum Engine {
     Containerd,
 }
 
-/// Builds what is stale and loads it into a container engine of this machine.
+/// Build what is stale and load it into Docker, podman or containerd
 ///
 /// Prints a line an image on stdout: its name in the engine and the digest of its configuration. Which way was taken,
 /// and why, is said on stderr. What the engine has is not sent.
@@ -52,7 +52,7 @@ pub(crate) struct LoadArgs {
     commands: CommandArgs,
 }
 
-/// Copies an image from one place to another.
+/// Copy an image between registries, layouts, archives and Docker
 ///
 /// Places: HOST/PATH:TAG, oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], docker-daemon:NAME. Prints the
 /// image's digest. Within a registry nothing is downloaded.

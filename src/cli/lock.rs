@@ -8,7 +8,7 @@ use crate::error::Failure;
 use crate::ops::lock::{Refresh, Request, changes, check, lock};
 use crate::ops::project::write_whole;
 
-/// Resolves what the definitions ask for and writes images.lock.
+/// Resolve what the definitions ask for and write images.lock
 ///
 /// What still suits the definitions keeps its version. Prints a line a changed package on stdout.
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,9 @@ use crate::error::Failure;
 use crate::registry::auth::{Credential, Secret};
 use crate::registry::{Reference, Repository, is_host};
 
-/// Logs in to a registry: the credential is tried, then kept where Docker keeps its own.
+/// Log in to a registry
+///
+/// The credential is tried, then kept where Docker keeps its own.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   imgbuild login ghcr.io --username me                            asks for the password
@@ -30,7 +32,7 @@ pub(crate) struct LoginArgs {
     insecure: Vec<String>,
 }
 
-/// Forgets the credential of a registry.
+/// Forget the credential of a registry
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogoutArgs {
     /// The registry
@@ -38,7 +40,7 @@ pub(crate) struct LogoutArgs {
     registry: String,
 }
 
-/// Looks into credentials.
+/// Look into credentials
 #[derive(Debug, clap::Args)]
 pub(crate) struct AuthArgs {
     #[command(subcommand)]

@@ -7,7 +7,7 @@ use clap::ValueHint;
 use super::{Stop, command, print};
 use crate::error::Failure;
 
-/// Prints the manual page, or writes one a command into a folder.
+/// Print the manual page, or write one a command
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The folder that receives imgbuild.1, imgbuild-build.1 and so on

@@ -9,7 +9,9 @@ use crate::ops::mirror::{Mirrored, check, pull, push};
 use crate::registry::Reference;
 use crate::report::size;
 
-/// Keeps everything that images.lock names in a registry: packages, wheels and fetched files, each as the blob of its SHA-256.
+/// Keep everything that images.lock names in a registry
+///
+/// That is packages, wheels and fetched files, each as the blob of its SHA-256.
 ///
 /// A build falls back to the registries of `mirror.registries` (imgbuild.toml) when the package mirrors fail, so an old commit
 /// builds the same images when they have moved on. Prints where the inputs of this lock are.

@@ -132,7 +132,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 enum Command {
-    /// Build images
+    /// Build images from Debian packages, Python wheels and files
     Build(build::Args),
     /// Build what is stale and push it to registries
     Push(push::Args),
@@ -257,7 +257,12 @@ mod tests {
             assert!(help.contains("Prints a line an image on stdout") && help.contains("--platform"), "{help}");
             assert!(help.contains("--cache-dir"), "{help}");
         }
-        // The list has a line a command.
+        // The list has a line a command, the one that its own help and its manual page begin with.
+        let mut built = command();
+        built.build();
+        let about = |it: &clap::Command| (it.get_name().to_owned(), it.get_about().map(ToString::to_string));
+        let listed: Vec<_> = command().get_subcommands().map(about).collect();
+        assert_eq!(built.get_subcommands().map(about).filter(|(name, _)| name != "help").collect::<Vec<_>>(), listed);
         assert!(!told(&["imgbuild", "--help"]).contains("Prints a line an image on stdout"));
     }
 }

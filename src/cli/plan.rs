@@ -25,7 +25,7 @@ enum Format {
     Dot,
 }
 
-/// Shows the layers that images would have, or the whole plan.
+/// Show the layers that images would have, or the whole plan
 ///
 /// `text` needs the lock and shows layers and what is decided about maintainer scripts; `json` is the plan that
 /// `--catalogue PLAN.json` reads; `dot` draws the stages.

@@ -15,7 +15,7 @@ use crate::ops::push::{PushRequest, PushedImage, plan_push, push};
 use crate::registry::{Act, Planned, Registries, TagRequest};
 use crate::report::size;
 
-/// Builds what is stale and pushes it to registries.
+/// Build what is stale and push it to registries
 ///
 /// Prints a line a tag on stdout: the reference with the image's digest. What a registry has is not sent; a tag is
 /// written when everything that it leads to is there.

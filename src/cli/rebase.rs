@@ -7,7 +7,9 @@ use super::{Stop, print};
 use crate::ops::rebase::{Rebase, rebase};
 use crate::places::Place;
 
-/// Puts another base below an image's own layers. Nothing is built; layers stay as they are, byte for byte.
+/// Put another base below an image's own layers, without a build
+///
+/// Layers stay as they are, byte for byte.
 ///
 /// Refused where a build on the new base would make other layers: where one was made by reading the base (packages with
 /// configuration, users, byte-code), or by something that is not imgbuild, or where directories and links that a layer shows

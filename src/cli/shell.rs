@@ -12,7 +12,9 @@ use crate::error::Failure;
 use crate::ops::shell::{Opened, open};
 use crate::sandbox;
 
-/// Opens a stage, to look around and to try a command by hand.
+/// Open a stage for debugging
+///
+/// To look around, and to try a command by hand.
 ///
 /// The stage is written into a folder of the cache, which is removed at the end, and a shell starts in it, in namespaces of its
 /// own and without network (util-linux' `unshare`). It is less than the sandbox of commands: for debugging alone.

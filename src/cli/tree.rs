@@ -11,7 +11,9 @@ use super::{Stop, print};
 use crate::error::Failure;
 use crate::ops::project::Project;
 
-/// Shows the locked packages of images as a tree: each below the package that asked for it first.
+/// Show the packages of an image as a tree
+///
+/// The locked ones, each below the package that asked for it first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TreeArgs {
     /// Images to show [default: all]
@@ -22,7 +24,9 @@ pub(crate) struct TreeArgs {
     platform: Option<Platform>,
 }
 
-/// Shows why a package is in the images: the chain of packages from the definition to it.
+/// Show why a package is in the images
+///
+/// That is the chain of packages from the definition to it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WhyArgs {
     /// The package

@@ -76,6 +76,11 @@ pub(super) struct KeptLayer {
     pub prefixes: Prefixes,
 }
 
+/// Whether a record of a layer says what its tar came to on the way, from where the next one is hashed on.
+pub fn is_hashed_on(record: &[u8]) -> bool {
+    serde_json::from_slice::<KeptLayer>(record).is_ok_and(|kept| kept.prefixes != Prefixes::default())
+}
+
 /// A layer that is wanted.
 #[derive(Debug, Clone)]
 pub struct LayerJob {

@@ -14,11 +14,11 @@ use layers::{DiffId, Digest, Key};
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::engine::local::LayerRecord;
+use crate::engine::local::{LayerRecord, is_hashed_on};
 use crate::parallel::{lock, unlocked};
 
 /// What was found.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Verified {
     /// Blobs.
     pub blobs: cache::Verified<Digest>,
@@ -46,13 +46,13 @@ type Said = BTreeMap<Digest, BTreeMap<DiffId, Vec<Key>>>;
 
 /// Reads everything on so many threads, and removes what is wrong.
 pub fn verify(store: &Store, collector: &Collector<'_>, threads: usize) -> Result<Verified, CacheError> {
-    let (mut said, mut beginnings) = (Said::new(), Vec::new());
+    let (mut said, mut hashed_on) = (Said::new(), Vec::new());
     let records = collector.verify_records(|key, recorded| {
         for layer in layers_in(&recorded.record) {
             said.entry(layer.digest).or_default().entry(layer.diff_id).or_default().push(key);
         }
-        if recorded.text.starts_with("beginning ") {
-            beginnings.push(key);
+        if recorded.text.starts_with("beginning ") || is_hashed_on(&recorded.record) {
+            hashed_on.push(key);
         }
     })?;
     let found = Mutex::new(BTreeMap::new());
@@ -76,7 +76,7 @@ pub fn verify(store: &Store, collector: &Collector<'_>, threads: usize) -> Resul
     }
     if !refuted.is_empty() {
         // What its tar was hashed on from may be what is wrong, and the next one would be, too.
-        wrong.extend(beginnings);
+        wrong.extend(hashed_on);
     }
     collector.reject(wrong)?;
     Ok(Verified { blobs, records, layers, refuted })
@@ -167,15 +167,18 @@ mod tests {
         let kept = Kept::new();
         let layers = ["one", "two"].map(|tar| kept.store.put(&gzip(tar.as_bytes())).expect("puts"));
         let [one, two] = &layers;
+        let mut hashed_on = says(one, b"one");
+        hashed_on["prefixes1"] = json!(["00"]);
         let keys = [
             kept.record("layer", "right", &says(one, b"one")),
             kept.record("image", "right", &json!({ "layers": [says(one, b"one"), says(two, b"two")] })),
             // What is not here cannot be compared.
             kept.record("layer", "gone", &says(&Blob { digest: Digest::of(b"gone"), size: 4 }, b"gone")),
             kept.record("beginning", "x", &json!({ "fragments": [], "prefixes": [] })),
+            kept.record("layer", "hashed on", &hashed_on),
         ];
         assert_eq!(kept.refuted(), []);
-        assert_eq!(kept.has(&keys), [true; 4]);
+        assert_eq!(kept.has(&keys), [true; 5]);
         let wrong = [
             kept.record("layer", "wrong", &says(two, b"one")),
             kept.record("image", "wrong", &json!({ "layers": [says(one, b"one"), says(two, b"one")] })),
@@ -191,7 +194,7 @@ mod tests {
         assert_eq!(kept.refuted(), expected);
         assert_eq!(kept.has(&wrong), [false; 4]);
         // What the tar of a layer is hashed on from may be what was wrong.
-        assert_eq!(kept.has(&keys), [true, true, true, false]);
+        assert_eq!(kept.has(&keys), [true, true, true, false, false]);
         assert!(layers.iter().all(|layer| kept.store.has(&layer.digest).expect("looks").is_some()));
         assert_eq!(kept.refuted(), []);
     }

@@ -388,6 +388,17 @@ fn a_cache_behind_a_symbolic_link_is_a_cache() {
     assert_eq!(project.rebuilt(), right);
     project.imgbuild(&["cache", "gc", "--max-size", "1"]).success();
     assert_eq!(project.rebuilt(), right);
+    // So is one whose folders are such links.
+    let elsewhere = project.sandbox.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    for entry in fs::read_dir(&real).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_dir()) {
+        let to = elsewhere.join(entry.file_name());
+        fs::rename(entry.path(), &to).unwrap();
+        std::os::unix::fs::symlink(&to, entry.path()).unwrap();
+    }
+    let verified = project.imgbuild(&["cache", "verify"]);
+    assert!(!verified.stderr.contains("there is no cache"), "{}", verified.stderr);
+    assert!(!verified.success().starts_with("0 blobs"));
 }
 
 /// A file system of a few megabytes, mounted for one test.

@@ -54,7 +54,7 @@ pub struct ExplainedLayer {
     pub reasons: Vec<String>,
 }
 
-/// Says for every layer of the images whether a build would find it, and why not. Nothing is built or written, and nothing fetched but
+/// Says for every layer of the images whether a build would find it, and why not. Nothing is built or kept, and nothing fetched but
 /// what the index says of wheels that no lock has yet.
 pub fn explain(bench: &Bench<'_>, images: &[String], platforms: &[Platform]) -> Result<Vec<Explained>, Failure> {
     let mut locked = bench.project.lock()?;
