@@ -165,6 +165,19 @@ struct Written {
     uncounted: AtomicBool,
 }
 
+/// Makes a folder the owner's alone, and takes from it what it has of the folder that it lies in and would hand on to all that is made
+/// in it: a group (setgid) and access by others (acl(5), "OBJECT CREATION AND DEFAULT ACLs"). Commands make images there.
+pub fn plain(folder: &Path) -> io::Result<()> {
+    const DEFAULT_ACL: &str = "system.posix_acl_default";
+    if fs::metadata(folder)?.permissions().mode() & 0o7777 != 0o700 {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    }
+    if rustix::fs::getxattr(folder, DEFAULT_ACL, &mut [0_u8; 0]).is_ok() {
+        rustix::fs::removexattr(folder, DEFAULT_ACL)?;
+    }
+    Ok(())
+}
+
 impl Store {
     /// Opens the cache in `root`, making it where it is missing.
     pub fn open_at(root: &Path) -> Result<Store, CacheError> {
@@ -237,7 +250,11 @@ impl Store {
     /// The folder that commands keep under this name from run to run.
     pub fn command_cache(&self, name: &Digest) -> Result<PathBuf, CacheError> {
         let path = self.command_folder()?.join(format!("cache-{}", &name.hex()[..32]));
-        fs::create_dir_all(&path).map_err(CacheError::at(&path))?;
+        match fs::create_dir(&path) {
+            Ok(()) => plain(&path).map_err(CacheError::at(&path))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(CacheError::at(&path)(error)),
+        }
         // The time of the last use, for `gc`: what a command changes below it leaves it as it was.
         let _ = fs::File::open(&path).and_then(|folder| folder.set_modified(SystemTime::now()));
         Ok(path)
@@ -268,10 +285,7 @@ impl Store {
             let why = "it is another user's, and what commands keep is nobody else's business";
             return Err(CacheError::at(&path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
-        let mode = found.permissions().mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(CacheError::at(&path))?;
-        }
+        plain(&path).map_err(CacheError::at(&path))?;
         Ok(path)
     }
 

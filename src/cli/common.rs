@@ -169,6 +169,7 @@ pub(crate) struct Kept {
     now: i64,
     /// When the cache was had.
     began: Instant,
+    is_offline: bool,
     is_done: bool,
 }
 
@@ -181,7 +182,8 @@ impl Kept {
         let limits = config.cache_limits()?.into();
         let waits = || observer.on(Event::Note("waiting until the cache is collected"));
         let hold = if holds { Some(store.hold_after(waits)?) } else { None };
-        Ok(Kept { store, observer, limits, hold, now: now(), began: Instant::now(), is_done: false })
+        let is_offline = invocation.globals.offline;
+        Ok(Kept { store, observer, limits, hold, now: now(), began: Instant::now(), is_offline, is_done: false })
     }
 
     /// The cache.
@@ -201,9 +203,10 @@ impl Drop for Kept {
         let wrote = self.store.written() > 0 || self.store.wrote_uncounted();
         if !self.is_done && cache::was_full() {
             // The room that there was is not enough, within the limits or not, whoever filled it. The next attempt has twice what this one
-            // wrote, and a twentieth of the ceiling at least.
-            let room = self.store.written().saturating_mul(2).max(self.limits.max_size.unwrap_or_default() / 20);
-            let wanted = self.store.free().ok().map(|free| free.saturating_add(room));
+            // wrote, and a twentieth of what there is at least. What could not be had again is kept.
+            let held = self.store.contents().map_or(0, |contents| contents.total);
+            let room = self.store.written().saturating_mul(2).max(held / 20);
+            let wanted = self.store.free().ok().map(|free| free.saturating_add(room)).filter(|_| !self.is_offline);
             self.limits.min_free = self.limits.min_free.max(wanted);
         }
         if (wrote || !self.is_done) && !std::thread::panicking() {

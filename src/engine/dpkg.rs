@@ -32,7 +32,7 @@ use crate::debian::scripts::Alternative;
 use crate::sandbox::{Level, SandboxError};
 
 /// Part of every key of what dpkg makes: raised whenever it is called otherwise, or other parts of the outcome are kept.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What calls dpkg, inside.
 const SCRIPT: &str = include_str!("dpkg.sh");

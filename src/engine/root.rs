@@ -21,7 +21,7 @@ use super::view::View;
 use crate::parallel::Cores;
 
 /// Part of the name of a folder that is kept: raised whenever the same stage would be written otherwise.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Writes a view as the new folder `to`, with up to `threads` threads, before anybody else gets a core. Nothing is followed: a path
 /// whose parent is not a directory of the view is refused.

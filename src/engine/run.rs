@@ -36,7 +36,7 @@ use crate::parallel::{self, First};
 use crate::sandbox::{self, Access, Bind, Level, SandboxError, Secret};
 
 /// Part of every key of what a command made: raised whenever the same command would find another world.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The variables that every command has; its own come on top.
 const ENVIRONMENT: [(&str, &str); 4] = [
@@ -569,7 +569,10 @@ impl Scratch {
         let all = fs::File::open(store.scratch())?;
         let _ = all.lock_shared();
         spread(&all);
-        let path = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(store.scratch())?.keep();
+        let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(store.scratch())?;
+        // What is made in it is the same whatever the cache's folder hands on.
+        cache::plain(folder.path()).map_err(cache::explained(folder.path()))?;
+        let path = folder.keep();
         let lock = fs::File::open(&path)?;
         // A file system without locks: nothing is swept there, and `cache gc` removes what is left.
         let _ = lock.lock();

@@ -24,7 +24,7 @@ use crate::python::normalised;
 use crate::python::tags::Candidate;
 
 /// Part of every key of what is built from source: raised whenever the front end calls backends otherwise.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What calls the backend, inside.
 const FRONT_END: &str = include_str!("sdists.py");

@@ -131,6 +131,31 @@ fn real_a_full_disk_does_not_stay_full() {
 }
 
 #[test]
+fn real_a_full_disk_costs_a_small_part_of_the_cache_and_offline_nothing() {
+    let sandbox = project(0, 1000);
+    let disk = small_disk(&sandbox, "40m");
+    let cache = disk.0.join("cache");
+    let build = |seed, more: &[&str]| {
+        sandbox.write("src/data", Random::of(seed).bytes(1_000_000));
+        outcome(sandbox.command(["build", "--catalogue", "plan.json", "--cache-dir"]).arg(&cache).args(more))
+    };
+    (0..8).for_each(|seed| drop(build(seed, &[]).success()));
+    let held = || {
+        let said = outcome(sandbox.command(["cache", "info", "--format", "json", "--cache-dir"]).arg(&cache)).success();
+        serde_json::from_str::<serde_json::Value>(&said).unwrap()["total"].as_u64().unwrap()
+    };
+    let before = held();
+    assert!(before > 16_000_000, "{before}");
+    // Somebody else fills the disk.
+    let full = fs::write(disk.0.join("others"), vec![1; 40 << 20]).expect_err("it is full");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    build(8, &["--offline"]).failure(1, &["the disk of the cache is full"]);
+    assert_eq!(held(), before);
+    build(9, &[]).failure(1, &["the disk of the cache is full"]);
+    assert!((before / 20 * 15..before).contains(&held()), "{} of {before}", held());
+}
+
+#[test]
 fn an_export_takes_the_place_of_the_last_one_when_it_is_whole() {
     let sandbox = project(1, 100_000);
     sandbox.imgbuild(["build", "--catalogue", "plan.json"]).success();

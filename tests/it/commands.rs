@@ -70,6 +70,30 @@ pub(crate) fn content(sandbox: &Sandbox, path: &str) -> String {
 }
 
 #[test]
+fn what_the_folder_of_the_cache_hands_on_to_new_files_is_in_no_image() {
+    let of = |sandbox: &Sandbox| {
+        let text = "mkdir -p /out/a/b /c/d; touch /out/a/b/file /c/d/file; cp -a /c/d /out/d";
+        world(sandbox).run(script(text).cache(path!("/c")))
+    };
+    let (plain, handing) = (taking(of), Sandbox::new());
+    build(&plain, &[]).success();
+    // Its group for all that is made in it, and access for everybody (acl(5); the form is that of the kernel's posix_acl_xattr.h).
+    fs::create_dir_all(handing.cache()).unwrap();
+    fs::set_permissions(handing.cache(), std::os::unix::fs::PermissionsExt::from_mode(0o2775)).unwrap();
+    let entry = |tag: u16| [&tag.to_le_bytes()[..], &7_u16.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+    let acl = [&2_u32.to_le_bytes()[..], &entry(0x01), &entry(0x04), &entry(0x20)].concat();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(handing.cache(), "system.posix_acl_default", &acl, flags).expect("it takes access lists");
+    write(&handing, &of(&handing));
+    handing.imgbuild(["--catalogue", "plan.json", "lock"]).success();
+    build(&handing, &[]).success();
+    assert_eq!(made(&handing), made(&plain));
+    let expected = ["/out", "/out/a", "/out/a/b", "/out/a/b/file", "/out/d", "/out/d/file"];
+    assert_eq!(made(&plain).len(), expected.len(), "{:?}", made(&plain));
+    assert!(made(&plain).iter().all(|told| told.ends_with(" 755") || told.ends_with(" 644")));
+}
+
+#[test]
 fn what_a_command_makes_is_taken_and_normalised() {
     let sandbox = taking(|sandbox| {
         world(sandbox).run(script(
