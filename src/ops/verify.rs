@@ -87,10 +87,10 @@ pub fn verify(store: &Store, collector: &Collector<'_>, threads: usize) -> Resul
 fn layers_in(record: &[u8]) -> Vec<LayerRecord> {
     fn collect(value: &Value, found: &mut Vec<LayerRecord>) {
         match value {
-            Value::Object(members) if members.contains_key("diff_id") => {
-                found.extend(LayerRecord::deserialize(value).ok());
-            }
-            Value::Object(members) => members.values().for_each(|value| collect(value, found)),
+            Value::Object(members) => match LayerRecord::deserialize(value) {
+                Ok(layer) => found.push(layer),
+                Err(_) => members.values().for_each(|value| collect(value, found)),
+            },
             Value::Array(items) => items.iter().for_each(|value| collect(value, found)),
             _ => {}
         }

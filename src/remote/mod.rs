@@ -103,8 +103,8 @@ pub trait Remote: Send + Sync {
     /// Whether it has a blob, without reading it.
     fn has(&self, blob: &Blob) -> Result<bool, RemoteError>;
 
-    /// Whether everything that was published to be kept by this name is there, and `last` among it, which was published as the last
-    /// blob: with one request.
+    /// Whether publishing to be kept by this name came to its end, as far as one request tells: `last` was published as the last blob.
+    /// What was lost since is found out by who wants it.
     fn keeps(&self, name: &str, last: &Blob) -> Result<bool, RemoteError>;
 
     /// Where a blob of it lies, for who can take it from there without bringing it first.
