@@ -63,6 +63,7 @@ mod registry_bases;
 mod registry_proxy;
 mod registry_pull;
 mod registry_push;
+mod registry_push_faults;
 mod registry_real;
 mod registry_referrers;
 mod registry_trips;

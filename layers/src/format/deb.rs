@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
     use crate::format::ar::tests::archive;
-    use crate::format::tar::tests::{Block, end, file};
+    use crate::format::tar::samples::{Block, end, file};
 
     type Made<'a> = Vec<(&'a str, Vec<u8>)>;
 

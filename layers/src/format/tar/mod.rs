@@ -11,7 +11,9 @@ mod header;
 mod name;
 mod pax;
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod samples;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::format::zip::tests::{Item, archive};
+use crate::format::zip::samples::{Item, archive};
 use crate::path;
 
 const WHEEL: &str = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n";
